@@ -1,0 +1,59 @@
+"""The command line: composes the config, checks it and hands it to the pipeline."""
+
+import errno
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from compress.errors import UserError
+from compress.help import CONF, help_page
+
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
+def main() -> int:
+    """Runs the command line; returns the exit status: 0, 2 for a user's own mistake, 1 for a fault of ours."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_page())
+        return 0
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    from compress.compose import explain, register, to_config
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def run(composed: DictConfig) -> None:
+        config = to_config(composed)
+        from compress.pipeline import run_pipeline  # after the check: torch takes seconds to import
+
+        run_pipeline(config, Path(HydraConfig.get().runtime.output_dir))
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit
+    register()
+    try:
+        run()
+    except UserError as error:
+        print(f"compress: {error}", file=sys.stderr)
+        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"compress: {explain(error)}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+            mistake = UserError(
+                str(error), "files that can be written, and room for them", "free space or change hydra.run.dir"
+            )
+            print(f"compress: {mistake}", file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        print(f"compress: stopped by a fault of its own: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

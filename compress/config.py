@@ -1,0 +1,167 @@
+"""Every setting, its default, its meaning and its range: the only place where a value is checked.
+
+Hydra composes a config from these dataclasses and hands it back as them; nothing behind this file sees OmegaConf.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Optional
+
+from compress.errors import UserError
+
+
+def option(default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple = ()) -> Any:
+    """A dataclass field with its help text and its range (`low` and `high` belong to it)."""
+    metadata = {"help": help, "low": low, "high": high, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class DataConfig:
+    """Which images, how they are split, and how they reach the network."""
+
+    name: str = option("digits", "the data set", choices=("digits", "fashion_mnist", "cifar10", "imagefolder", "npz"))
+    root: Optional[str] = option(None, "its folder, or the .npz file")
+    image_size: int = option(32, "images are resized to this many pixels a side", low=8, high=1024)
+    batch_size: int = option(128, "images a training step", low=2, high=65536)
+    val_fraction: float = option(0.1, "share of train held out where there is no validation split", low=0.01, high=0.5)
+    mean: Optional[list[float]] = option(None, "a channel each, of pixels in [0, 1]; null: of the train split")
+    std: Optional[list[float]] = option(None, "as mean")
+    crop_padding: int = option(2, "augmentation: random crops from an image padded by this many pixels", low=0, high=64)
+    flip: bool = option(False, "augmentation: random left-right flips")
+    workers: int = option(2, "processes that decode files (imagefolder)", low=0, high=64)
+
+
+@dataclass
+class TeacherConfig:
+    """The network to compress."""
+
+    model: str = option("mobilenet_v2", "a name in the zoo")
+    stem: str = option(
+        "small", "small: strides for 28 to 64 pixels; imagenet: as published", choices=("small", "imagenet")
+    )
+    checkpoint: Optional[str] = option(None, "weights to load: .safetensors, .pt, .pth or .th (tensors only)")
+    weights: Optional[str] = option(None, "torchvision's name of pretrained weights, e.g. IMAGENET1K_V1")
+    epochs: int = option(12, "0 with a checkpoint: the teacher is taken as it is", low=0, high=10000)
+    lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
+
+
+@dataclass
+class PruneConfig:
+    """Which filters go, and the fine-tuning that follows."""
+
+    ratio: float = option(0.5, "share of the filters removed", low=0.0, high=0.95)
+    importance: str = option("l1", "what ranks the filters: the norm of their weights", choices=("l1", "l2"))
+    scope: str = option(
+        "local", "local: the ratio in every layer; global: over all layers", choices=("local", "global")
+    )
+    round_to: int = option(8, "widths are kept multiples of this", low=1, high=256)
+    epochs: int = option(6, "epochs of fine-tuning", low=0, high=10000)
+    lr: float = option(0.03, "peak learning rate", low=1e-7, high=10)
+
+
+@dataclass
+class DistillConfig:
+    """Hinton's distillation from the teacher."""
+
+    student: Optional[str] = option(None, "null: the network of the stage before; a zoo name: a new student")
+    temperature: float = option(4.0, "softens both distributions", low=0.1, high=100)
+    alpha: float = option(0.9, "weight of the teacher's term; the labels weigh 1 - alpha", low=0.0, high=1.0)
+    epochs: int = option(10, "epochs", low=0, high=10000)
+    lr: float = option(0.03, "peak learning rate", low=1e-7, high=10)
+
+
+@dataclass
+class QuantizeConfig:
+    """Int8, after training or with it."""
+
+    mode: str = option("qat", "ptq: calibration only; qat: quantization-aware training", choices=("ptq", "qat"))
+    calibration_samples: int = option(512, "train images that set the activation ranges", low=1, high=1000000)
+    epochs: int = option(3, "qat: epochs", low=0, high=10000)
+    lr: float = option(0.002, "qat: peak learning rate", low=1e-7, high=10)
+    temperature: float = option(4.0, "qat: as distill.temperature", low=0.1, high=100)
+    alpha: float = option(0.9, "qat: weight of the teacher's term; 0: labels only", low=0.0, high=1.0)
+
+
+@dataclass
+class TrainConfig:
+    """What every stage that trains shares."""
+
+    optimizer: str = option("sgd", "sgd (Nesterov) or adamw", choices=("sgd", "adamw"))
+    momentum: float = option(0.9, "sgd's", low=0.0, high=0.999)
+    weight_decay: float = option(5e-4, "on weights; never on biases and batch norm", low=0.0, high=1.0)
+    warmup: float = option(0.1, "share of the steps in which the learning rate rises", low=0.0, high=0.9)
+    label_smoothing: float = option(0.0, "share of each label spread over all classes", low=0.0, high=0.9)
+
+
+@dataclass
+class MeasureConfig:
+    """How the deployable files are timed."""
+
+    batch_size: int = option(32, "images a call when throughput is taken", low=1, high=4096)
+    repetitions: int = option(60, "timed calls of each file, interleaved with the teacher's", low=3, high=100000)
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    stages: list[str] = option(["teacher", "prune", "distill", "quantize"], "the order")
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    seed: int = option(0, "of splits, weights, augmentation and order", low=0, high=2**31 - 1)
+    device: str = option("auto", "where training runs", choices=("auto", "cpu", "cuda"))
+    threads: int = option(0, "of torch and ONNX Runtime; 0: one a core", low=0, high=1024)
+
+
+def check(config: Any, prefix: str = "") -> None:
+    """Raises UserError at the first value outside its range or its choices, in `config` and all below it."""
+    for item in fields(config):
+        value, name = getattr(config, item.name), prefix + item.name
+        if is_dataclass(value):
+            check(value, f"{name}.")
+            continue
+        low, high, choices = item.metadata["low"], item.metadata["high"], item.metadata["choices"]
+        if choices and value not in choices:
+            raise UserError(f"{name}={value}", f"one of {', '.join(choices)}", f"set {name}={choices[0]}, for example")
+        if low is not None and not low <= value <= high:  # a NaN fails this too
+            raise UserError(f"{name}={value}", f"a number from {low} to {high}", f"set {name} within that range")
+    if isinstance(config, DataConfig):
+        _check_normalisation(config)
+    if isinstance(config, TeacherConfig) and config.epochs == 0 and not (config.checkpoint or config.weights):
+        raise UserError(
+            "teacher.epochs=0 and no weights",
+            "a trained teacher, or epochs to train one",
+            "set teacher.checkpoint=FILE, teacher.weights=NAME or teacher.epochs",
+        )
+
+
+def _check_normalisation(data: DataConfig) -> None:
+    if (data.mean is None) != (data.std is None):
+        raise UserError(f"data.mean={data.mean} data.std={data.std}", "both or neither", "set the missing one")
+    if data.std is not None and (len(data.std) != len(data.mean) or min(data.std, default=0) <= 0):
+        raise UserError(
+            f"data.mean={data.mean} data.std={data.std}",
+            "as many means as deviations, and deviations above 0",
+            "give one of each a channel, or neither",
+        )
+
+
+def describe(config: Any, prefix: str = "") -> list[tuple[str, Any, str]]:
+    """Every key of `config` and below, in order: (name, default, help with its range)."""
+    rows = []
+    for item in fields(config):
+        value, name = getattr(config, item.name), prefix + item.name
+        if is_dataclass(value):
+            rows += describe(value, f"{name}.")
+            continue
+        low, high, choices = item.metadata["low"], item.metadata["high"], item.metadata["choices"]
+        span = f" [{' | '.join(choices)}]" if choices else f" [{low:g} to {high:g}]" if low is not None else ""
+        rows.append((name, value, item.metadata["help"] + span))
+    return rows

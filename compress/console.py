@@ -1,0 +1,73 @@
+"""What a person sees while a run goes on: progress bars, and the table of stages at its end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich import get_console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Bar:
+    """One line of progress with a remark behind it."""
+
+    def __init__(self, bars: Progress, task: int):
+        self._bars, self._task = bars, task
+
+    def advance(self) -> None:
+        self._bars.advance(self._task)
+
+    def note(self, text: str) -> None:
+        self._bars.update(self._task, note=text)
+
+
+@contextmanager
+def progress(name: str, steps: int) -> Iterator[Bar]:
+    """A bar of `steps` on the terminal; it goes when the work is done, the log keeps the figures."""
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=get_console(), transient=True, disable=not get_console().is_terminal) as bars:
+        yield Bar(bars, bars.add_task(name, total=steps, note=""))
+
+
+def print_summary(rows: list[dict]) -> None:
+    """The table of stages, of summary.json's rows."""
+    table = Table(title="What each stage left (accuracy, size and time of its model.onnx)", title_justify="left")
+    for heading in (
+        "stage",
+        "top-1 %",
+        "95 % interval",
+        "points lost",
+        "MACs",
+        "size",
+        "ms an image",
+        "against teacher",
+    ):
+        table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
+    for row in rows:
+        metrics = row["metrics"]
+        low, high = metrics["deployed_top1_ci95_percent"]
+        table.add_row(
+            row["stage"],
+            f"{metrics['deployed_top1_percent']:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            f"{-metrics['top1_delta_points']:.2f}",
+            _in_units(metrics["macs"], 1000, ("", "k", "M", "G")),
+            _in_units(metrics["size_bytes"], 1024, ("B", "KiB", "MiB", "GiB")),
+            f"{metrics['latency_ms_p50']:.3f}",
+            f"{row['times_smaller']:.2f}x smaller, {row['times_faster']:.2f}x faster",
+        )
+    get_console().print(table)
+
+
+def _in_units(value: float, base: int, units: tuple[str, ...]) -> str:
+    for unit in units:
+        if value < base or unit == units[-1]:
+            return f"{value:.3g} {unit}".rstrip()
+        value /= base
+    raise ValueError(f"no units given for {value}")

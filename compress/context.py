@@ -1,0 +1,22 @@
+"""What every stage may use besides its own settings."""
+
+from dataclasses import dataclass
+
+import torch
+
+from compress.artifact import Artifact
+from compress.config import TrainConfig
+from compress.curves import Curves
+from compress.data.splits import Data
+
+
+@dataclass
+class Context:
+    """The run around a stage. `teacher` is None in the stage that makes it."""
+
+    data: Data
+    teacher: Artifact | None
+    train: TrainConfig
+    device: torch.device
+    seed: int  # the stage's own, drawn from the run's seed and the stage's name
+    curves: Curves

@@ -1,0 +1,58 @@
+"""The data sets: a name -> train, validation and test, split by the seed, normalised and fingerprinted."""
+
+import torch
+
+from compress.config import DataConfig
+from compress.data.arrays import ARRAYS, to_memory
+from compress.data.augment import Augmentation
+from compress.data.folder import imagefolder
+from compress.data.splits import Data, Pixels, Split, check_labels, digest, hold_out
+from compress.errors import UserError
+
+_STATISTICS_IMAGES = 4096  # enough for a mean to three digits, and quick where files must be decoded
+
+
+def load_data(config: DataConfig, seed: int) -> Data:
+    """The data set `config.name`. Raises UserError for files or labels that cannot be used."""
+    if config.name == "imagefolder":
+        splits, classes, digests = imagefolder(config)
+        channels = 3
+    else:
+        arrays, classes = ARRAYS[config.name](config)
+        digests = [digest(*arrays[name]) for name in arrays]
+        splits = {name: to_memory(*arrays[name], config.image_size) for name in arrays}
+        channels = splits["train"].images.shape[1]
+    check_labels({name: part.labels for name, part in splits.items()}, len(classes), str(config.root or config.name))
+    index = {name: torch.arange(len(part.labels)) for name, part in splits.items()}
+    if "val" not in splits:
+        splits["val"] = splits["train"]
+        index["train"], index["val"] = hold_out(splits["train"].labels, config.val_fraction, seed)
+    mean, std = _statistics(config, splits["train"], index["train"], channels)
+    train, val, test = (
+        Split(splits[name], index[name], mean, std, config.batch_size) for name in ("train", "val", "test")
+    )
+    return Data(
+        train=train,
+        val=val,
+        test=test,
+        classes=classes,
+        shape=(channels, config.image_size, config.image_size),
+        augmentation=Augmentation(config.crop_padding, config.flip),
+        fingerprint=digest(*digests, *(part.index.numpy() for part in (train, val, test))),
+        sizes={"train": len(train), "val": len(val), "test": len(test)},
+    )
+
+
+def _statistics(
+    config: DataConfig, pixels: Pixels, index: torch.Tensor, channels: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation a channel, (1, C, 1, 1), as configured or of the train split."""
+    if config.mean is not None:
+        if len(config.mean) != channels:
+            raise UserError(f"data.mean with {len(config.mean)} values", f"{channels}, one a channel", "mend data.mean")
+        mean, std = torch.tensor(config.mean), torch.tensor(config.std)
+    else:
+        some = index[torch.linspace(0, len(index) - 1, min(len(index), _STATISTICS_IMAGES)).long()]
+        images = torch.cat([batch for batch, _ in pixels.stream(some, config.batch_size)]).double() / 255
+        mean, std = images.mean((0, 2, 3)), images.std((0, 2, 3)).clamp_min(1e-3)
+    return mean.float().view(1, -1, 1, 1), std.float().view(1, -1, 1, 1)

@@ -1,0 +1,115 @@
+"""A folder of image files, decoded as they are needed: for sets that do not fit into memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from compress.config import DataConfig
+from compress.data.splits import Batch, digest
+from compress.errors import UserError
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+@dataclass
+class Files:
+    """Image files with their labels, decoded to RGB uint8 (N, 3, S, S) by `workers` processes."""
+
+    paths: list[Path]
+    labels: torch.Tensor
+    image_size: int
+    workers: int
+
+    def stream(self, order: torch.Tensor, batch_size: int) -> Iterator[Batch]:
+        loader = torch.utils.data.DataLoader(
+            _Decoder(self.paths, self.image_size),
+            batch_size=batch_size,
+            sampler=order.tolist(),
+            num_workers=self.workers,
+            collate_fn=_collate,
+            generator=torch.Generator().manual_seed(0),  # else a pass would draw from the stage's own random numbers
+        )
+        start = 0
+        for images in loader:
+            if isinstance(images, str):
+                raise UserError(images, "an image that can be decoded", "repair or remove that file")
+            yield images, self.labels[order[start : start + len(images)]]
+            start += len(images)
+
+
+def imagefolder(config: DataConfig) -> tuple[dict[str, Files], list[str], list[str]]:
+    """`root/train/<class>/*`, `root/test/<class>/*` and perhaps `root/val/<class>/*`.
+
+    Returns the splits, the class names and a digest of each split's files. Raises UserError for a missing folder, a
+    class that train lacks, or an empty file.
+    """
+    root = Path(config.root) if config.root else None
+    if root is None or not root.is_dir():
+        raise UserError(f"data.root={config.root}", "a folder that exists", "set data.root=FOLDER")
+    for split in ("train", "test"):
+        if not (root / split).is_dir():
+            found = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
+            raise UserError(f"{root} with {found}", "folders train and test (and val)", f"add {root / split}")
+    classes = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
+    splits, digests = {}, []
+    for split in ("train", "val", "test"):
+        if (root / split).is_dir():
+            paths, labels = _list_split(root / split, classes)
+            splits[split] = Files(paths, torch.tensor(labels, dtype=torch.int64), config.image_size, config.workers)
+            digests.append(
+                digest(*(part for path in paths for part in (str(path.relative_to(root)), path.read_bytes())))
+            )
+    return splits, classes, digests
+
+
+def _list_split(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
+    paths, labels = [], []
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if place.name not in classes:
+            raise UserError(
+                f"class {place}", f"one of train's: {', '.join(classes[:10])}", "add it to train, or remove it"
+            )
+        found = sorted(path for path in place.rglob("*") if path.suffix.lower() in EXTENSIONS)
+        if not found:
+            raise UserError(
+                f"{place} without an image", f"files ending in {' '.join(sorted(EXTENSIONS))}", "add images"
+            )
+        empty = next((path for path in found if path.stat().st_size == 0), None)
+        if empty:
+            raise UserError(f"{empty}, 0 bytes", "an image", "repair or remove that file")
+        paths += found
+        labels += [classes.index(place.name)] * len(found)
+    return paths, labels
+
+
+class _Decoder(torch.utils.data.Dataset):
+    def __init__(self, paths: list[Path], image_size: int):
+        self.paths, self.image_size = paths, image_size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, at: int) -> torch.Tensor | str:
+        """The image, or what is wrong with it: an exception of ours would not survive the way out of a worker."""
+        try:
+            with Image.open(self.paths[at]) as image:
+                pixels = _square(image.convert("RGB"), self.image_size)
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return f"{self.paths[at]}: {error}"
+        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    """The shorter side resized to `size`, then the middle."""
+    scale = size / min(image.size)
+    image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
+    left, top = ((side - size) // 2 for side in image.size)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _collate(items: list[torch.Tensor | str]) -> torch.Tensor | str:
+    return next((item for item in items if isinstance(item, str)), None) or torch.stack(items)

@@ -1,0 +1,53 @@
+"""The page that `python -m compress --help` prints: recipes, data sets and every key, read from where they are defined."""
+
+from pathlib import Path
+
+from compress.config import Config, describe
+
+_PACKAGE = Path(__file__).resolve().parent
+# In a checkout conf/ and recipes/ lie beside the package; a built wheel carries them inside it.
+_HOME = _PACKAGE.parent if (_PACKAGE.parent / "recipes").is_dir() else _PACKAGE
+CONF = _HOME / "conf"
+RECIPES = _HOME / "recipes"
+
+_PAGE = """\
+Compresses a trained image classifier: prune, distill, quantize to int8, a folder a stage.
+
+    python -m compress recipe=NAME [group=option ...] [key=value ...]
+    python -m compress --multirun recipe=NAME prune.ratio=0.3,0.5,0.7
+
+Recipes (recipe=NAME)
+{recipes}
+
+Data sets (data=NAME)
+{data}
+
+Keys (key=default)
+{keys}
+
+A run goes to outputs/<recipe>/<date>_<time>, or to hydra.run.dir=FOLDER; the same folder again goes on where it
+stopped. --cfg job prints the composed config; --hydra-help tells of Hydra's own flags.
+"""
+
+
+def help_page() -> str:
+    """The page as text."""
+    recipes, data = (
+        "\n".join(f"    {path.stem:24} {_first_comment(path)}" for path in sorted(folder.glob("*.yaml")))
+        for folder in (RECIPES, CONF / "data")
+    )
+    keys = "\n".join(f"    {f'{name}={_as_typed(value)}':40} {text}" for name, value, text in describe(Config()))
+    return _PAGE.format(recipes=recipes, data=data, keys=keys)
+
+
+def _as_typed(value: object) -> str:
+    """A value as one types it on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(value)}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _first_comment(path: Path) -> str:
+    return path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()

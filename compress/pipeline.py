@@ -1,0 +1,188 @@
+"""The whole flow: each stage is taken as it is or run, saved, measured; the next one reads what was saved."""
+
+import logging
+import os
+import random
+import time
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from compress import artifact as files
+from compress.config import Config, DataConfig, TrainConfig
+from compress.console import print_summary
+from compress.context import Context
+from compress.curves import Curves
+from compress.data import load_data
+from compress.data.splits import Data
+from compress.measure.environment import versions
+from compress.measure.stage import measure_stage
+from compress.models import check_model
+from compress.quantization.export import export_onnx
+from compress.quantization.inspect import inspect_quantization, require_quantized
+from compress.restore import restore
+from compress.stages import STAGES, check_order
+
+log = logging.getLogger("compress")
+
+
+def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
+    """Runs `config.stages` into `folder` and returns summary.json's content.
+
+    A stage that is whole and was made with the same settings from the same input is taken, not run again.
+    Raises UserError for a mistake in the settings or the data.
+    """
+    check_order(config.stages)
+    check_model(config.teacher.model, "teacher.model")
+    if config.distill.student:
+        check_model(config.distill.student, "distill.student")
+    device, threads = _prepare_machine(config)
+    data = load_data(config.data, config.seed)
+    log.info("%s: %s images of %d classes", config.data.name, data.sizes, len(data.classes))
+
+    done: list[Path] = []
+    parent = None
+    for number, name in enumerate(config.stages, 1):
+        stage = folder / f"{number:02d}_{name}"
+        inputs = _inputs(name, config, data, parent)
+        record = files.finished_stage(stage, files.digest_of(inputs))
+        if record is None:
+            log.info("%s: starts", name)
+            record = _run_stage(name, stage, done, inputs, config, data, device, threads)
+        else:
+            log.info("%s: taken from %s", name, stage)
+        parent = _identity(record)
+        done.append(stage)
+
+    rows = _summary_rows(done)
+    summary = {"seed": config.seed, "data": config.data.name, "stages": rows}
+    files.write_json(folder / "summary.json", summary)
+    print_summary(rows)
+    log.info("the file to deploy: %s", done[-1] / files.ONNX)
+    return summary
+
+
+def _run_stage(
+    name: str,
+    stage: Path,
+    done: list[Path],
+    inputs: dict[str, Any],
+    config: Config,
+    data: Data,
+    device: torch.device,
+    threads: int,
+) -> dict[str, Any]:
+    """Computes one stage from the folders of those before it, writes its folder, returns stage.json's record."""
+    start = time.perf_counter()
+    files.fresh_folder(stage)
+    current = restore(done[-1], device) if done else None
+    teacher = restore(done[0], device) if done else None
+    seed = zlib.crc32(f"{config.seed} {name}".encode())  # a stage's own: it then does not matter what ran before it
+    _seed_everything(seed)
+    with Curves(stage.parent / "tensorboard" / stage.name) as curves:
+        section = getattr(config, name)
+        result = STAGES[name](current, section, Context(data, teacher, config.train, device, seed, curves))
+        files.write_model(result, stage)
+        export_onnx(result.network.cpu(), stage / files.ONNX, data.shape)
+        left_out = result.left_out + (_check_int8(stage / files.ONNX) if result.spec.quantization else [])
+        metrics, predictions = measure_stage(stage, done[0] if done else stage, data, config.measure, device, threads)
+        files.write_tensors(stage / files.PREDICTIONS, predictions)
+        files.write_json(stage / files.METRICS, metrics)
+        curves.table_row(_settings(config, name), _numbers(metrics))
+    record = {
+        "key": files.digest_of(inputs),
+        "inputs": inputs,
+        "config": asdict(config),
+        "device": str(device),
+        "threads": threads,
+        "versions": versions(),
+        "duration_s": round(time.perf_counter() - start, 3),
+        "images": data.sizes,
+        "left_out": left_out,
+        "notes": result.notes,
+    }
+    files.finish_stage(stage, record)
+    log.info(
+        "%s: %.2f %% deployed, %.3f ms an image, %d layers left out",
+        name, metrics["deployed_top1_percent"], metrics["latency_ms_p50"], len(left_out),
+    )  # fmt: skip
+    return files.finished_stage(stage, record["key"])
+
+
+def _check_int8(path: Path) -> list[dict[str, str]]:
+    """The layers that stayed float, with the reason. Raises ValueError where the runtime runs another as float."""
+    floats = {layer.name: layer.reason for layer in inspect_quantization(path) if not layer.quantized}
+    require_quantized(path, tuple(floats))
+    return [{"layer": name, "reason": reason} for name, reason in floats.items()]
+
+
+def _inputs(name: str, config: Config, data: Data, parent: dict[str, str] | None) -> dict[str, Any]:
+    """All that decides what a stage computes."""
+    return {
+        "stage": name,
+        "settings": asdict(getattr(config, name)),
+        "train": asdict(config.train),
+        "data": asdict(config.data),
+        "data_fingerprint": data.fingerprint,
+        "seed": config.seed,
+        "parent": parent,
+        "checkpoint": files.digest_of_file(config.teacher.checkpoint) if name == "teacher" else None,
+    }
+
+
+def _identity(record: dict[str, Any]) -> dict[str, str]:
+    """What a stage's child depends on: how it was made, and the very weights."""
+    return {"key": record["key"]} | {name: record["files"][name] for name in (files.MODEL, files.SPEC)}
+
+
+def _prepare_machine(config: Config) -> tuple[torch.device, int]:
+    threads = config.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # else the first steps on nearly dead weights take many times as long
+    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if cuda else "cpu"), threads
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _summary_rows(done: list[Path]) -> list[dict[str, Any]]:
+    """A row a stage: its metrics, and each against the teacher's."""
+    rows = []
+    for stage in done:
+        metrics = files.read_json(stage / files.METRICS)
+        teacher = rows[0]["metrics"] if rows else metrics
+        rows.append(
+            {
+                "stage": stage.name,
+                "metrics": metrics,
+                "times_smaller": teacher["size_bytes"] / metrics["size_bytes"],
+                "times_faster": metrics["speedup_vs_teacher"],
+                "times_fewer_macs": teacher["macs"] / metrics["macs"],
+                "times_fewer_params": teacher["params"] / metrics["params"],
+                "points_lost": -metrics["top1_delta_points"],
+            }
+        )
+    return rows
+
+
+def _settings(config: Config, stage: str) -> dict[str, bool | int | float | str]:
+    """The settings as TensorBoard's hparams take them: flat, plain values."""
+    flat: dict[str, bool | int | float | str] = {"stage": stage}
+    for name, value in asdict(config).items():
+        nested = value if isinstance(value, dict) else {"": value}
+        for inner, item in nested.items():
+            plain = item if isinstance(item, (bool, int, float, str)) else str(item)
+            flat[f"{name}.{inner}".rstrip(".")] = plain
+    return flat
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
