@@ -57,6 +57,9 @@ class PruneConfig:
         "local", "local: the ratio in every layer; global: over all layers", choices=("local", "global")
     )
     round_to: int = option(8, "widths are kept multiples of this", low=1, high=256)
+    reconstruction_samples: int = option(
+        1024, "train images on which the layers are refitted to the lost inputs; 0: not at all", low=0, high=1000000
+    )
     epochs: int = option(6, "epochs of fine-tuning", low=0, high=10000)
     lr: float = option(0.03, "peak learning rate", low=1e-7, high=10)
 
@@ -68,6 +71,8 @@ class DistillConfig:
     student: Optional[str] = option(None, "null: the network of the stage before; a zoo name: a new student")
     temperature: float = option(4.0, "softens both distributions", low=0.1, high=100)
     alpha: float = option(0.9, "weight of the teacher's term; the labels weigh 1 - alpha", low=0.0, high=1.0)
+    hint_layers: list[str] = option([], "modules whose outputs should match the teacher's, e.g. [layer1,layer2]")
+    hint_weight: float = option(10.0, "weight of that match", low=0.0, high=1e6)
     epochs: int = option(10, "epochs", low=0, high=10000)
     lr: float = option(0.03, "peak learning rate", low=1e-7, high=10)
 

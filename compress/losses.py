@@ -1,9 +1,13 @@
 """What the stages minimise: cross-entropy for a teacher, Hinton's mixture for a student."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from compress.errors import UserError
 from compress.train import Loss
 
 
@@ -29,13 +33,55 @@ def softened_kl(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature:
     )
 
 
-def teacher_loss(teacher: nn.Module, temperature: float, alpha: float) -> Loss:
-    """The loss of a student that learns from `teacher`, which is neither trained nor changed."""
+def relative_error(features: torch.Tensor, teacher_features: torch.Tensor) -> torch.Tensor:
+    """The squared error as a share of the teacher's variance: 1 is as bad as a constant, whatever the layer's scale."""
+    return F.mse_loss(features, teacher_features) / teacher_features.var().clamp_min(1e-12)
+
+
+def teacher_loss(
+    teacher: nn.Module,
+    temperature: float,
+    alpha: float,
+    hints: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {}),
+    hint_weight: float = 0.0,
+) -> Loss:
+    """The loss of a student that learns from `teacher`, which is neither trained nor changed.
+
+    `hints` are `tapped` outputs of the student and of the teacher; the relative error of each pair is added with
+    `hint_weight` (Romero et al. 2015, "FitNets", equation 3, without the regressor: the shapes are equal here).
+    """
+    own, wanted = hints
 
     def loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.inference_mode():
+        with torch.no_grad():
             teacher_logits = teacher(images)
         logits = network(images)
-        return distillation(logits, teacher_logits.clone(), labels, temperature, alpha), logits
+        value = distillation(logits, teacher_logits, labels, temperature, alpha)
+        for layer, features in own.items():
+            value = value + hint_weight * relative_error(features, wanted[layer])
+        return value, logits
 
     return loss
+
+
+@contextmanager
+def tapped(network: nn.Module, layers: list[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """A dict that holds the outputs of the named modules after each forward pass. Raises UserError for unknown names."""
+    modules, outputs = dict(network.named_modules()), {}
+    unknown = [layer for layer in layers if layer not in modules]
+    if unknown:
+        known = ", ".join(name for name in modules if name and "." not in name)
+        raise UserError(
+            f"distill.hint_layers with {unknown[0]}", f"modules of the network: {known} or inside", "mend it"
+        )
+    hooks = [
+        modules[layer].register_forward_hook(
+            lambda module, inputs, output, layer=layer: outputs.update({layer: output})
+        )
+        for layer in layers
+    ]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -17,7 +17,6 @@ def restore(folder: Path, device: torch.device) -> Artifact:
     network = float_network(spec)
     if spec.quantization is None:
         network.load_state_dict(tensors)
-        network.eval()
     else:
         settings = spec.quantization
         example = torch.zeros(1, *spec.input["shape"])
@@ -28,7 +27,7 @@ def restore(folder: Path, device: torch.device) -> Artifact:
 
 
 def float_network(spec: Spec) -> nn.Module:
-    """The network before quantization, with its pruned widths and fresh weights."""
-    network = build(Architecture(**spec.architecture))
+    """The network before quantization, in eval mode, with its pruned widths and fresh weights."""
+    network = build(Architecture(**spec.architecture)).eval()
     set_widths(network, spec.widths)
     return network

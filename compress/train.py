@@ -88,7 +88,10 @@ def train(
             curves.epoch(epoch, **row)
             rows.append(row)
             bar.note(f"epoch {epoch}: loss {row['train_loss']:.3f}, val {val_top1:.2f} %")
-            log.info("%s: epoch %d of %d, %s", name, epoch, schedule.epochs, _as_text(row))
+            log.info(
+                "%s: epoch %d of %d, loss %.3f, train %.2f %%, val %.2f %%",
+                name, epoch, schedule.epochs, row["train_loss"], row["train_top1_percent"], val_top1,
+            )  # fmt: skip
             if best is None or (val_top1, -val_loss) > best[0]:
                 best = ((val_top1, -val_loss), epoch, copy.deepcopy(network.state_dict()))
     network.load_state_dict(best[2])
@@ -131,7 +134,3 @@ def _validate(network: nn.Module, split: Split, device: torch.device) -> tuple[f
             total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             correct += int((logits.argmax(1) == labels).sum())
     return total / len(split), 100 * correct / len(split)
-
-
-def _as_text(row: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in row.items())

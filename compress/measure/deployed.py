@@ -1,0 +1,54 @@
+"""Time and memory of a deployable file, taken in a fresh process and beside the teacher's file."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from compress.config import MeasureConfig
+
+
+def deployed_figures(
+    path: Path, teacher: Path, shape: tuple[int, int, int], config: MeasureConfig, threads: int
+) -> dict[str, object]:
+    """Latency at batch 1, throughput at `config.batch_size`, peak memory, and the speed-up over the teacher's file.
+
+    The two files take turns in one process: the speed-up is a ratio of medians from one run.
+    Raises RuntimeError where the process fails.
+    """
+    job = {
+        "shape": shape,
+        "threads": threads,
+        "batch_size": config.batch_size,
+        "repetitions": config.repetitions,
+    }
+    times = _run(job | {"task": "time", "files": [str(path), str(teacher)]})
+    memory = _run(job | {"task": "memory", "files": [str(path)]})
+    own, theirs = times["single_ms"]
+    return {
+        "size_bytes": path.stat().st_size,
+        "latency_ms_p50": statistics.median(own),
+        "latency_ms_p95": float(np.percentile(own, 95)),
+        "throughput_images_per_s": 1000 * config.batch_size / statistics.median(times["batch_ms"][0]),
+        "speedup_vs_teacher": statistics.median(theirs) / statistics.median(own),
+        "peak_memory_bytes": memory["peak_memory_bytes"],
+    }
+
+
+def _run(job: dict) -> dict:
+    package = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-m", "compress.measure.worker", json.dumps(job)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"the measuring process ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])

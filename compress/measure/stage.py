@@ -1,0 +1,45 @@
+"""All figures of a stage: the content of metrics.json."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.artifact import ONNX, PREDICTIONS, read_tensors
+from compress.config import MeasureConfig
+from compress.data.splits import Data
+from compress.measure.accuracy import accuracy_figures, against_teacher, predict
+from compress.measure.cost import count_cost
+from compress.measure.deployed import deployed_figures
+from compress.measure.environment import environment
+from compress.restore import float_network, restore
+
+
+def measure_stage(
+    folder: Path, teacher: Path, data: Data, config: MeasureConfig, device: torch.device, threads: int
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """(metrics.json's content, each test image's label and predictions), of what lies in `folder`.
+
+    The test split is read here, once. `teacher` is the teacher's folder: `folder` itself for the teacher.
+    """
+    saved = restore(folder, device)
+    found = predict(saved.network, folder / ONNX, data.test, device, threads)
+    predictions = found.tensors()
+    reference = predictions if folder == teacher else read_tensors(teacher / PREDICTIONS)
+    params, macs = count_cost(float_network(saved.spec), data.shape)
+    metrics = {
+        **accuracy_figures(found),
+        **against_teacher(predictions, reference),
+        "params": params,
+        "macs": macs,
+        **deployed_figures(folder / ONNX, teacher / ONNX, data.shape, config, threads),
+        "energy_joule_per_image": None,
+        "environment": environment(threads),
+    }
+    causes = {
+        "top5_percent": "top-5 says nothing with 5 classes or fewer",
+        "peak_memory_bytes": "this system does not tell a process its high-water mark",
+        "energy_joule_per_image": "no energy counter is read",
+    }
+    metrics["unavailable"] = {name: cause for name, cause in causes.items() if metrics[name] is None}
+    return metrics, predictions

@@ -1,0 +1,67 @@
+"""A process that only loads and runs model.onnx, so that nothing else is in its time and memory.
+
+`python -m compress.measure.worker '<JSON>'` prints a line of JSON; `compress.measure.deployed` is its caller.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import onnxruntime
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    sessions = [_open(path, job["threads"]) for path in job["files"]]
+    image, batch = (
+        numpy.random.default_rng(0).standard_normal((count, *job["shape"]), dtype=numpy.float32)
+        for count in (1, job["batch_size"])
+    )
+    if job["task"] == "memory":
+        sessions[0].run(None, {"image": image})
+        print(json.dumps({"peak_memory_bytes": _peak_memory_bytes()}))
+    else:
+        print(
+            json.dumps(
+                {
+                    "single_ms": _interleaved(sessions, image, job["repetitions"]),
+                    "batch_ms": _interleaved(sessions, batch, max(3, job["repetitions"] // 4)),
+                }
+            )
+        )
+
+
+def _open(path: str, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _interleaved(
+    sessions: list[onnxruntime.InferenceSession], image: numpy.ndarray, repetitions: int
+) -> list[list[float]]:
+    """Milliseconds of each call, a list a session: they take turns, so that the machine's noise falls on all alike."""
+    calls: list[list[float]] = [[] for _ in sessions]
+    for turn in range(-max(2, repetitions // 10), repetitions):
+        for session, times in zip(sessions, calls, strict=True):
+            start = time.perf_counter()
+            session.run(None, {"image": image})
+            if turn >= 0:  # the turns before are warm-up
+                times.append(1000 * (time.perf_counter() - start))
+    return calls
+
+
+def _peak_memory_bytes() -> int | None:
+    """The high-water mark of this process alone: getrusage's would start from the parent's."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
+
+
+if __name__ == "__main__":
+    main()

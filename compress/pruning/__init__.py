@@ -1,0 +1,1 @@
+"""The project's own pruning rules, over torch-pruning's dependency graph."""

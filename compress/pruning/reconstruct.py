@@ -1,0 +1,246 @@
+"""Makes up for removed filters without training: each layer that lost inputs is refitted to what it used to give."""
+
+import contextlib
+import math
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from compress.errors import UserError
+
+_RIDGE = 1e-3  # of the mean squared input: keeps the solution finite where inputs are alike
+_ROWS = 200_000  # positions a layer is fitted on, at most
+_CHUNK = 64  # images at a time
+
+_SUMS = {operator.add, operator.iadd, torch.add}
+
+
+@torch.no_grad()
+def reconstruct(
+    network: nn.Module, original: nn.Module, kept: dict[str, list[int]], images: Tensor
+) -> dict[str, float]:
+    """Refits, in place and in order, every layer of `network` that lost inputs; returns what each leaves unexplained.
+
+    Least squares from the pruned network's own inputs to the original's outputs (He et al. 2017, "Channel pruning",
+    equation 5). Where a residual sum follows, the target is the original's sum, so that errors do not add up along
+    the shortcuts. Batch norm gets the statistics of its new inputs, and an affine map that keeps what it computes.
+    `kept` names the filters that are left of each layer that lost some; `images` is (N, C, H, W). The figures are
+    squared errors as shares of the target's variance. Raises UserError where the network cannot be traced.
+    """
+    graph = _trace(original)
+    errors = {}
+    with _without_inplace(network, original):
+        pair = _Pair(graph, network.eval(), original.eval(), list(images.split(_CHUNK)))
+        for node in graph.nodes:
+            layer, old = pair.layers(node)
+            if _lost_inputs(layer, old):
+                errors[node.target] = _refit(pair, node, torch.tensor(kept.get(node.target, range(_outputs(old)))))
+            elif isinstance(layer, nn.BatchNorm2d) and pair.layers(node.args[0])[0] not in pair.fitted:
+                _adopt_statistics(layer, pair.new(node.args[0]))
+            pair.advance(node)
+    return errors
+
+
+@dataclass
+class _Pair:
+    """The original and the pruned network on the same images, evaluated node by node as values are asked for."""
+
+    graph: fx.Graph
+    network: nn.Module
+    original: nn.Module
+    images: list[Tensor]
+    fitted: set[nn.Module] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._values: dict[tuple[bool, fx.Node], list[Tensor]] = {}
+        order = {node: position for position, node in enumerate(self.graph.nodes)}
+        self._last_use = {node: max((order[user] for user in node.users), default=-1) for node in order}
+        self._order = order
+
+    def layers(self, node: fx.Node) -> tuple[nn.Module | None, nn.Module | None]:
+        """The module that `node` calls, in the pruned network and in the original."""
+        if not isinstance(node, fx.Node) or node.op != "call_module":
+            return None, None
+        return self.network.get_submodule(node.target), self.original.get_submodule(node.target)
+
+    def new(self, node: fx.Node) -> list[Tensor]:
+        """The pruned network's value at `node`, a tensor a chunk of images."""
+        return self._value(False, node)
+
+    def old(self, node: fx.Node) -> list[Tensor]:
+        """The original's value at `node`."""
+        return self._value(True, node)
+
+    def advance(self, node: fx.Node) -> None:
+        """Evaluates `node` in both networks, and frees what no later node reads."""
+        self.new(node), self.old(node)
+        now = self._order[node]
+        for key in [key for key in self._values if self._last_use[key[1]] <= now and key[1] is not node]:
+            del self._values[key]
+
+    def _value(self, old: bool, node: fx.Node) -> list[Tensor]:
+        if (old, node) not in self._values:
+            inputs = {source: self._value(old, source) for source in node.all_input_nodes}
+            root = self.original if old else self.network
+            self._values[old, node] = [
+                self.images[at]
+                if node.op == "placeholder"
+                else _call(node, root, {n: v[at] for n, v in inputs.items()})
+                for at in range(len(self.images))
+            ]
+        return self._values[old, node]
+
+
+def _call(node: fx.Node, root: nn.Module, inputs: dict[fx.Node, Tensor]) -> Tensor:
+    arguments = fx.map_arg(node.args, inputs.__getitem__)
+    options = fx.map_arg(node.kwargs, inputs.__getitem__)
+    if node.op == "call_module":
+        return root.get_submodule(node.target)(*arguments, **options)
+    if node.op == "call_method":
+        return getattr(arguments[0], node.target)(*arguments[1:], **options)
+    if node.op == "get_attr":
+        return operator.attrgetter(node.target)(root)
+    if node.op == "output":
+        return arguments[0]
+    function = operator.add if node.target is operator.iadd else node.target
+    return function(*arguments, **({**options, "inplace": False} if "inplace" in options else options))
+
+
+def _refit(pair: _Pair, node: fx.Node, kept: Tensor) -> float:
+    """Fits one convolution or linear layer, with the batch norm behind it; returns the share left unexplained."""
+    layer, _ = pair.layers(node)
+    follower = _only_user(node)
+    norm = pair.layers(follower)[0]
+    end = follower if isinstance(norm, nn.BatchNorm2d) else node
+    targets = [value[:, kept] for value in pair.old(end)]
+    other = _other_addend(end)
+    if other is not None and pair.old(other)[0].shape == pair.old(end)[0].shape:
+        shortcuts = zip(pair.old(other), pair.new(other), strict=True)
+        targets = [target + old[:, kept] - new for target, (old, new) in zip(targets, shortcuts, strict=True)]
+    fit = _least_squares(layer, pair.new(node.args[0]), targets)
+    layer.weight.copy_(fit.weight.T.reshape(layer.weight.shape))
+    if isinstance(norm, nn.BatchNorm2d):
+        if layer.bias is not None:
+            layer.bias.zero_()
+        norm.running_mean.copy_(fit.mean)
+        norm.running_var.copy_(fit.variance)
+        norm.weight.copy_((fit.variance + norm.eps).sqrt())
+        norm.bias.copy_(fit.mean + fit.intercept)
+    elif layer.bias is not None:
+        layer.bias.copy_(fit.intercept)
+    pair.fitted.add(layer)
+    return fit.unexplained
+
+
+@dataclass
+class _Fit:
+    weight: Tensor  # (C_in k k, C_out)
+    intercept: Tensor  # (C_out,)
+    mean: Tensor  # (C_out,), of the outputs without the intercept
+    variance: Tensor
+    unexplained: float  # squared error as a share of the targets' variance
+
+
+def _least_squares(layer: nn.Module, inputs: list[Tensor], targets: list[Tensor]) -> _Fit:
+    """The layer's best weights for inputs (N, C_in, H, W) -> targets (N, C_out, H', W'), in double precision."""
+    # Images are left out, not positions: gathering the positions costs more than the solution.
+    step = max(1, math.ceil(sum(target.numel() / target.shape[1] for target in targets) / _ROWS))
+    pairs = [(_rows(layer, x[::step]), _pixels(y[::step])) for x, y in zip(inputs, targets, strict=True)]
+    gram = cross = total = 0
+    for rows, goals in pairs:
+        rows = _with_ones(rows)
+        gram = gram + (rows.T @ rows).double()
+        cross = cross + (rows.T @ goals).double()
+        total = total + goals.double().sum(0)
+    count = sum(len(goals) for _, goals in pairs)
+    damping = _RIDGE * gram.diagonal()[:-1].mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    damping[-1, -1] = 0
+    solution = torch.linalg.solve(gram + damping, cross)
+    weight, intercept = solution[:-1], solution[-1]
+    mean = gram[-1, :-1] / count @ weight
+    variance = ((weight * (gram[:-1, :-1] / count @ weight)).sum(0) - mean**2).clamp_min(0)
+    error = sum((goals - _with_ones(rows) @ solution.float()).double().square().sum() for rows, goals in pairs)
+    spread = sum((goals.double() - total / count).square().sum() for _, goals in pairs)
+    return _Fit(*(x.float() for x in (weight, intercept, mean, variance)), (error / spread.clamp_min(1e-12)).item())
+
+
+def _with_ones(rows: Tensor) -> Tensor:
+    """A last column of ones, for the intercept."""
+    return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+
+
+def _rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """What each output position sees: (N H' W', C_in k k) of a convolution, (N, C_in) of a linear layer."""
+    if isinstance(layer, nn.Linear):
+        return x.flatten(0, -2)
+    columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return columns.transpose(1, 2).flatten(0, 1)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """(N, C, H, W) as (N H W, C); (N, C) as it is."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2) if x.ndim == 4 else x
+
+
+def _adopt_statistics(norm: nn.BatchNorm2d, inputs: list[Tensor]) -> None:
+    """Gives batch norm its inputs' statistics without changing what it computes: training then starts from there."""
+    pixels = torch.cat([_pixels(x) for x in inputs])
+    mean, variance = pixels.mean(0), pixels.var(0, correction=0)
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+    norm.weight.copy_(scale * (variance + norm.eps).sqrt())
+    norm.bias.copy_(shift + mean * scale)
+
+
+def _trace(network: nn.Module) -> fx.Graph:
+    try:
+        return fx.symbolic_trace(network).graph
+    except (fx.proxy.TraceError, TypeError) as error:
+        raise UserError(
+            f"a network that cannot be traced: {error}",
+            "a forward pass without branches on values",
+            "set prune.reconstruction_samples=0",
+        ) from error
+
+
+def _lost_inputs(layer: nn.Module | None, old: nn.Module | None) -> bool:
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == old.groups == 1 and layer.in_channels < old.in_channels
+    return isinstance(layer, nn.Linear) and layer.in_features < old.in_features
+
+
+def _outputs(layer: nn.Module) -> int:
+    return layer.weight.shape[0]
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
+
+
+def _other_addend(node: fx.Node) -> fx.Node | None:
+    """The other side of the sum that `node` alone goes into."""
+    user = _only_user(node)
+    if user is None or user.target not in _SUMS or len(user.args) != 2:
+        return None
+    others = [side for side in user.args if side is not node]
+    return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None
+
+
+@contextlib.contextmanager
+def _without_inplace(*networks: nn.Module) -> Iterator[None]:
+    """Activations must not overwrite values that are still to be read."""
+    changed = [module for network in networks for module in network.modules() if getattr(module, "inplace", False)]
+    for module in changed:
+        module.inplace = False
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.inplace = True

@@ -1,0 +1,55 @@
+"""Teaches a student what the teacher knows: the network of the stage before, or a new one from the zoo."""
+
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor, nn
+
+from compress.artifact import Artifact
+from compress.config import DistillConfig
+from compress.context import Context
+from compress.losses import tapped, teacher_loss
+from compress.models import Architecture, build
+from compress.train import Schedule, train
+
+
+def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Artifact:
+    """Trains the student on Hinton's loss, and on hints where asked; the teacher only looks on."""
+    network, spec = artifact.network, artifact.spec
+    if config.student:
+        architecture = replace(Architecture(**spec.architecture), model=config.student)
+        network = build(architecture)
+        spec = replace(spec, architecture=asdict(architecture), widths={}, pruning=[])
+    network.to(context.device)
+    layers, teacher = config.hint_layers, context.teacher.network
+    with tapped(network, layers) as own, tapped(teacher, layers) as wanted:
+        _check_hints(network, teacher, own, wanted, context)
+        history = train(
+            network,
+            teacher_loss(teacher, config.temperature, config.alpha, (own, wanted), config.hint_weight),
+            context.data,
+            Schedule(config.epochs, config.lr),
+            context.train,
+            device=context.device,
+            seed=context.seed,
+            curves=context.curves,
+            name="distill",
+        )
+    return Artifact(network, spec, notes={"history": history})
+
+
+def _check_hints(
+    network: nn.Module, teacher: nn.Module, own: dict[str, Tensor], wanted: dict[str, Tensor], context: Context
+) -> None:
+    """Raises UserError unless student and teacher give tensors of one shape at every hint layer."""
+    image = torch.zeros(1, *context.data.shape, device=context.device)
+    with torch.no_grad():
+        network.eval()(image), teacher(image)
+    for layer in own:
+        mine, theirs = tuple(own[layer].shape), tuple(wanted[layer].shape)
+        if mine != theirs:
+            raise UserError(
+                f"distill.hint_layers with {layer}: {mine} in the student, {theirs} in the teacher",
+                "layers whose outputs kept the teacher's shape",
+                "name others, or set distill.hint_layers=[]",
+            )

@@ -1,0 +1,56 @@
+"""L1 filter pruning: filters are physically gone, what is left makes up for them, then it is fine-tuned."""
+
+import copy
+from dataclasses import asdict, replace
+
+import torch
+from torch.nn import functional as F
+
+from compress.artifact import Artifact
+from compress.config import PruneConfig
+from compress.context import Context
+from compress.models.widths import read_widths
+from compress.pruning.filters import prune_filters
+from compress.pruning.reconstruct import reconstruct
+from compress.train import Schedule, to_device, train
+
+
+def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact:
+    """Removes filters from the artifact's network and fine-tunes it with cross-entropy."""
+    network = artifact.network
+    before = read_widths(network)
+    example = next(context.data.train.batches())[0][:1].to(context.device)
+    original = copy.deepcopy(network)
+    pruned = prune_filters(network, example, config)
+    after = read_widths(network)
+    unexplained = {}
+    if config.reconstruction_samples and pruned.kept:
+        samples = context.data.train.take(config.reconstruction_samples, context.seed)
+        images = torch.cat([to_device(images, context.device) for images, _ in samples.batches()])
+        unexplained = reconstruct(network, original, pruned.kept, images)
+    context.curves.widths(before, after)
+
+    def loss(network, images, labels):
+        logits = network(images)
+        return F.cross_entropy(logits, labels, label_smoothing=context.train.label_smoothing), logits
+
+    history = train(
+        network,
+        loss,
+        context.data,
+        Schedule(config.epochs, config.lr),
+        context.train,
+        device=context.device,
+        seed=context.seed,
+        curves=context.curves,
+        name="prune",
+    )
+    changed = {name: width for name, width in after.items() if width != before[name]}
+    spec = replace(
+        artifact.spec,
+        widths=artifact.spec.widths | changed,
+        pruning=[*artifact.spec.pruning, {"settings": asdict(config), "kept_filters": pruned.kept}],
+    )
+    return Artifact(
+        network, spec, left_out=pruned.left_out, notes={"unexplained_share": unexplained, "history": history}
+    )

@@ -1,0 +1,49 @@
+"""The network to compress: trained from scratch, fine-tuned from pretrained weights, or loaded as it is."""
+
+from dataclasses import asdict
+
+from torch.nn import functional as F
+
+from compress.artifact import Artifact, Spec
+from compress.config import TeacherConfig
+from compress.context import Context
+from compress.models import Architecture, build
+from compress.models.checkpoint import load_checkpoint
+from compress.train import Schedule, train
+
+
+def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact:
+    """Builds `config.model` for the data's classes and channels and trains it with cross-entropy."""
+    data = context.data
+    architecture = Architecture(config.model, config.stem, data.shape[0], len(data.classes))
+    network = build(architecture, config.weights)
+    if config.checkpoint:
+        load_checkpoint(network, config.checkpoint)
+
+    def loss(network, images, labels):
+        logits = network(images)
+        return F.cross_entropy(logits, labels, label_smoothing=context.train.label_smoothing), logits
+
+    history = train(
+        network,
+        loss,
+        data,
+        Schedule(config.epochs, config.lr),
+        context.train,
+        device=context.device,
+        seed=context.seed,
+        curves=context.curves,
+        name="teacher",
+    )
+    spec = Spec(
+        architecture=asdict(architecture),
+        classes=data.classes,
+        input={
+            "shape": list(data.shape),
+            "range": [0, 1],
+            "mean": data.mean,
+            "std": data.std,
+            "layout": "NCHW",
+        },
+    )
+    return Artifact(network, spec, notes={"history": history})

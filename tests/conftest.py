@@ -1,0 +1,54 @@
+"""Tiny, seeded data and networks that every test may use: nothing here downloads or takes long."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from compress.config import Config, DataConfig, DistillConfig, MeasureConfig, PruneConfig, QuantizeConfig, TeacherConfig
+from compress.models import ZOO, Entry
+
+torch.set_num_threads(1)
+
+
+def tiny_arrays(seed: int = 0) -> dict[str, np.ndarray]:
+    """Three classes of 8x8 grey images that differ by where they are bright."""
+    generator = np.random.default_rng(seed)
+    arrays = {}
+    for split, count in (("train", 120), ("test", 45)):
+        labels = np.arange(count) % 3
+        images = generator.integers(0, 60, (count, 8, 8))
+        for image, label in zip(images, labels, strict=True):
+            image[:, 3 * label : 3 * label + 2] += 150
+        arrays[f"{split}_images"] = images.astype(np.uint8)
+        arrays[f"{split}_labels"] = labels.astype(np.int64)
+    return arrays
+
+
+@pytest.fixture(scope="session")
+def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny data as a file in MedMNIST's layout."""
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    np.savez(path, **tiny_arrays())
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def resnet8() -> None:
+    """A network of three blocks, known to the zoo while the tests run."""
+    ZOO["resnet8"] = Entry("He et al. 2015, section 4.2, with one block a group", depth=8)
+
+
+@pytest.fixture
+def tiny_config(tiny_npz: Path) -> Config:
+    """All four stages on the tiny data, an epoch or two each."""
+    return Config(
+        data=DataConfig(name="npz", root=str(tiny_npz), image_size=8, batch_size=32, crop_padding=1, val_fraction=0.2),
+        teacher=TeacherConfig(model="resnet8", epochs=3),
+        prune=PruneConfig(ratio=0.5, round_to=1, reconstruction_samples=64, epochs=1),
+        distill=DistillConfig(epochs=1),
+        quantize=QuantizeConfig(mode="qat", calibration_samples=48, epochs=1),
+        measure=MeasureConfig(batch_size=2, repetitions=3),
+        threads=1,
+    )

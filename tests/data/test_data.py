@@ -1,0 +1,230 @@
+"""Data sets: splits that repeat, images that arrive unharmed, and faults that are named before any work."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from compress.config import DataConfig
+from compress.data import load_data
+from compress.data.augment import Augmentation, random_crop
+from compress.data.splits import hold_out
+from compress.errors import UserError
+from tests.conftest import tiny_arrays
+
+
+def npz(path: Path, **changes: np.ndarray | None) -> DataConfig:
+    arrays = {name: value for name, value in (tiny_arrays() | changes).items() if value is not None}
+    np.savez(path / "data.npz", **arrays)
+    return DataConfig(name="npz", root=str(path / "data.npz"), image_size=8, batch_size=32)
+
+
+def image_folder(root: Path, splits: tuple[str, ...] = ("train", "test"), count: int = 6) -> DataConfig:
+    generator = np.random.default_rng(0)
+    for split in splits:
+        for label in ("cat", "dog"):
+            (root / split / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 255, (20, 30, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f"{number}.png")
+    return DataConfig(name="imagefolder", root=str(root), image_size=16, batch_size=4, workers=0)
+
+
+def test_digits_need_no_download() -> None:
+    data = load_data(DataConfig(), 0)
+    assert data.sizes == {"train": 1295, "val": 142, "test": 360}
+    assert data.shape == (1, 32, 32)
+    images, labels = next(data.train.batches())
+    assert images.shape == (128, 1, 32, 32)
+    assert images.dtype == torch.float32
+    assert set(labels.tolist()) == set(range(10))
+
+
+def test_train_is_normalised_by_its_own_statistics() -> None:
+    data = load_data(DataConfig(), 0)
+    images = torch.cat([batch for batch, _ in data.train.batches()])
+    assert images.mean().item() == pytest.approx(0, abs=1e-3)
+    assert images.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_splits_repeat_with_the_seed_and_differ_without(tmp_path: Path) -> None:
+    config = npz(tmp_path)
+    assert load_data(config, 0).fingerprint == load_data(config, 0).fingerprint
+    assert load_data(config, 0).fingerprint != load_data(config, 1).fingerprint
+
+
+def test_the_fingerprint_sees_one_changed_pixel_and_one_changed_label(tmp_path: Path) -> None:
+    plain = load_data(npz(tmp_path), 0).fingerprint
+    arrays = tiny_arrays()
+    arrays["test_images"][0, 0, 0] += 1
+    assert load_data(npz(tmp_path, **arrays), 0).fingerprint != plain
+    arrays = tiny_arrays()
+    arrays["train_labels"][:2] = arrays["train_labels"][[1, 0]]
+    assert load_data(npz(tmp_path, **arrays), 0).fingerprint != plain
+
+
+def test_validation_is_stratified_and_apart_from_train() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 10 + [2] * 2)
+    train, val = hold_out(labels, 0.1, 0)
+    assert sorted([*train.tolist(), *val.tolist()]) == list(range(62))
+    assert torch.bincount(labels[val]).tolist() == [5, 1, 1]
+
+
+def test_given_validation_is_used(tmp_path: Path) -> None:
+    arrays = tiny_arrays(1)
+    config = npz(tmp_path, val_images=arrays["test_images"], val_labels=arrays["test_labels"])
+    assert load_data(config, 0).sizes == {"train": 120, "val": 45, "test": 45}
+
+
+def test_batches_keep_images_and_labels_together(tmp_path: Path) -> None:
+    """The bright columns of a tiny image tell its label."""
+    data = load_data(npz(tmp_path), 0)
+    for split in (data.train, data.val, data.test):
+        parts = [(images, labels) for images, labels in split.batches()]
+        images, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+        brightest = torch.stack([images[:, 0, :, 3 * k : 3 * k + 2].mean((1, 2)) for k in range(3)], 1)
+        assert torch.equal(brightest.argmax(1), labels)
+        assert torch.equal(labels, split.labels)
+
+
+def test_shuffled_epochs_differ_and_repeat(tmp_path: Path) -> None:
+    data = load_data(npz(tmp_path), 0)
+
+    def labels(generator: torch.Generator) -> list[int]:
+        plain = Augmentation(0, False)
+        return torch.cat([labels for _, labels in data.train.shuffled(generator, plain)]).tolist()
+
+    generator = torch.Generator().manual_seed(0)
+    first, second = labels(generator), labels(generator)
+    assert first != second
+    assert labels(torch.Generator().manual_seed(0)) == first
+    assert len(list(data.train.shuffled(generator, Augmentation(0, False)))) == data.train.steps()
+
+
+def test_colour_and_resizing(tmp_path: Path) -> None:
+    colour = np.repeat(tiny_arrays()["train_images"][..., None], 3, axis=3)
+    test = np.repeat(tiny_arrays()["test_images"][..., None], 3, axis=3)
+    config = npz(tmp_path, train_images=colour, test_images=test)
+    config.image_size = 12
+    data = load_data(config, 0)
+    assert data.shape == (3, 12, 12)
+    assert len(data.mean) == len(data.std) == 3
+
+
+def test_crops_are_windows_of_the_padded_image_and_differ() -> None:
+    images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).repeat(128, 1, 1, 1)
+    crops = random_crop(images, 1, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images[0, 0], (1, 1, 1, 1))
+    windows = [padded[top : top + 8, left : left + 8] for top in range(3) for left in range(3)]
+    found = [next(i for i, window in enumerate(windows) if torch.equal(window, crop[0])) for crop in crops]
+    assert len(set(found)) == 9
+
+
+def test_flips_are_an_images_own() -> None:
+    images = torch.arange(8, dtype=torch.uint8).view(1, 1, 1, 8).repeat(64, 1, 1, 1)
+    flipped = Augmentation(0, True)(images, torch.Generator().manual_seed(0))
+    backwards = (flipped == images.flip(3)).all(3).flatten()
+    assert (backwards | (flipped == images).all(3).flatten()).all()
+    assert 16 < int(backwards.sum()) < 48
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_labels": np.zeros(120, np.int64)}, "one class only in train"),
+        ({"train_labels": np.arange(120) % 3 - 1}, "labels from -1 to 1 in train"),
+        ({"test_labels": np.arange(45) % 4}, "labels from 0 to 3 in test; expected labels from 0 to 2"),
+        ({"test_labels": None}, "test_labels missing"),
+        ({"test_images": None, "test_labels": None}, "expected test_images and test_labels"),
+        ({"train_labels": np.zeros((120, 14), np.int64)}, r"train_labels int64 \(120, 14\)"),
+        ({"train_labels": np.zeros(120)}, "train_labels float64"),
+        ({"train_images": np.zeros((120, 8, 8))}, "train_images float64"),
+        ({"train_images": np.zeros((120, 8, 8, 4), np.uint8)}, r"train_images uint8 \(120, 8, 8, 4\)"),
+        ({"test_images": np.zeros((45, 8, 8, 3), np.uint8)}, "test has 3 channels, train 1"),
+        ({"test_images": np.zeros((0, 8, 8), np.uint8), "test_labels": np.zeros(0, np.int64)}, "no images in test"),
+    ],
+)
+def test_arrays_that_cannot_be_used_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_data(npz(tmp_path, **changes), 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])
+def test_a_broken_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "data.npz").write_bytes(content)
+    with pytest.raises(UserError, match="expected an .npz of plain arrays"):
+        load_data(DataConfig(name="npz", root=str(tmp_path / "data.npz")), 0)
+
+
+def test_an_archive_with_pickled_objects_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="without pickled objects"):
+        load_data(npz(tmp_path, train_labels=np.array([{}] * 120, dtype=object)), 0)
+
+
+@pytest.mark.parametrize("name", ["npz", "imagefolder"])
+@pytest.mark.parametrize("root", [None, "nowhere"])
+def test_a_missing_root_is_refused(name: str, root: str | None) -> None:
+    with pytest.raises(UserError, match=rf"received data\.root={root}"):
+        load_data(DataConfig(name=name, root=root), 0)
+
+
+def test_a_mean_for_other_channels_is_refused(tmp_path: Path) -> None:
+    config = npz(tmp_path)
+    config.mean = config.std = [0.5, 0.5, 0.5]
+    with pytest.raises(UserError, match=r"data\.mean with 3 values; expected 1"):
+        load_data(config, 0)
+
+
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    data = load_data(image_folder(tmp_path, ("train", "val", "test")), 0)
+    assert data.classes == ["cat", "dog"]
+    assert data.sizes == {"train": 12, "val": 12, "test": 12}
+    images = torch.cat([images for images, _ in data.test.batches()])
+    assert images.shape == (12, 3, 16, 16)
+
+
+def test_worker_processes_decode_the_same(tmp_path: Path) -> None:
+    config = image_folder(tmp_path)
+    alone = [images for images, _ in load_data(config, 0).train.batches()]
+    config.workers = 2
+    shared = [images for images, _ in load_data(config, 0).train.batches()]
+    assert all(torch.equal(one, other) for one, other in zip(alone, shared, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_image_is_named(tmp_path: Path, workers: int) -> None:
+    config = image_folder(tmp_path)
+    config.workers = workers
+    bad = tmp_path / "test" / "dog" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    data = load_data(config, 0)
+    with pytest.raises(UserError, match=r"dog/3\.png"):
+        list(data.test.batches())
+
+
+def test_an_empty_image_is_named(tmp_path: Path) -> None:
+    config = image_folder(tmp_path)
+    (tmp_path / "train" / "cat" / "0.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"cat/0\.png, 0 bytes"):
+        load_data(config, 0)
+
+
+def test_a_folder_without_test_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected folders train and test"):
+        load_data(image_folder(tmp_path, ("train",)), 0)
+
+
+def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
+    config = image_folder(tmp_path)
+    (tmp_path / "test" / "bird").mkdir()
+    with pytest.raises(UserError, match="bird"):
+        load_data(config, 0)
+
+
+def test_a_class_without_images_is_refused(tmp_path: Path) -> None:
+    config = image_folder(tmp_path)
+    (tmp_path / "train" / "emu").mkdir()
+    with pytest.raises(UserError, match="emu without an image"):
+        load_data(config, 0)

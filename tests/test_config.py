@@ -1,0 +1,72 @@
+"""Settings are refused before any work, in a line that tells what to do."""
+
+import math
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from compress.compose import register, to_config
+from compress.config import Config, DataConfig, PruneConfig, TeacherConfig, check, describe
+from compress.errors import UserError
+from compress.help import CONF, RECIPES, help_page
+
+RECIPE_NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def composed(*overrides: str) -> Config:
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return to_config(compose("config", list(overrides)))
+
+
+def test_the_defaults_are_valid() -> None:
+    check(Config())
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 0.96, 1.5, math.nan, math.inf])
+def test_a_number_outside_its_range_is_refused(ratio: float) -> None:
+    with pytest.raises(UserError, match=r"received prune\.ratio=.*; expected a number from 0\.0 to 0\.95"):
+        check(Config(prune=PruneConfig(ratio=ratio)))
+
+
+def test_a_name_outside_its_choices_is_refused() -> None:
+    with pytest.raises(UserError, match=r"prune\.importance=magic; expected one of l1, l2"):
+        check(Config(prune=PruneConfig(importance="magic")))
+
+
+@pytest.mark.parametrize(("mean", "std"), [([0.5], None), ([0.5], [0.0]), ([0.5, 0.5], [0.5]), ([], [])])
+def test_a_normalisation_that_cannot_work_is_refused(mean: list[float], std: list[float] | None) -> None:
+    with pytest.raises(UserError, match=r"data\.mean"):
+        check(Config(data=DataConfig(mean=mean, std=std)))
+
+
+def test_a_teacher_without_weights_needs_epochs() -> None:
+    with pytest.raises(UserError, match=r"teacher\.epochs=0"):
+        check(Config(teacher=TeacherConfig(epochs=0)))
+
+
+@pytest.mark.parametrize("recipe", RECIPE_NAMES)
+def test_every_recipe_composes(recipe: str) -> None:
+    config = composed(f"recipe={recipe}", "teacher.checkpoint=file.pth")
+    assert config.stages == ["teacher", "prune", "distill", "quantize"]
+    assert config.quantize.mode == ("ptq" if recipe in ("mobilenet_int8_ptq", "resnet56_cifar_int8") else "qat")
+
+
+def test_a_recipe_beats_the_defaults_and_the_command_line_beats_the_recipe() -> None:
+    assert Config().prune.round_to == 8
+    assert composed("recipe=resnet56_cifar_int8", "teacher.checkpoint=x").prune.round_to == 1
+    assert composed("recipe=resnet56_cifar_int8", "teacher.checkpoint=x", "prune.round_to=4").prune.round_to == 4
+
+
+def test_data_groups_bring_their_own_settings() -> None:
+    config = composed("recipe=mobilenet_int8", "data=cifar10")
+    assert (config.data.name, config.data.flip, config.data.crop_padding) == ("cifar10", True, 4)
+
+
+def test_the_help_page_names_every_recipe_and_every_key() -> None:
+    page = help_page()
+    for name in RECIPE_NAMES:
+        assert f"\n    {name} " in page
+    for key, _, text in describe(Config()):
+        assert f"\n    {key}=" in page
+        assert text

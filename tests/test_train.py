@@ -1,0 +1,107 @@
+"""The training loop: it learns, it repeats itself, it keeps the best epoch, it stops at a loss that is no number."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from compress.config import Config, TrainConfig
+from compress.curves import Curves
+from compress.data import load_data
+from compress.data.splits import Data
+from compress.models import Architecture, build
+from compress.train import DivergedError, Schedule, _lr_factor, train
+
+
+def cross_entropy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = network(images)
+    return F.cross_entropy(logits, labels), logits
+
+
+@pytest.fixture
+def data(tiny_config: Config) -> Data:
+    return load_data(tiny_config.data, 0)
+
+
+def fresh() -> nn.Module:
+    torch.manual_seed(0)
+    return build(Architecture("resnet8", "small", 1, 3))
+
+
+def run(network: nn.Module, data: Data, folder: Path, loss=cross_entropy, epochs: int = 3, **config) -> list[dict]:
+    with Curves(folder) as curves:
+        return train(
+            network,
+            loss,
+            data,
+            Schedule(epochs, 0.05),
+            TrainConfig(**config),
+            device=torch.device("cpu"),
+            seed=1,
+            curves=curves,
+            name="test",
+        )
+
+
+def test_it_learns(data: Data, tmp_path: Path) -> None:
+    rows = run(fresh(), data, tmp_path)
+    assert rows[-1]["train_loss"] < 0.5 * rows[0]["train_loss"]
+    assert rows[-1]["val_top1_percent"] > 90
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_same_seed_gives_the_same_weights(data: Data, tmp_path: Path, optimizer: str) -> None:
+    first, second = fresh(), fresh()
+    run(first, data, tmp_path, epochs=1, optimizer=optimizer)
+    run(second, data, tmp_path, epochs=1, optimizer=optimizer)
+    start = fresh().state_dict()
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])
+    assert any(not torch.equal(value, start[name]) for name, value in first.state_dict().items())
+
+
+def test_no_epoch_changes_nothing(data: Data, tmp_path: Path) -> None:
+    network = fresh()
+    before = copy.deepcopy(network.state_dict())
+    assert run(network, data, tmp_path, epochs=0) == []
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_best_epoch_is_kept(data: Data, tmp_path: Path) -> None:
+    """A loss that turns round after two epochs: the last is not the best."""
+    network, calls = fresh(), []
+
+    def spoiled(network, images, labels):
+        calls.append(1)
+        value, logits = cross_entropy(network, images, labels)
+        return (-value if len(calls) > 2 * data.train.steps() else value), logits
+
+    rows = run(network, data, tmp_path, spoiled, epochs=4)
+    best = max(row["val_top1_percent"] for row in rows)
+    assert rows[-1]["val_top1_percent"] < best
+    with torch.no_grad():
+        right = sum(int((network(images).argmax(1) == labels).sum()) for images, labels in data.val.batches())
+    assert 100 * right / len(data.val) == best
+
+
+def test_a_loss_that_is_no_number_names_the_step(data: Data, tmp_path: Path) -> None:
+    calls = []
+
+    def broken(network, images, labels):
+        calls.append(1)
+        value, logits = cross_entropy(network, images, labels)
+        return value * (float("nan") if len(calls) == 3 else 1), logits
+
+    with pytest.raises(DivergedError, match="test: the loss is nan at step 2 of"):
+        run(fresh(), data, tmp_path, broken)
+
+
+def test_the_learning_rate_rises_and_falls_to_zero() -> None:
+    factors = [_lr_factor(step, 100, 0.1) for step in range(101)]
+    assert factors[:10] == [pytest.approx((step + 1) / 10) for step in range(10)]
+    assert factors[10] == 1
+    assert all(after <= before for before, after in zip(factors[10:], factors[11:], strict=False))
+    assert factors[100] == pytest.approx(0, abs=1e-9)
