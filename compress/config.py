@@ -60,8 +60,8 @@ class PruneConfig:
     reconstruction_samples: int = option(
         1024, "train images on which the layers are refitted to the lost inputs; 0: not at all", low=0, high=1000000
     )
-    epochs: int = option(6, "epochs of fine-tuning", low=0, high=10000)
-    lr: float = option(0.03, "peak learning rate", low=1e-7, high=10)
+    epochs: int = option(2, "epochs of fine-tuning", low=0, high=10000)
+    lr: float = option(0.005, "peak learning rate", low=1e-7, high=10)
 
 
 @dataclass
@@ -69,12 +69,12 @@ class DistillConfig:
     """Hinton's distillation from the teacher."""
 
     student: Optional[str] = option(None, "null: the network of the stage before; a zoo name: a new student")
-    temperature: float = option(4.0, "softens both distributions", low=0.1, high=100)
+    temperature: float = option(2.0, "softens both distributions", low=0.1, high=100)
     alpha: float = option(0.9, "weight of the teacher's term; the labels weigh 1 - alpha", low=0.0, high=1.0)
     hint_layers: list[str] = option([], "modules whose outputs should match the teacher's, e.g. [layer1,layer2]")
     hint_weight: float = option(10.0, "weight of that match", low=0.0, high=1e6)
     epochs: int = option(10, "epochs", low=0, high=10000)
-    lr: float = option(0.03, "peak learning rate", low=1e-7, high=10)
+    lr: float = option(0.01, "peak learning rate", low=1e-7, high=10)
 
 
 @dataclass
@@ -82,10 +82,15 @@ class QuantizeConfig:
     """Int8, after training or with it."""
 
     mode: str = option("qat", "ptq: calibration only; qat: quantization-aware training", choices=("ptq", "qat"))
+    calibration: str = option(
+        "min_max",
+        "ptq: how a range is chosen from its values",
+        choices=("min_max", "moving_average", "percentile", "mse", "entropy"),
+    )
     calibration_samples: int = option(512, "train images that set the activation ranges", low=1, high=1000000)
     epochs: int = option(3, "qat: epochs", low=0, high=10000)
     lr: float = option(0.002, "qat: peak learning rate", low=1e-7, high=10)
-    temperature: float = option(4.0, "qat: as distill.temperature", low=0.1, high=100)
+    temperature: float = option(2.0, "qat: as distill.temperature", low=0.1, high=100)
     alpha: float = option(0.9, "qat: weight of the teacher's term; 0: labels only", low=0.0, high=1.0)
 
 

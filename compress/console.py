@@ -38,8 +38,8 @@ def progress(name: str, steps: int) -> Iterator[Bar]:
 
 def print_summary(rows: list[dict]) -> None:
     """The table of stages, of summary.json's rows; 80 columns wide."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
-    for heading in ("stage", "top-1 %", "95 % interval", "lost", "MACs", "size", "ms", "smaller", "faster"):
+    table = Table(box=SIMPLE_HEAD, padding=0)
+    for heading in ("stage", "top-1 %", "95 % range", "lost", "MACs", "size", "ms", "smaller", "faster"):
         table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
     for row in rows:
         metrics = row["metrics"]
@@ -57,10 +57,8 @@ def print_summary(rows: list[dict]) -> None:
         )
     get_console().print(table)
     get_console().print(
-        "top-1, size and time are those of each stage's model.onnx in ONNX Runtime; lost: points against"
-    )
-    get_console().print(
-        "the teacher on the same images; ms: one image, median; smaller, faster: than the teacher's file."
+        "top-1, size and ms (one image, median) are those of each stage's model.onnx in\n"
+        "ONNX Runtime; lost: points, smaller, faster: times, against the teacher's file\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""The page that `python -m compress --help` prints: recipes, data sets and every key, read from where they are defined."""
+"""The page that `python -m compress --help` prints: recipes, data sets and keys, read from where they are defined."""
 
 from pathlib import Path
 

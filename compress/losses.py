@@ -66,7 +66,7 @@ def teacher_loss(
 
 @contextmanager
 def tapped(network: nn.Module, layers: list[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """A dict that holds the outputs of the named modules after each forward pass. Raises UserError for unknown names."""
+    """A dict that holds the named modules' outputs after each forward pass. Raises UserError for an unknown name."""
     modules, outputs = dict(network.named_modules()), {}
     unknown = [layer for layer in layers if layer not in modules]
     if unknown:

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from compress import artifact as files
-from compress.config import Config, DataConfig, TrainConfig
+from compress.config import Config
 from compress.console import print_summary
 from compress.context import Context
 from compress.curves import Curves
 from compress.data import load_data
 from compress.data.splits import Data
+from compress.errors import UserError
 from compress.measure.environment import versions
 from compress.measure.stage import measure_stage
 from compress.models import check_model
@@ -122,11 +123,12 @@ def _check_int8(path: Path) -> list[dict[str, str]]:
 
 def _inputs(name: str, config: Config, data: Data, parent: dict[str, str] | None) -> dict[str, Any]:
     """All that decides what a stage computes."""
+    elsewhere = ("root", "workers")  # the fingerprint tells what was read, wherever it lay
     return {
         "stage": name,
         "settings": asdict(getattr(config, name)),
         "train": asdict(config.train),
-        "data": asdict(config.data),
+        "data": {key: value for key, value in asdict(config.data).items() if key not in elsewhere},
         "data_fingerprint": data.fingerprint,
         "seed": config.seed,
         "parent": parent,
@@ -143,6 +145,8 @@ def _prepare_machine(config: Config) -> tuple[torch.device, int]:
     threads = config.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # else the first steps on nearly dead weights take many times as long
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda", "a GPU that torch can use", "set device=auto or device=cpu")
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if cuda else "cpu"), threads
 
@@ -167,7 +171,7 @@ def _summary_rows(done: list[Path]) -> list[dict[str, Any]]:
                 "times_faster": metrics["speedup_vs_teacher"],
                 "times_fewer_macs": teacher["macs"] / metrics["macs"],
                 "times_fewer_params": teacher["params"] / metrics["params"],
-                "points_lost": -metrics["top1_delta_points"],
+                "points_lost": 0.0 - metrics["top1_delta_points"],
             }
         )
     return rows

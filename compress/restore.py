@@ -20,7 +20,9 @@ def restore(folder: Path, device: torch.device) -> Artifact:
     else:
         settings = spec.quantization
         example = torch.zeros(1, *spec.input["shape"])
-        prepared = prepare(network, example, settings["weight_bits"], qat=settings["mode"] == "qat")
+        prepared = prepare(
+            network, example, settings["weight_bits"], settings["mode"] == "qat", settings["calibration"]
+        )
         prepared.load_state_dict(tensors)
         network = convert(prepared)
     return Artifact(network.to(device, memory_format=torch.channels_last), spec)

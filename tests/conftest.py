@@ -40,11 +40,10 @@ def resnet8() -> None:
     ZOO["resnet8"] = Entry("He et al. 2015, section 4.2, with one block a group", depth=8)
 
 
-@pytest.fixture
-def tiny_config(tiny_npz: Path) -> Config:
+def make_tiny_config(npz: Path) -> Config:
     """All four stages on the tiny data, an epoch or two each."""
     return Config(
-        data=DataConfig(name="npz", root=str(tiny_npz), image_size=8, batch_size=32, crop_padding=1, val_fraction=0.2),
+        data=DataConfig(name="npz", root=str(npz), image_size=8, batch_size=32, crop_padding=1, val_fraction=0.2),
         teacher=TeacherConfig(model="resnet8", epochs=3),
         prune=PruneConfig(ratio=0.5, round_to=1, reconstruction_samples=64, epochs=1),
         distill=DistillConfig(epochs=1),
@@ -52,3 +51,9 @@ def tiny_config(tiny_npz: Path) -> Config:
         measure=MeasureConfig(batch_size=2, repetitions=3),
         threads=1,
     )
+
+
+@pytest.fixture
+def tiny_config(tiny_npz: Path) -> Config:
+    """`make_tiny_config` on the session's data."""
+    return make_tiny_config(tiny_npz)

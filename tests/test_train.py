@@ -1,6 +1,7 @@
 """The training loop: it learns, it repeats itself, it keeps the best epoch, it stops at a loss that is no number."""
 
 import copy
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_the_best_epoch_is_kept(data: Data, tmp_path: Path) -> None:
         value, logits = cross_entropy(network, images, labels)
         return (-value if len(calls) > 2 * data.train.steps() else value), logits
 
-    rows = run(network, data, tmp_path, spoiled, epochs=4)
+    rows = run(network, data, tmp_path, spoiled, epochs=10)
     best = max(row["val_top1_percent"] for row in rows)
     assert rows[-1]["val_top1_percent"] < best
     with torch.no_grad():
@@ -103,5 +104,5 @@ def test_the_learning_rate_rises_and_falls_to_zero() -> None:
     factors = [_lr_factor(step, 100, 0.1) for step in range(101)]
     assert factors[:10] == [pytest.approx((step + 1) / 10) for step in range(10)]
     assert factors[10] == 1
-    assert all(after <= before for before, after in zip(factors[10:], factors[11:], strict=False))
+    assert all(after <= before for before, after in pairwise(factors[10:]))
     assert factors[100] == pytest.approx(0, abs=1e-9)

@@ -22,6 +22,7 @@ def load_data(config: DataConfig, seed: int) -> Data:
         digests = [digest(*arrays[name]) for name in arrays]
         splits = {name: to_memory(*arrays[name], config.image_size) for name in arrays}
         channels = splits["train"].images.shape[1]
+        _check_channels({name: part.images.shape[1] for name, part in splits.items()}, str(config.root))
     check_labels({name: part.labels for name, part in splits.items()}, len(classes), str(config.root or config.name))
     index = {name: torch.arange(len(part.labels)) for name, part in splits.items()}
     if "val" not in splits:
@@ -41,6 +42,16 @@ def load_data(config: DataConfig, seed: int) -> Data:
         fingerprint=digest(*digests, *(part.index.numpy() for part in (train, val, test))),
         sizes={"train": len(train), "val": len(val), "test": len(test)},
     )
+
+
+def _check_channels(channels: dict[str, int], source: str) -> None:
+    for name, count in channels.items():
+        if count != channels["train"]:
+            raise UserError(
+                f"{source}: {name} has {count} channels, train {channels['train']}",
+                "the same in every split",
+                "convert one of them",
+            )
 
 
 def _statistics(

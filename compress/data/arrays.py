@@ -40,7 +40,7 @@ def npz(config: DataConfig) -> tuple[Arrays, list[str]]:
     """A file in MedMNIST's layout: `<split>_images` uint8 (N, H, W[, C]) and `<split>_labels` (N,) or (N, 1)."""
     path = _existing(config)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files if name.endswith(("_images", "_labels"))}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(

@@ -117,6 +117,8 @@ def hold_out(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Te
 
 def check_labels(labels: dict[str, torch.Tensor], classes: int, source: str) -> None:
     """Raises UserError unless every label of every split is in 0..classes-1 and train has two classes or more."""
+    if len(labels["train"]) and len(labels["train"].unique()) < 2:
+        raise UserError(f"{source}: one class only in train", "two classes or more", "add images of another class")
     for split, values in labels.items():
         if len(values) == 0:
             raise UserError(f"{source}: no images in {split}", "at least one", "add images to that split")
@@ -127,8 +129,6 @@ def check_labels(labels: dict[str, torch.Tensor], classes: int, source: str) -> 
                 f"labels from 0 to {classes - 1}, the classes that train has",
                 "number the classes from 0 and put each of them into train",
             )
-    if len(labels["train"].unique()) < 2:
-        raise UserError(f"{source}: one class only in train", "two classes or more", "add images of another class")
 
 
 def digest(*parts: np.ndarray | bytes | str) -> str:

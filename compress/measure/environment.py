@@ -11,7 +11,7 @@ from compress import __version__
 # Those that decide how int8 is computed.
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 _PACKAGES = (
-    "torch", "torchvision", "torchao", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "hydra-core", "safetensors",
+    "torchvision", "torchao", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "hydra-core", "safetensors",
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def environment(threads: int) -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """Python and the packages that compute."""
-    own = {"compress": __version__, "python": platform.python_version()}
+    own = {"compress": __version__, "python": platform.python_version(), "torch": torch.__version__}  # with its build
     return own | {name: version(name) for name in _PACKAGES}
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from compress.artifact import Artifact
 from compress.config import DistillConfig
 from compress.context import Context
+from compress.errors import UserError
 from compress.losses import tapped, teacher_loss
 from compress.models import Architecture, build
 from compress.train import Schedule, train

@@ -24,11 +24,16 @@ _FREEZE_BATCH_NORM, _FREEZE_RANGES = 0.34, 0.67
 def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Artifact:
     """Quantizes the artifact's network; the activation ranges come from `config.calibration_samples` train images."""
     example = torch.zeros(1, *context.data.shape, device=context.device)
-    prepared = prepare(artifact.network, example, WEIGHT_BITS, qat=config.mode == "qat")
+    prepared = prepare(artifact.network, example, WEIGHT_BITS, config.mode == "qat", config.calibration)
     samples = context.data.train.take(config.calibration_samples, context.seed)
     calibrate(prepared, (to_device(images, context.device) for images, _ in samples.batches()))
     history = _train(prepared, config, context) if config.mode == "qat" else []
-    quantization = {"mode": config.mode, "weight_bits": WEIGHT_BITS, "calibration_images": len(samples)}
+    quantization = {
+        "mode": config.mode,
+        "weight_bits": WEIGHT_BITS,
+        "calibration": config.calibration,
+        "calibration_images": len(samples),
+    }
     spec = replace(artifact.spec, quantization=quantization)
     return Artifact(convert(prepared.cpu()), spec, notes={"history": history}, state=prepared.state_dict())
 

@@ -154,7 +154,7 @@ def test_arrays_that_cannot_be_used_are_refused(tmp_path: Path, changes: dict, m
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])
 def test_a_broken_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "data.npz").write_bytes(content)
-    with pytest.raises(UserError, match="expected an .npz of plain arrays"):
+    with pytest.raises(UserError, match=r"expected an \.npz of plain arrays"):
         load_data(DataConfig(name="npz", root=str(tmp_path / "data.npz")), 0)
 
 

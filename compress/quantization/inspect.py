@@ -1,0 +1,102 @@
+"""Reads back from an ONNX file, and from the runtime itself, what is int8 and what is not."""
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+LAYERS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
+CLAMPS = ("Relu", "Clip")
+INT8_LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
+FLOAT_LAYERS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution or matrix product of the file."""
+
+    name: str
+    operator: str
+    quantized: bool
+    reason: str  # why not, empty where quantized
+    weight_min: int | None
+    weight_max: int | None
+
+
+def inspect_quantization(path: Path) -> list[Layer]:
+    """Each layer with weights in the file: whether int8 kernels can run it, and if not, what is missing."""
+    graph = onnx.load(str(path)).graph
+    producers = {output: node for node in graph.node for output in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    return [_layer(node, producers, readers, constants) for node in graph.node if node.op_type in LAYERS]
+
+
+def executed_operators(path: Path) -> Counter:
+    """How often ONNX Runtime executes each operator of the file, after all its optimizations for this CPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # it warns that the optimized file suits this CPU only, which is the point
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        nodes = onnx.load(options.optimized_model_filepath).graph.node
+    return Counter(node.op_type for node in nodes)
+
+
+def require_quantized(path: Path, float_layers: tuple[str, ...] = ()) -> None:
+    """Raise ValueError unless every layer but `float_layers` is int8, in the file and in what the runtime executes."""
+    claimed = [layer for layer in inspect_quantization(path) if layer.name not in float_layers]
+    missing = [f"{layer.name} ({layer.reason})" for layer in claimed if not layer.quantized]
+    if missing:
+        raise ValueError(f"received {path} with float layers {', '.join(missing)}; expected int8 weights and inputs")
+    executed = executed_operators(path)
+    int8 = sum(executed[operator] for operator in INT8_LAYERS)
+    if int8 < len(claimed):
+        floats = {operator: executed[operator] for operator in FLOAT_LAYERS if executed[operator]}
+        raise ValueError(
+            f"received {path}, of whose {len(claimed)} int8 layers ONNX Runtime executes {int8} as int8 and {floats} "
+            "in float; expected an int8 kernel for each"
+        )
+
+
+def _layer(node: onnx.NodeProto, producers: dict, readers: dict, constants: dict) -> Layer:
+    weight = _int8_weight(node, producers, constants)
+    reason = ""
+    if weight is None:
+        reason = "its weight is not stored as int8"
+    elif _producer(node.input[0], producers) != "DequantizeLinear":
+        reason = "its input is float"
+    elif node.op_type == "Conv" and not _is_quantized_after(node.output[0], readers):
+        reason = "its output is float"
+    low, high = (int(weight.min()), int(weight.max())) if weight is not None and weight.size else (None, None)
+    return Layer(node.name, node.op_type, not reason, reason, low, high)
+
+
+def _int8_weight(node: onnx.NodeProto, producers: dict, constants: dict) -> np.ndarray | None:
+    dequantize = producers.get(node.input[1])
+    if dequantize is None or dequantize.op_type != "DequantizeLinear":
+        return None
+    stored = constants.get(dequantize.input[0])
+    if stored is None or stored.data_type != onnx.TensorProto.INT8:
+        return None
+    return onnx.numpy_helper.to_array(stored)
+
+
+def _producer(name: str, producers: dict) -> str:
+    return producers[name].op_type if name in producers else ""
+
+
+def _is_quantized_after(name: str, readers: dict) -> bool:
+    """Whether every reader of the tensor quantizes it, at once or behind a clamp."""
+    nodes = readers.get(name, [])
+    return bool(nodes) and all(
+        node.op_type == "QuantizeLinear" or (node.op_type in CLAMPS and _is_quantized_after(node.output[0], readers))
+        for node in nodes
+    )

@@ -1,0 +1,161 @@
+"""Rewrites of an exported ONNX graph into operators that ONNX Runtime runs faster, with the same results."""
+
+import numpy as np
+import onnx_ir as ir
+
+
+def use_global_average_pool(model: ir.Model) -> None:
+    """ReduceMean over height and width as GlobalAveragePool, in place: the form with an int8 kernel."""
+    for node in list(model.graph):
+        if node.op_type != "ReduceMean" or not _is_spatial(node):
+            continue
+        keep = node.attributes.get_int("keepdims", 1)
+        pool = ir.node("GlobalAveragePool", [node.inputs[0]], name=node.name)
+        _describe(pool.outputs[0], node.inputs[0], [*node.inputs[0].shape[:2], 1, 1])
+        tail = pool
+        added = [pool]
+        result = node.outputs[0]
+        if not keep:
+            grid = _grid_after(result)
+            added += _requantize(pool.outputs[0], grid) if grid else []
+            tail = ir.node("Flatten", [added[-1].outputs[0]], {"axis": 1}, name=f"{node.name}_flatten")
+            added.append(tail)
+        _replace(model, node, added)
+
+
+def pad_integers(model: ir.Model) -> None:
+    """Zero padding between int8 tensors on one grid as padding of the integers with the zero point, in place.
+
+    ONNX Runtime has the integer kernel but does not choose it by itself.
+    """
+    for node in list(model.graph):
+        if node.op_type != "Pad" or node.attributes.get_string("mode", "constant") != "constant":
+            continue
+        before, after = node.inputs[0].producer(), [usage.node for usage in node.outputs[0].uses()]
+        if before is None or before.op_type != "DequantizeLinear" or len(after) != 1:
+            continue
+        (quantize,) = after
+        if quantize.op_type != "QuantizeLinear" or not _same_grid(before, quantize) or not _pads_zero(node):
+            continue
+        inputs = [before.inputs[0], node.inputs[1], before.inputs[2], *node.inputs[3:]]
+        pad = ir.node("Pad", inputs, {"mode": "constant"}, name=node.name)
+        _describe(pad.outputs[0], before.inputs[0], node.outputs[0].shape)
+        quantize.outputs[0].replace_all_uses_with(pad.outputs[0])
+        model.graph.insert_before(node, pad)
+        pad.outputs[0].name = quantize.outputs[0].name
+        model.graph.remove([quantize, node], safe=True)
+
+
+def merge_slices(model: ir.Model) -> None:
+    """Two slices one after the other, along different axes, as one, in place; quantized ones on one grid too."""
+    for second in list(model.graph):
+        if second.op_type != "Slice":
+            continue
+        source = second.inputs[0].producer()
+        between = []
+        if source is not None and source.op_type == "DequantizeLinear":
+            quantize = source.inputs[0].producer()
+            if quantize is None or quantize.op_type != "QuantizeLinear" or not _same_grid(source, quantize):
+                continue
+            between, source = [quantize, source], quantize.inputs[0].producer()
+        if source is None or source.op_type != "Slice" or not _read_once([source, *between]):
+            continue
+        first_rows, second_rows = (_slice_rows(node) for node in (source, second))
+        if first_rows is None or second_rows is None or set(first_rows[2]) & set(second_rows[2]):
+            continue
+        rows = [
+            ir.Value(
+                name=f"{second.name}_{part}", const_value=ir.tensor(np.concatenate(pair), name=f"{second.name}_{part}")
+            )
+            for part, pair in zip(
+                ("starts", "ends", "axes", "steps"), zip(first_rows, second_rows, strict=True), strict=True
+            )
+        ]
+        for row in rows:
+            model.graph.register_initializer(row)
+        merged = ir.node("Slice", [source.inputs[0], *rows], name=second.name)
+        _replace(model, second, [merged])
+        model.graph.remove([*reversed(between), source], safe=True)
+
+
+def strip_descriptions(model: ir.Model) -> None:
+    """Remove every doc string and metadata entry, in place: they hold stack traces and paths of the machine."""
+    model.doc_string = None
+    model.metadata_props.clear()
+    model.graph.doc_string = None
+    model.graph.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        _strip(value)
+        if value.const_value is not None:
+            _strip(value.const_value)
+    for node in model.graph:
+        _strip(node)
+        for value in node.outputs:
+            _strip(value)
+
+
+def _strip(thing: ir.Node | ir.Value | ir.TensorProtocol) -> None:
+    thing.doc_string = None
+    thing.metadata_props.clear()
+
+
+def _is_spatial(node: ir.Node) -> bool:
+    axes = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    shape = node.inputs[0].shape
+    return axes is not None and shape is not None and len(shape) == 4 and sorted(axes.numpy() % 4) == [2, 3]
+
+
+def _grid_after(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """Scale and zero point of the one QuantizeLinear that reads `value`."""
+    readers = [usage.node for usage in value.uses()]
+    if len(readers) == 1 and readers[0].op_type == "QuantizeLinear":
+        return readers[0].inputs[1], readers[0].inputs[2]
+    return None
+
+
+def _requantize(value: ir.Value, grid: tuple[ir.Value, ir.Value]) -> list[ir.Node]:
+    """Quantize and dequantize on `grid`: the runtime fuses an operator only between the two."""
+    quantize = ir.node("QuantizeLinear", [value, *grid], name=f"{value.name}_quantize")
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *grid], name=f"{value.name}_dequantize")
+    _describe(quantize.outputs[0], grid[1], value.shape)
+    _describe(dequantize.outputs[0], value, value.shape)
+    return [quantize, dequantize]
+
+
+def _same_grid(first: ir.Node, second: ir.Node) -> bool:
+    """Whether two quantize or dequantize nodes have equal scale and zero point."""
+    pairs = list(zip(first.inputs[1:], second.inputs[1:], strict=True))
+    constants = all(value is not None and value.const_value is not None for pair in pairs for value in pair)
+    return constants and all(np.array_equal(a.const_value.numpy(), b.const_value.numpy()) for a, b in pairs)
+
+
+def _pads_zero(node: ir.Node) -> bool:
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    return value is None or (value.const_value is not None and not value.const_value.numpy().any())
+
+
+def _read_once(nodes: list[ir.Node]) -> bool:
+    return all(len(node.outputs[0].uses()) == 1 for node in nodes)
+
+
+def _slice_rows(node: ir.Node) -> list[np.ndarray] | None:
+    """Starts, ends, axes and steps of a Slice, where all are constants."""
+    constants = [value.const_value if value is not None else None for value in node.inputs[1:]]
+    if len(constants) < 3 or any(value is None for value in constants):
+        return None
+    rows = [value.numpy() for value in constants]
+    return rows if len(rows) == 4 else [*rows, np.ones_like(rows[0])]
+
+
+def _describe(value: ir.Value, like: ir.Value, shape: list | ir.Shape) -> None:
+    value.dtype, value.shape = like.dtype, ir.Shape(shape)
+
+
+def _replace(model: ir.Model, node: ir.Node, added: list[ir.Node]) -> None:
+    """Put `added` in the place of `node`; the last one takes over its output."""
+    old, new = node.outputs[0], added[-1].outputs[0]
+    _describe(new, old, old.shape)
+    new.name = old.name
+    model.graph.insert_before(node, added)
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)

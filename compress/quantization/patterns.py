@@ -1,0 +1,118 @@
+"""Names the operators that ONNX Runtime can run in int8, and how they are read in an exported graph."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+import torch.ao.quantization.fx._decomposed
+from torch.fx import GraphModule, Node
+
+# torchao, imported after this, makes torch log a notice about one of torchao's own enums.
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+
+aten = torch.ops.aten
+quantized = torch.ops.quantized_decomposed
+
+CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default}
+LINEARS = {aten.linear.default}
+
+# Quantized after the activation: the saturation of an unsigned 8-bit value performs these for nothing.
+CLAMPS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
+
+# Values move, none changes: input and output share scale and zero point.
+MOVES = {
+    aten.flatten.using_ints,
+    aten.view.default,
+    aten.reshape.default,
+    aten.transpose.int,
+    aten.permute.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.slice.Tensor,
+    aten.chunk.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.pad.default,
+    aten.constant_pad_nd.default,
+    aten.max_pool2d.default,
+    aten.dropout.default,
+}
+SPLITS = {aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default}
+
+SUMS = {aten.add.Tensor}
+PRODUCTS = {aten.mul.Tensor}
+CONCATENATIONS = {aten.cat.default}
+MEANS = {aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim}
+GATES = {aten.sigmoid.default, aten.hardsigmoid.default}
+
+QUANTIZE = quantized.quantize_per_tensor.default
+DEQUANTIZE = quantized.dequantize_per_tensor.default
+QUANTIZE_CHANNELS = quantized.quantize_per_channel.default
+DEQUANTIZE_CHANNELS = quantized.dequantize_per_channel.default
+
+
+def is_call(node: object, targets: set[Callable]) -> bool:
+    """Whether `node` is a call of one of `targets`."""
+    return isinstance(node, Node) and node.op == "call_function" and node.target in targets
+
+
+def only_user(node: Node) -> Node | None:
+    """The one node that reads `node`; None where there are several."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def tensor_of(node: Node | None, module: GraphModule) -> torch.Tensor | None:
+    """The parameter or buffer that a `get_attr` node reads; None for no node."""
+    if node is None:
+        return None
+    value = module
+    for name in str(node.target).split("."):
+        value = getattr(value, name)
+    return value
+
+
+def argument(node: Node, name: str) -> object:
+    """An argument of an aten call by its name in the operator's schema, its default where it was left out."""
+    for position, parameter in enumerate(node.target._schema.arguments):
+        if parameter.name == name:
+            if position < len(node.args):
+                return node.args[position]
+            return node.kwargs.get(name, parameter.default_value)
+    raise KeyError(f"{node.target} has no argument {name!r}")
+
+
+def is_float(node: Node) -> bool:
+    """Whether the node's value is one float tensor."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def is_spatial_mean(node: Node) -> bool:
+    """Whether the node averages each channel of (N, C, H, W) over a window: what a pooling kernel computes."""
+    if not is_call(node, MEANS):
+        return False
+    if node.target is aten.mean.dim:
+        return node.args[0].meta["val"].dim() == 4 and sorted(d % 4 for d in node.args[1]) == [2, 3]
+    if node.target is aten.adaptive_avg_pool2d.default:
+        return list(node.args[1]) == [1, 1]
+    return True
+
+
+def is_move(node: Node) -> bool:
+    """Whether the node only moves values about, so that they keep their scale and zero point."""
+    if is_call(node, {aten.pad.default, aten.constant_pad_nd.default}):
+        mode = argument(node, "mode") if node.target is aten.pad.default else "constant"
+        return mode == "constant" and not argument(node, "value")
+    if node.op == "call_function" and node.target.__name__ == "getitem":
+        return is_call(node.args[0], SPLITS)
+    return is_call(node, MOVES)
+
+
+def origin(node: Node) -> Node:
+    """The node that computed the values of `node`: follows moves upwards."""
+    while is_move(node):
+        node = node.args[0]
+    return node

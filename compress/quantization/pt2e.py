@@ -1,0 +1,156 @@
+"""The way of a trained network to int8: capture, prepare, calibrate or train, convert."""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
+from torchao.quantization.pt2e.observer import ObserverBase
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from compress.quantization.batch_norm import conv_batch_norms, lift_modules, lower_conv_batch_norm
+from compress.quantization.fake_quantize import WeightFakeQuantize
+from compress.quantization.patterns import tensor_of
+from compress.quantization.quantizer import RuntimeQuantizer
+from compress.quantization.rewrites import (
+    hard_sigmoid_as_sum,
+    make_functional,
+    quantize_biases,
+    requantize_moves,
+    split_gated_activations,
+)
+
+
+def capture(network: nn.Module, example: Tensor) -> GraphModule:
+    """The graph of aten operators of `network` in eval mode, for any batch size; `example` is (N, C, H, W).
+
+    Copies the network first: the graph shares no tensor with it.
+    """
+    network = copy.deepcopy(network).eval()
+    pair = example[:1].repeat(2, 1, 1, 1)  # a batch of one would fix the batch size at one
+    program = torch.export.export(network, (pair,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    module = program.module(check_guards=False)
+    restore_switches(module)
+    make_functional(module)
+    return module
+
+
+def prepare(
+    network: nn.Module, example: Tensor, weight_bits: int, qat: bool, calibration: str = "min_max"
+) -> GraphModule:
+    """A module with observers (PTQ) or with fake quantization (QAT) in it, to calibrate or to train.
+
+    `calibration` is a name in `ACTIVATION_OBSERVERS`; QAT has a moving average of its own.
+
+    Its `state_dict()`, loaded into a module prepared anew from the same network, converts to the same int8 network
+    bit for bit. Calibrate before the first forward pass in eval mode, QAT too: until then there are no ranges.
+    """
+    module = capture(network, example)
+    split_gated_activations(module)
+    lift_modules(module)
+    quantizer = RuntimeQuantizer(weight_bits, qat, calibration)
+    if qat:
+        for block in conv_batch_norms(module):
+            block.weight_quantizer = quantizer.weight_quantizer()
+    else:
+        lower_conv_batch_norm(module)
+    with quiet():
+        module = prepare_pt2e(module, quantizer)
+    restore_switches(module)
+    name_shared_modules_once(module)
+    return module.train(qat)
+
+
+def calibrate(prepared: GraphModule, batches: Iterable[Tensor]) -> None:
+    """Observe the ranges of weights and activations on `batches` of (N, C, H, W), in eval mode."""
+    was_training = prepared.training
+    prepared.eval()
+    for module in prepared.modules():
+        if isinstance(module, FakeQuantizeBase):
+            module.train()
+    with torch.no_grad():
+        for batch in batches:
+            prepared(batch)
+    prepared.train(was_training)
+
+
+def convert(prepared: GraphModule) -> GraphModule:
+    """The int8 network with explicit quantize and dequantize operators. `prepared` stays as it was.
+
+    Raises ValueError where a tensor was never observed.
+    """
+    module = copy.deepcopy(prepared)
+    require_ranges(module)
+    lower_conv_batch_norm(module)
+    measure_weights(module)
+    with quiet():
+        module = convert_pt2e(module)
+    restore_switches(module)
+    requantize_moves(module)
+    hard_sigmoid_as_sum(module)
+    quantize_biases(module)
+    return module.eval()
+
+
+def freeze_batch_norm(prepared: GraphModule) -> None:
+    """From here on train with batch norm folded: running statistics stay, its scale and shift go on learning."""
+    for block in conv_batch_norms(prepared):
+        block.frozen = True
+
+
+def freeze_observers(prepared: GraphModule) -> None:
+    """From here on train with the activations' ranges as they are. A weight's scale goes on following the weight."""
+    for module in prepared.modules():
+        if isinstance(module, FakeQuantizeBase):
+            module.disable_observer()
+
+
+def require_ranges(prepared: GraphModule) -> None:
+    """Raise ValueError, naming the first, where an observer saw no value yet."""
+    for name, module in prepared.named_modules():
+        if isinstance(module, ObserverBase) and not bool(module.min_val.numel() and module.min_val.isfinite().all()):
+            raise ValueError(
+                f"received a prepared network whose {name} observed nothing; expected a calibrated or trained one; "
+                "call calibrate(prepared, batches) first"
+            )
+
+
+def measure_weights(module: GraphModule) -> None:
+    """Take the scale of each fake-quantized weight anew: the optimizer's last step came after the last forward."""
+    for node in module.graph.nodes:
+        quantizer = module.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(quantizer, WeightFakeQuantize):
+            quantizer(tensor_of(node.args[0], module))
+
+
+def restore_switches(module: GraphModule) -> None:
+    """Undo what makes train() and eval() of an exported module raise.
+
+    Both are right here: every operator that differs between the two is a module of the graph.
+    """
+    module.__dict__.pop("train", None)
+    module.__dict__.pop("eval", None)
+
+
+def name_shared_modules_once(module: GraphModule) -> None:
+    """Give an observer that several tensors share one name, so that its state is saved once."""
+    first_name: dict[nn.Module, str] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            name = node.target
+            node.target = first_name.setdefault(module.get_submodule(name), name)
+            if node.target != name:
+                module.delete_submodule(name)
+    module.recompile()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences torchao's deprecation notices about its own insides."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+        yield

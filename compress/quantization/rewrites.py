@@ -1,0 +1,146 @@
+"""Rewrites of captured and converted graphs that bring them into forms for which ONNX Runtime has int8 kernels."""
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from compress.quantization.patterns import (
+    CONVOLUTIONS,
+    DEQUANTIZE,
+    DEQUANTIZE_CHANNELS,
+    LINEARS,
+    QUANTIZE,
+    argument,
+    aten,
+    is_call,
+    is_float,
+    is_move,
+    tensor_of,
+)
+
+IN_PLACE = {
+    aten.relu_.default: aten.relu.default,
+    aten.relu6_.default: aten.relu6.default,
+    aten.hardtanh_.default: aten.hardtanh.default,
+    aten.hardswish_.default: aten.hardswish.default,
+    aten.hardsigmoid_.default: aten.hardsigmoid.default,
+    aten.silu_.default: aten.silu.default,
+    aten.sigmoid_.default: aten.sigmoid.default,
+    aten.dropout_.default: aten.dropout.default,
+    aten.add_.Tensor: aten.add.Tensor,
+    aten.mul_.Tensor: aten.mul.Tensor,
+}
+GATE_OF = {aten.hardswish.default: aten.hardsigmoid.default, aten.silu.default: aten.sigmoid.default}
+
+
+def make_functional(module: GraphModule) -> None:
+    """Replace in-place operators by their pure forms, in place; later readers of the changed tensor get the result."""
+    order = {node: position for position, node in enumerate(module.graph.nodes)}
+    for node in module.graph.nodes:
+        if not is_call(node, set(IN_PLACE)):
+            continue
+        node.target = IN_PLACE[node.target]
+        changed = node.args[0]
+        for reader in list(changed.users):
+            if order[reader] > order[node]:
+                reader.replace_input_with(changed, node)
+    module.recompile()
+
+
+def split_gated_activations(module: GraphModule) -> None:
+    """Hardswish and SiLU as x times a gate, in place: the runtime has int8 kernels for both halves, none for either."""
+    for node in list(module.graph.nodes):
+        if not is_call(node, set(GATE_OF)):
+            continue
+        with module.graph.inserting_before(node):
+            gate = module.graph.call_function(GATE_OF[node.target], (node.args[0],))
+            product = module.graph.call_function(aten.mul.Tensor, (node.args[0], gate))
+        gate.meta, product.meta = dict(node.meta), dict(node.meta)
+        node.replace_all_uses_with(product)
+        module.graph.erase_node(node)
+    module.recompile()
+
+
+def requantize_moves(module: GraphModule) -> None:
+    """Quantize anew, on the same grid, after each operator that only moves quantized values, in place.
+
+    The runtime keeps such an operator in int8 only where it stands between the two. It changes no value.
+    """
+    for node in list(module.graph.nodes):
+        source = node.args[0] if is_move(node) else None
+        while source is not None and not is_call(source, {DEQUANTIZE}) and not is_float(source):
+            source = source.args[0]
+        if not is_call(source, {DEQUANTIZE}) or not is_float(node) or _only_returned(node):
+            continue
+        readers = list(node.users)
+        with module.graph.inserting_after(node):
+            quantized = module.graph.call_function(QUANTIZE, (node, *source.args[1:]))
+        with module.graph.inserting_after(quantized):
+            dequantized = module.graph.call_function(DEQUANTIZE, (quantized, *source.args[1:]))
+        quantized.meta, dequantized.meta = {"val": node.meta["val"]}, {"val": node.meta["val"]}
+        for reader in readers:
+            reader.replace_input_with(node, dequantized)
+    module.recompile()
+
+
+def quantize_biases(module: GraphModule) -> None:
+    """Store the bias of each int8 convolution and linear layer as int32 on the grid s_x * s_w of its sums, in place."""
+    for node in list(module.graph.nodes):
+        if not is_call(node, CONVOLUTIONS | LINEARS):
+            continue
+        x, weight, bias = node.args[0], node.args[1], argument(node, "bias")
+        if bias is None or not is_call(x, {DEQUANTIZE}) or not is_call(weight, {DEQUANTIZE_CHANNELS}):
+            continue
+        scale = x.args[1] * tensor_of(weight.args[1], module).double()
+        limit = torch.iinfo(torch.int32)
+        steps = (tensor_of(bias, module).double() / scale).round().clamp(limit.min, limit.max)
+        stored = {
+            "int32": steps.int(),
+            "scale": scale.float(),
+            "zero_point": torch.zeros(len(scale), dtype=torch.int32),
+        }
+        holder = nn.Module()
+        for name, value in stored.items():
+            holder.register_buffer(name, value.detach())
+        module.set_submodule(f"bias_of_{node.name}", holder)
+        with module.graph.inserting_before(node):
+            values = [module.graph.get_attr(f"bias_of_{node.name}.{name}") for name in stored]
+            dequantized = module.graph.call_function(
+                DEQUANTIZE_CHANNELS, (*values, 0, limit.min, limit.max, torch.int32)
+            )
+        node.replace_input_with(bias, dequantized)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def hard_sigmoid_as_sum(module: GraphModule) -> None:
+    """Write hardsigmoid between int8 tensors as x / 6 + 1 / 2, in place, which has an int8 kernel.
+
+    Reading x with a sixth of its scale divides it for nothing. The clamp to 0..1 falls away: what an unsigned value
+    with a range inside 0..1 cannot hold saturates just there.
+    """
+    for node in list(module.graph.nodes):
+        if not is_call(node, {aten.hardsigmoid.default}) or not is_call(node.args[0], {DEQUANTIZE}):
+            continue
+        (quantize,) = node.users if len(node.users) == 1 else (None,)
+        if not is_call(quantize, {QUANTIZE}):
+            continue
+        x = node.args[0]
+        name = f"half_of_{node.name}"
+        module.register_buffer(name, torch.tensor([255], dtype=torch.uint8))
+        with module.graph.inserting_before(node):
+            sixth = module.graph.call_function(DEQUANTIZE, (x.args[0], x.args[1] / 6, *x.args[2:]))
+            half = module.graph.call_function(DEQUANTIZE, (module.graph.get_attr(name), 0.5 / 255, *HALF_GRID))
+            total = module.graph.call_function(aten.add.Tensor, (sixth, half))
+        node.replace_all_uses_with(total)
+        module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+HALF_GRID = (0, 0, 255, torch.uint8)
+
+
+def _only_returned(node: Node) -> bool:
+    """Whether the node is on the way to the network's result and read by nothing else."""
+    return all(user.op == "output" or (is_move(user) and _only_returned(user)) for user in node.users)

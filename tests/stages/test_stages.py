@@ -1,0 +1,99 @@
+"""What a stage does with the network that it is given, apart from the files around it."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from compress.artifact import Artifact
+from compress.config import Config, DistillConfig, PruneConfig
+from compress.context import Context
+from compress.curves import Curves
+from compress.data import load_data
+from compress.errors import UserError
+from compress.losses import relative_error, tapped
+from compress.stages.distill import distill
+from compress.stages.prune import prune
+from compress.stages.quantize import quantize
+from compress.stages.teacher import teacher
+
+
+@pytest.fixture
+def context(tiny_config: Config, tmp_path: Path) -> Context:
+    data = load_data(tiny_config.data, 0)
+    with Curves(tmp_path / "curves") as curves:
+        context = Context(data, None, tiny_config.train, torch.device("cpu"), 0, curves)
+        torch.manual_seed(0)
+        context.teacher = teacher(None, tiny_config.teacher, context)
+        yield context
+
+
+@pytest.fixture
+def student(context: Context) -> Artifact:
+    """The teacher with half of its inner filters gone and nothing done about it."""
+    return prune(copy.deepcopy(context.teacher), PruneConfig(round_to=1, reconstruction_samples=0, epochs=0), context)
+
+
+def outputs(network: torch.nn.Module, layer: str, context: Context) -> torch.Tensor:
+    """What `layer` gives on the validation images."""
+    with torch.no_grad(), tapped(network.eval(), [layer]) as kept:
+        network(torch.cat([images for images, _ in context.data.val.batches()]))
+    return kept[layer]
+
+
+def distance(student: Artifact, layer: str, context: Context) -> float:
+    wanted = outputs(context.teacher.network, layer, context)
+    return relative_error(outputs(student.network, layer, context), wanted).item()
+
+
+def test_a_distilled_student_comes_nearer_to_the_teacher(student: Artifact, context: Context) -> None:
+    before = distance(student, "linear", context)
+    distill(student, DistillConfig(epochs=6, alpha=1.0, temperature=1.0, lr=0.03), context)
+    assert distance(student, "linear", context) < 0.5 * before
+
+
+def test_hints_bring_the_inner_layers_nearer_too(student: Artifact, context: Context) -> None:
+    settings = {"epochs": 4, "alpha": 1.0, "lr": 0.01, "temperature": 1.0}
+    plain = copy.deepcopy(student)
+    distill(plain, DistillConfig(**settings), context)
+    distill(student, DistillConfig(hint_layers=["layer1", "layer2", "layer3"], **settings), context)
+    assert distance(student, "layer2", context) < 0.8 * distance(plain, "layer2", context)
+
+
+def test_hints_between_unequal_shapes_are_refused(context: Context) -> None:
+    with pytest.raises(UserError, match=r"distill\.hint_layers with features; expected modules"):
+        distill(
+            copy.deepcopy(context.teacher),
+            DistillConfig(student="mobilenet_v3_small", hint_layers=["features"]),
+            context,
+        )
+
+
+def test_a_layer_that_lost_filters_gives_no_hint(context: Context, tiny_config: Config) -> None:
+    tiny_config.prune.epochs = 0
+    pruned = prune(copy.deepcopy(context.teacher), tiny_config.prune, context)
+    with pytest.raises(UserError, match=r"layer1\.0\.conv1: \(1, 8, 8, 8\) in the student, \(1, 16, 8, 8\) in the"):
+        distill(pruned, DistillConfig(hint_layers=["layer1.0.conv1"]), context)
+
+
+def test_pruning_records_what_is_left(context: Context, tiny_config: Config) -> None:
+    tiny_config.prune.epochs = 0
+    pruned = prune(copy.deepcopy(context.teacher), tiny_config.prune, context)
+    assert pruned.spec.widths["layer1.0.conv1"] == [8, 16, 1]
+    assert "conv1" not in pruned.spec.widths
+    (record,) = pruned.spec.pruning
+    assert record["settings"]["ratio"] == 0.5
+    assert len(record["kept_filters"]["layer3.0.conv1"]) == 32
+    assert set(pruned.notes["unexplained_share"]) == {f"layer{k}.0.conv2" for k in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("mode", ["ptq", "qat"])
+def test_the_quantized_network_is_near_the_float_one(context: Context, tiny_config: Config, mode: str) -> None:
+    tiny_config.quantize.mode, tiny_config.quantize.epochs = mode, 0
+    given = copy.deepcopy(context.teacher)
+    images = torch.cat([images for images, _ in context.data.val.batches()])
+    with torch.no_grad():
+        wanted = given.network(images)
+        found = quantize(given, tiny_config.quantize, context).network(images)
+    assert (found - wanted).abs().max() < 0.1 * (wanted.max() - wanted.min())

@@ -1,0 +1,60 @@
+"""Every recipe runs to its end on tiny data, in its own combination of settings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from compress import data as data_sets
+from compress.compose import register, to_config
+from compress.config import Config
+from compress.data.arrays import ARRAYS
+from compress.help import CONF, RECIPES
+from compress.models import Architecture, build
+from compress.pipeline import run_pipeline
+from tests.conftest import tiny_arrays
+
+SMALL = [
+    "data.image_size=16", "data.batch_size=32", "threads=1", "prune.reconstruction_samples=48",
+    "quantize.calibration_samples=48", "measure.repetitions=3", "measure.batch_size=2",
+]  # fmt: skip
+
+
+def tiny_source(colours: int) -> tuple[dict, list[str]]:
+    """The tiny arrays as a data set's loader returns them, with ten classes as all the recipes' sets have."""
+    arrays = tiny_arrays()
+    splits = {}
+    for split in ("train", "test"):
+        images, labels = arrays[f"{split}_images"], np.arange(len(arrays[f"{split}_labels"])) % 10
+        images = np.repeat(images[..., None], colours, axis=3) if colours > 1 else images
+        splits[split] = (images, labels)
+    return splits, [str(label) for label in range(10)]
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_a_recipe_runs_to_its_end(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ARRAYS:
+        monkeypatch.setitem(data_sets.ARRAYS, name, lambda config, name=name: tiny_source(3 if name == "npz" else 1))
+    config = small_config(recipe, tmp_path)
+    summary = run_pipeline(config, tmp_path)
+    assert [row["stage"] for row in summary["stages"]] == ["01_teacher", "02_prune", "03_distill", "04_quantize"]
+    last = summary["stages"][-1]
+    assert last["times_smaller"] > 4
+    assert last["times_fewer_macs"] > 2
+    assert (tmp_path / "04_quantize" / "model.onnx").is_file()
+
+
+def small_config(recipe: str, folder: Path) -> Config:
+    """The recipe with the least data and epochs that still go through all of it."""
+    changes = [f"recipe={recipe}", *SMALL]
+    for stage in ("teacher", "prune", "distill", "quantize"):
+        changes.append(f"{stage}.epochs=1")
+    if recipe == "resnet56_cifar_int8":
+        torch.manual_seed(0)
+        torch.save(build(Architecture("resnet56", "small", 3, 10)).state_dict(), folder / "teacher.pth")
+        changes += [f"teacher.checkpoint={folder}/teacher.pth", "teacher.epochs=0"]
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return to_config(compose("config", changes))
