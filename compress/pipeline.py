@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from compress import artifact as files
-from compress.config import Config
+from compress.config import Config, describe
 from compress.console import print_summary
 from compress.context import Context
 from compress.curves import Curves
@@ -93,7 +93,7 @@ def _run_stage(
         metrics, predictions = measure_stage(stage, done[0] if done else stage, data, config.measure, device, threads)
         files.write_tensors(stage / files.PREDICTIONS, predictions)
         files.write_json(stage / files.METRICS, metrics)
-        curves.table_row(_settings(config, name), _numbers(metrics))
+        curves.table_row(_settings(config, name), _figures(metrics))
     record = {
         "key": files.digest_of(inputs),
         "inputs": inputs,
@@ -108,7 +108,7 @@ def _run_stage(
     }
     files.finish_stage(stage, record)
     log.info(
-        "%s: %.2f %% deployed, %.3f ms an image, %d layers left out",
+        "%s: %.2f %% deployed, %.3f ms an image, layers left out: %d",
         name, metrics["deployed_top1_percent"], metrics["latency_ms_p50"], len(left_out),
     )  # fmt: skip
     return files.finished_stage(stage, record["key"])
@@ -178,15 +178,19 @@ def _summary_rows(done: list[Path]) -> list[dict[str, Any]]:
 
 
 def _settings(config: Config, stage: str) -> dict[str, bool | int | float | str]:
-    """The settings as TensorBoard's hparams take them: flat, plain values."""
-    flat: dict[str, bool | int | float | str] = {"stage": stage}
-    for name, value in asdict(config).items():
-        nested = value if isinstance(value, dict) else {"": value}
-        for inner, item in nested.items():
-            plain = item if isinstance(item, (bool, int, float, str)) else str(item)
-            flat[f"{name}.{inner}".rstrip(".")] = plain
+    """TensorBoard's hparams: the stages' own settings, and of the others those that are not the default.
+
+    TensorBoard sorts them by name and shows the first few: the capital brings the stage to the front.
+    """
+    flat: dict[str, bool | int | float | str] = {"Stage": stage}
+    for (name, value, _), (_, default, _) in zip(describe(config), describe(Config()), strict=True):
+        if name.split(".")[0] in STAGES or value != default:
+            flat[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
     return flat
 
 
-def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+def _figures(metrics: dict[str, Any]) -> dict[str, float]:
+    """The numbers of metrics.json, what ships first."""
+    first = ("deployed_top1_percent", "top1_delta_points", "size_bytes", "latency_ms_p50", "speedup_vs_teacher")
+    names = [*first, *(name for name in metrics if name not in first)]
+    return {name: metrics[name] for name in names if isinstance(metrics[name], (int, float))}

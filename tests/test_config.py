@@ -52,6 +52,11 @@ def test_every_recipe_composes(recipe: str) -> None:
     assert config.quantize.mode == ("ptq" if recipe in ("mobilenet_int8_ptq", "resnet56_cifar_int8") else "qat")
 
 
+def test_the_ptq_recipe_differs_from_its_sibling_in_the_mode_alone() -> None:
+    qat, ptq = composed("recipe=mobilenet_int8"), composed("recipe=mobilenet_int8_ptq", "quantize.mode=qat")
+    assert qat == ptq
+
+
 def test_a_recipe_beats_the_defaults_and_the_command_line_beats_the_recipe() -> None:
     assert Config().prune.round_to == 8
     assert composed("recipe=resnet56_cifar_int8", "teacher.checkpoint=x").prune.round_to == 1
