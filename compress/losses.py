@@ -23,6 +23,16 @@ def distillation(
     )
 
 
+def label_loss(smoothing: float) -> Loss:
+    """The loss of a network that learns from labels alone; `smoothing` is the share spread over all classes."""
+
+    def loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = network(images)
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits
+
+    return loss
+
+
 def softened_kl(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """KL(teacher || student) in nats an image, of the distributions at `temperature`; logits (N, K)."""
     return F.kl_div(

@@ -10,11 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from compress.config import Config, TrainConfig
+from compress.context import Context
 from compress.curves import Curves
 from compress.data import load_data
 from compress.data.splits import Data
+from compress.errors import UserError
 from compress.models import Architecture, build
-from compress.train import DivergedError, Schedule, _lr_factor, train
+from compress.train import _lr_factor, train
 
 
 def cross_entropy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,17 +36,8 @@ def fresh() -> nn.Module:
 
 def run(network: nn.Module, data: Data, folder: Path, loss=cross_entropy, epochs: int = 3, **config) -> list[dict]:
     with Curves(folder) as curves:
-        return train(
-            network,
-            loss,
-            data,
-            Schedule(epochs, 0.05),
-            TrainConfig(**config),
-            device=torch.device("cpu"),
-            seed=1,
-            curves=curves,
-            name="test",
-        )
+        context = Context(data, None, TrainConfig(**config), torch.device("cpu"), 1, curves)
+        return train(network, loss, context, "test", epochs, 0.05)
 
 
 def test_it_learns(data: Data, tmp_path: Path) -> None:
@@ -96,7 +89,7 @@ def test_a_loss_that_is_no_number_names_the_step(data: Data, tmp_path: Path) -> 
         value, logits = cross_entropy(network, images, labels)
         return value * (float("nan") if len(calls) == 3 else 1), logits
 
-    with pytest.raises(DivergedError, match="test: the loss is nan at step 2 of"):
+    with pytest.raises(UserError, match=r"a loss of nan at step 2 of test; .* lower test\.lr"):
         run(fresh(), data, tmp_path, broken)
 
 

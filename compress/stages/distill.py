@@ -11,7 +11,7 @@ from compress.context import Context
 from compress.errors import UserError
 from compress.losses import tapped, teacher_loss
 from compress.models import Architecture, build
-from compress.train import Schedule, train
+from compress.train import train
 
 
 def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Artifact:
@@ -25,17 +25,8 @@ def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Arti
     layers, teacher = config.hint_layers, context.teacher.network
     with tapped(network, layers) as own, tapped(teacher, layers) as wanted:
         _check_hints(network, teacher, own, wanted, context)
-        history = train(
-            network,
-            teacher_loss(teacher, config.temperature, config.alpha, (own, wanted), config.hint_weight),
-            context.data,
-            Schedule(config.epochs, config.lr),
-            context.train,
-            device=context.device,
-            seed=context.seed,
-            curves=context.curves,
-            name="distill",
-        )
+        loss = teacher_loss(teacher, config.temperature, config.alpha, (own, wanted), config.hint_weight)
+        history = train(network, loss, context, "distill", config.epochs, config.lr)
     return Artifact(network, spec, notes={"history": history})
 
 

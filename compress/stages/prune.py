@@ -4,15 +4,15 @@ import copy
 from dataclasses import asdict, replace
 
 import torch
-from torch.nn import functional as F
 
 from compress.artifact import Artifact
 from compress.config import PruneConfig
 from compress.context import Context
+from compress.losses import label_loss
 from compress.models.widths import read_widths
 from compress.pruning.filters import prune_filters
 from compress.pruning.reconstruct import reconstruct
-from compress.train import Schedule, to_device, train
+from compress.train import to_device, train
 
 
 def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact:
@@ -30,21 +30,8 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
         unexplained = reconstruct(network, original, pruned.kept, images)
     context.curves.widths(before, after)
 
-    def loss(network, images, labels):
-        logits = network(images)
-        return F.cross_entropy(logits, labels, label_smoothing=context.train.label_smoothing), logits
-
-    history = train(
-        network,
-        loss,
-        context.data,
-        Schedule(config.epochs, config.lr),
-        context.train,
-        device=context.device,
-        seed=context.seed,
-        curves=context.curves,
-        name="prune",
-    )
+    loss = label_loss(context.train.label_smoothing)
+    history = train(network, loss, context, "prune", config.epochs, config.lr)
     changed = {name: width for name, width in after.items() if width != before[name]}
     spec = replace(
         artifact.spec,

@@ -12,7 +12,7 @@ from compress.config import QuantizeConfig
 from compress.context import Context
 from compress.losses import teacher_loss
 from compress.quantization.pt2e import calibrate, convert, freeze_batch_norm, freeze_observers, prepare
-from compress.train import Schedule, to_device, train
+from compress.train import to_device, train
 
 WEIGHT_BITS = 7  # on full-range int8 weights AVX2 without VNNI saturates: 7 bits are right on every CPU
 
@@ -45,15 +45,5 @@ def _train(prepared: GraphModule, config: QuantizeConfig, context: Context) -> l
         if epoch > math.ceil(_FREEZE_RANGES * config.epochs):
             freeze_observers(prepared)
 
-    return train(
-        prepared,
-        teacher_loss(context.teacher.network, config.temperature, config.alpha),
-        context.data,
-        Schedule(config.epochs, config.lr),
-        context.train,
-        device=context.device,
-        seed=context.seed,
-        curves=context.curves,
-        name="quantize",
-        on_epoch=freeze,
-    )
+    loss = teacher_loss(context.teacher.network, config.temperature, config.alpha)
+    return train(prepared, loss, context, "quantize", config.epochs, config.lr, before_epoch=freeze)

@@ -2,14 +2,13 @@
 
 from dataclasses import asdict
 
-from torch.nn import functional as F
-
 from compress.artifact import Artifact, Spec
 from compress.config import TeacherConfig
 from compress.context import Context
+from compress.losses import label_loss
 from compress.models import Architecture, build
 from compress.models.checkpoint import load_checkpoint
-from compress.train import Schedule, train
+from compress.train import train
 
 
 def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact:
@@ -19,22 +18,8 @@ def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact
     network = build(architecture, config.weights)
     if config.checkpoint:
         load_checkpoint(network, config.checkpoint)
-
-    def loss(network, images, labels):
-        logits = network(images)
-        return F.cross_entropy(logits, labels, label_smoothing=context.train.label_smoothing), logits
-
-    history = train(
-        network,
-        loss,
-        data,
-        Schedule(config.epochs, config.lr),
-        context.train,
-        device=context.device,
-        seed=context.seed,
-        curves=context.curves,
-        name="teacher",
-    )
+    loss = label_loss(context.train.label_smoothing)
+    history = train(network, loss, context, "teacher", config.epochs, config.lr)
     spec = Spec(
         architecture=asdict(architecture),
         classes=data.classes,
