@@ -39,7 +39,9 @@ class TeacherConfig:
 
     model: str = option("mobilenet_v2", "a name in the zoo")
     stem: str = option(
-        "small", "small: strides for 28 to 64 pixels; imagenet: as published", choices=("small", "imagenet")
+        "auto",
+        "small: strides for few pixels; imagenet: as published; auto: small up to 64 pixels",
+        choices=("auto", "small", "imagenet"),
     )
     checkpoint: Optional[str] = option(None, "weights to load: .safetensors, .pt, .pth or .th (tensors only)")
     weights: Optional[str] = option(None, "torchvision's name of pretrained weights, e.g. IMAGENET1K_V1")

@@ -34,9 +34,9 @@ class HistogramRangeObserver(MinMaxObserver):
         low, high = min(low, float(self.min_val), 0.0), max(high, float(self.max_val), 0.0)
         if high == low:
             high = low + 1.0
-        moved = torch.zeros(BINS)
+        moved = torch.zeros_like(self.histogram)
         if self.histogram.any():
-            centers = bin_centers(float(self.min_val), float(self.max_val))
+            centers = bin_centers(float(self.min_val), float(self.max_val)).to(moved.device)
             target = ((centers - low) / (high - low) * BINS).long().clamp(0, BINS - 1)
             moved.index_add_(0, target, self.histogram)
         self.histogram.copy_(moved + torch.histc(values, BINS, low, high))
@@ -46,7 +46,7 @@ class HistogramRangeObserver(MinMaxObserver):
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the range that `search` keeps."""
-        low, high = self.search(self.histogram.double(), float(self.min_val), float(self.max_val))
+        low, high = self.search(self.histogram.double().cpu(), float(self.min_val), float(self.max_val))
         return self._calculate_qparams(torch.tensor(low), torch.tensor(high))
 
 

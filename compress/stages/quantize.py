@@ -25,6 +25,7 @@ def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Ar
     """Quantizes the artifact's network; the activation ranges come from `config.calibration_samples` train images."""
     example = torch.zeros(1, *context.data.shape, device=context.device)
     prepared = prepare(artifact.network, example, WEIGHT_BITS, config.mode == "qat", config.calibration)
+    prepared.to(context.device)
     samples = context.data.train.take(config.calibration_samples, context.seed)
     calibrate(prepared, (to_device(images, context.device) for images, _ in samples.batches()))
     history = _train(prepared, config, context) if config.mode == "qat" else []

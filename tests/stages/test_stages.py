@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compress.artifact import Artifact
-from compress.config import Config, DistillConfig, PruneConfig
+from compress.config import Config, DistillConfig, PruneConfig, TeacherConfig
 from compress.context import Context
 from compress.curves import Curves
 from compress.data import load_data
@@ -97,3 +97,13 @@ def test_the_quantized_network_is_near_the_float_one(context: Context, tiny_conf
         wanted = given.network(images)
         found = quantize(given, tiny_config.quantize, context).network(images)
     assert (found - wanted).abs().max() < 0.1 * (wanted.max() - wanted.min())
+
+
+@pytest.mark.parametrize(("pixels", "stem"), [(8, "small"), (96, "imagenet")])
+def test_the_stem_fits_the_image(tiny_config: Config, tmp_path: Path, pixels: int, stem: str) -> None:
+    tiny_config.data.image_size = pixels
+    data = load_data(tiny_config.data, 0)
+    with Curves(tmp_path) as curves:
+        context = Context(data, None, tiny_config.train, torch.device("cpu"), 0, curves)
+        built = teacher(None, TeacherConfig(model="mobilenet_v3_small", epochs=0), context)
+    assert built.spec.architecture["stem"] == stem
