@@ -43,7 +43,8 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
         check_model(config.distill.student, "distill.student")
     device, threads = _prepare_machine(config)
     data = load_data(config.data, config.seed)
-    log.info("%s: %s images of %d classes", config.data.name, data.sizes, len(data.classes))
+    sizes = ", ".join(f"{count} {split}" for split, count in data.sizes.items())
+    log.info("%s: %s images, %d classes", config.data.name, sizes, len(data.classes))
 
     done: list[Path] = []
     parent = None
@@ -108,9 +109,11 @@ def _run_stage(
     }
     files.finish_stage(stage, record)
     log.info(
-        "%s: %.2f %% deployed, %.3f ms an image, layers left out: %d",
-        name, metrics["deployed_top1_percent"], metrics["latency_ms_p50"], len(left_out),
+        "%s: %.2f %% deployed, %.3f ms an image",
+        name, metrics["deployed_top1_percent"], metrics["latency_ms_p50"],
     )  # fmt: skip
+    if left_out:
+        log.info("%s: left out %d layers, named in %s", name, len(left_out), files.STAGE)
     return files.finished_stage(stage, record["key"])
 
 
