@@ -84,6 +84,11 @@ class QuantizeConfig:
     """Int8, after training or with it."""
 
     mode: str = option("qat", "ptq: calibration only; qat: quantization-aware training", choices=("ptq", "qat"))
+    target: str = option(
+        "auto",
+        "the CPU that will run the file; auto: this one",
+        choices=("auto", "x86_avx2", "x86_vnni", "arm"),
+    )
     calibration: str = option(
         "min_max",
         "ptq: how a range is chosen from its values",

@@ -20,11 +20,12 @@ from compress.curves import Curves
 from compress.data import load_data
 from compress.data.splits import Data
 from compress.errors import UserError
-from compress.measure.environment import versions
+from compress.measure.environment import cpu_flags, versions
 from compress.measure.stage import measure_stage
 from compress.models import check_model
 from compress.quantization.export import export_onnx
 from compress.quantization.inspect import inspect_quantization, require_quantized
+from compress.quantization.target import mismatch
 from compress.restore import restore
 from compress.stages import STAGES, check_order
 
@@ -91,6 +92,9 @@ def _run_stage(
         files.write_model(result, stage)
         export_onnx(result.network.cpu(), stage / files.ONNX, data.shape)
         left_out = result.left_out + (_check_int8(stage / files.ONNX) if result.spec.quantization else [])
+        if result.spec.quantization and (remark := mismatch(result.spec.quantization["target"], cpu_flags())):
+            log.warning("%s: %s", name, remark)
+            result.notes["target"] = remark
         metrics, predictions = measure_stage(stage, done[0] if done else stage, data, config.measure, device, threads)
         files.write_tensors(stage / files.PREDICTIONS, predictions)
         files.write_json(stage / files.METRICS, metrics)

@@ -284,3 +284,12 @@ def test_predictions_agree_with_the_metrics(finished: Path) -> None:
         assert 100 * np.mean(found["deployed_top1"] == found["labels"]) == pytest.approx(
             metrics["deployed_top1_percent"]
         )
+
+
+def test_a_file_for_another_cpu_is_remarked(tiny_npz: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(pipeline, "cpu_flags", lambda: ["avx2"])
+    config = make_tiny_config(tiny_npz)
+    config.stages, config.quantize.mode, config.quantize.target = ["teacher", "quantize"], "ptq", "x86_vnni"
+    run_pipeline(config, tmp_path)
+    assert "saturate here" in caplog.text
+    assert "saturate here" in read_json(tmp_path / "02_quantize" / STAGE)["notes"]["target"]

@@ -17,10 +17,9 @@ _PACKAGES = (
 
 def environment(threads: int) -> dict[str, object]:
     """The `environment` of metrics.json."""
-    name, flags = _cpu()
     return {
-        "cpu": name,
-        "cpu_flags": flags,
+        "cpu": _cpu_facts().get("model name") or platform.processor() or platform.machine(),
+        "cpu_flags": cpu_flags(),
         "threads": threads,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "platform": platform.platform(),
@@ -34,12 +33,14 @@ def versions() -> dict[str, str]:
     return own | {name: version(name) for name in _PACKAGES}
 
 
-def _cpu() -> tuple[str, list[str]]:
-    """The CPU's name, and which of `_FLAGS` it has; Linux tells, elsewhere the flags are unknown and left empty."""
+def cpu_flags() -> list[str]:
+    """Which of the flags that decide how int8 is computed this CPU has; empty where the system does not tell."""
+    present = (_cpu_facts().get("flags") or _cpu_facts().get("Features") or "").split()
+    return [flag for flag in _FLAGS if flag in present]
+
+
+def _cpu_facts() -> dict[str, str]:
+    """/proc/cpuinfo of the last CPU; Linux alone has it."""
     source = Path("/proc/cpuinfo")
-    if not source.is_file():
-        return platform.processor() or platform.machine(), []
-    rows = dict(line.split(":", 1) for line in source.read_text().splitlines() if ":" in line)
-    facts = {key.strip(): value.strip() for key, value in rows.items()}
-    present = (facts.get("flags") or facts.get("Features") or "").split()
-    return facts.get("model name", platform.machine()), [flag for flag in _FLAGS if flag in present]
+    lines = source.read_text().splitlines() if source.is_file() else []
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

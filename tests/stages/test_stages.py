@@ -107,3 +107,12 @@ def test_the_stem_fits_the_image(tiny_config: Config, tmp_path: Path, pixels: in
         context = Context(data, None, tiny_config.train, torch.device("cpu"), 0, curves)
         built = teacher(None, TeacherConfig(model="mobilenet_v3_small", epochs=0), context)
     assert built.spec.architecture["stem"] == stem
+
+
+@pytest.mark.parametrize(("target", "bits"), [("x86_avx2", 7), ("x86_vnni", 8), ("arm", 8)])
+def test_the_target_decides_the_bits(context: Context, tiny_config: Config, target: str, bits: int) -> None:
+    tiny_config.quantize.mode, tiny_config.quantize.target = "ptq", target
+    made = quantize(copy.deepcopy(context.teacher), tiny_config.quantize, context)
+    assert (made.spec.quantization["target"], made.spec.quantization["weight_bits"]) == (target, bits)
+    largest = max(value.abs().max().item() for value in made.network.state_dict().values() if value.dtype == torch.int8)
+    assert largest == {7: 64, 8: 127}[bits]
