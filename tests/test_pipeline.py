@@ -18,6 +18,7 @@ from compress.pipeline import run_pipeline
 from compress.restore import restore
 from compress.stages import STAGES, check_order
 from tests.conftest import make_tiny_config
+from tests.data.test_data import image_folder
 
 FOLDERS = ["01_teacher", "02_prune", "03_distill", "04_quantize"]
 CPU = torch.device("cpu")
@@ -293,3 +294,17 @@ def test_a_file_for_another_cpu_is_remarked(tiny_npz: Path, tmp_path: Path, monk
     run_pipeline(config, tmp_path)
     assert "saturate here" in caplog.text
     assert "saturate here" in read_json(tmp_path / "02_quantize" / STAGE)["notes"]["target"]
+
+
+def test_files_in_folders_go_through_every_stage(tmp_path: Path) -> None:
+    """Decoded as they are needed, by worker processes, and split without a validation folder."""
+    config = make_tiny_config(tmp_path)
+    config.data = image_folder(tmp_path / "images", count=24)
+    config.data.workers, config.data.batch_size = 1, 16
+    config.teacher.epochs = 1
+    summary = run_pipeline(config, tmp_path / "run")
+    assert [row["stage"] for row in summary["stages"]] == FOLDERS
+    spec = read_json(tmp_path / "run" / "04_quantize" / "model.json")
+    assert spec["classes"] == ["cat", "dog"]
+    assert spec["input"]["shape"] == [3, 16, 16]
+    assert summary["stages"][0]["metrics"]["images"] == 48
