@@ -45,7 +45,7 @@ def tiny(npz: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def refused(done: subprocess.CompletedProcess, *parts: str) -> None:
+def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
     """The contract's end of a run that cannot be: not 0, one last line with three parts, no traceback."""
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2, done.stderr
@@ -77,20 +77,20 @@ def refused(done: subprocess.CompletedProcess, *parts: str) -> None:
     ids=lambda value: "-".join(value[-1:]) if isinstance(value, list) else None,
 )
 def test_a_mistake_ends_in_one_line(tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
-    refused(run(tmp_path / "run", *arguments), *parts)
+    assert_refused(run(tmp_path / "run", *arguments), *parts)
     assert not list(tmp_path.glob("run/0*"))
 
 
 def test_data_that_cannot_be_used_ends_in_one_line(tmp_path: Path) -> None:
     one_class = tiny_arrays() | {"train_labels": np.zeros(120, np.int64), "test_labels": np.zeros(45, np.int64)}
     np.savez(tmp_path / "bad.npz", **one_class)
-    refused(run(tmp_path / "run", *tiny(tmp_path / "bad.npz")), "one class only")
+    assert_refused(run(tmp_path / "run", *tiny(tmp_path / "bad.npz")), "one class only")
 
 
 def test_a_checkpoint_of_another_architecture_leaves_no_stage(tmp_path: Path, tiny_npz: Path) -> None:
     torch.save(build(Architecture("resnet8", "small", 1, 3)).state_dict(), tmp_path / "other.pth")
     done = run(tmp_path / "run", *tiny(tiny_npz), f"teacher.checkpoint={tmp_path}/other.pth")
-    refused(done, "other.pth", "lacks layer1.1")
+    assert_refused(done, "other.pth", "lacks layer1.1")
     assert not list(tmp_path.glob(f"run/*/{STAGE}"))
 
 
@@ -104,13 +104,13 @@ def test_a_corrupt_image_leaves_no_stage(tmp_path: Path) -> None:
                 )
     (tmp_path / "data" / "test" / "red" / "5.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     arguments = [*tiny(tmp_path), "data=imagefolder", f"data.root={tmp_path}/data", "data.workers=1"]
-    refused(run(tmp_path / "run", *arguments), "test/red/5.png")
+    assert_refused(run(tmp_path / "run", *arguments), "test/red/5.png")
     assert not list(tmp_path.glob(f"run/*/{STAGE}"))
 
 
 def test_a_folder_that_cannot_be_written_ends_in_one_line(tmp_path: Path, tiny_npz: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    refused(run(tmp_path / "file" / "run", *tiny(tiny_npz)), "Not a directory")
+    assert_refused(run(tmp_path / "file" / "run", *tiny(tiny_npz)), "Not a directory")
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_ends_in_one_line_and_leaves_no_stage_to_trust(small_disk: Path, tiny_npz: Path) -> None:
     (small_disk / "ballast").write_bytes(bytes(3_400_000))
     done = run(small_disk / "run", *tiny(tiny_npz), "stages=[teacher]")
-    refused(done, "No space left on device")
+    assert_refused(done, "No space left on device")
     assert not list(small_disk.glob(f"run/*/{STAGE}"))
     (small_disk / "ballast").unlink()
     assert run(small_disk / "run", *tiny(tiny_npz), "stages=[teacher]").returncode == 0
@@ -140,7 +140,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_no_stage_to_trust(small_disk: P
 
 def test_a_read_only_disk_ends_in_one_line(small_disk: Path, tiny_npz: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    refused(run(small_disk / "run", *tiny(tiny_npz)), "Read-only file system")
+    assert_refused(run(small_disk / "run", *tiny(tiny_npz)), "Read-only file system")
 
 
 def kill_when(folder: Path, sign: str, *arguments: str) -> None:

@@ -19,10 +19,6 @@ def composed(*overrides: str) -> Config:
         return to_config(compose("config", list(overrides)))
 
 
-def test_the_defaults_are_valid() -> None:
-    check(Config())
-
-
 @pytest.mark.parametrize("ratio", [-0.1, 0.96, 1.5, math.nan, math.inf])
 def test_a_number_outside_its_range_is_refused(ratio: float) -> None:
     with pytest.raises(UserError, match=r"received prune\.ratio=.*; expected a number from 0\.0 to 0\.95"):

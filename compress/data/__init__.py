@@ -40,7 +40,6 @@ def load_data(config: DataConfig, seed: int) -> Data:
         shape=(channels, config.image_size, config.image_size),
         augmentation=Augmentation(config.crop_padding, config.flip),
         fingerprint=digest(*digests, *(part.index.numpy() for part in (train, val, test))),
-        sizes={"train": len(train), "val": len(val), "test": len(test)},
     )
 
 

@@ -92,7 +92,10 @@ class Data:
     shape: tuple[int, int, int]  # (C, H, W)
     augmentation: Augmentation
     fingerprint: str  # of every image, every label and which split each is in
-    sizes: dict[str, int]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
 
     @property
     def mean(self) -> list[float]:
