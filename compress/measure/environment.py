@@ -35,7 +35,8 @@ def versions() -> dict[str, str]:
 
 def cpu_flags() -> list[str]:
     """Which of the flags that decide how int8 is computed this CPU has; empty where the system does not tell."""
-    present = (_cpu_facts().get("flags") or _cpu_facts().get("Features") or "").split()
+    facts = _cpu_facts()
+    present = (facts.get("flags") or facts.get("Features") or "").split()
     return [flag for flag in _FLAGS if flag in present]
 
 

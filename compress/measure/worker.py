@@ -18,19 +18,22 @@ def main() -> None:
     # two cores made every figure 1.7 times as long.
     onnxruntime.set_global_thread_pool_sizes(job["threads"], 1)
     sessions = [_open(path) for path in job["files"]]
-    image, batch = (
-        numpy.random.default_rng(0).standard_normal((count, *job["shape"]), dtype=numpy.float32)
-        for count in (1, job["batch_size"])
-    )
+    image = _images(1, job["shape"])
     if job["task"] == "memory":
         sessions[0].run(None, {"image": image})
         answer = {"peak_memory_bytes": _peak_memory_bytes()}
     else:
         answer = {
             "single_ms": _interleaved(sessions, image, job["repetitions"]),
-            "batch_ms": _interleaved(sessions, batch, max(3, job["repetitions"] // 4)),
+            "batch_ms": _interleaved(
+                sessions, _images(job["batch_size"], job["shape"]), max(3, job["repetitions"] // 4)
+            ),
         }
     print(json.dumps(answer))
+
+
+def _images(count: int, shape: list[int]) -> numpy.ndarray:
+    return numpy.random.default_rng(0).standard_normal((count, *shape), dtype=numpy.float32)
 
 
 def _open(path: str) -> onnxruntime.InferenceSession:

@@ -50,7 +50,6 @@ GATES = {aten.sigmoid.default, aten.hardsigmoid.default}
 
 QUANTIZE = quantized.quantize_per_tensor.default
 DEQUANTIZE = quantized.dequantize_per_tensor.default
-QUANTIZE_CHANNELS = quantized.quantize_per_channel.default
 DEQUANTIZE_CHANNELS = quantized.dequantize_per_channel.default
 
 
