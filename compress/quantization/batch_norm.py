@@ -20,9 +20,10 @@ SMALLEST_SCALE = 1e-8
 class ConvBatchNorm(nn.Module):
     """A convolution and its batch norm, trained on the folded and fake-quantized weights that will ship.
 
-    In training the convolution runs with weights scaled by the running statistics, and its output is scaled back
-    before batch norm normalises it with the batch's own (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2, in
-    its one-pass form). In eval mode, and once `frozen`, only the folded convolution runs.
+    In training the weights are scaled by the running statistics, rounded, and scaled back before batch norm
+    normalises with the batch's own (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2, in its one-pass form; it
+    scales the convolution's output back, which is the same function and an order of magnitude more to multiply). In
+    eval mode, and once `frozen`, only the folded convolution runs.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, options: dict, batch_norm: nn.Module):
@@ -54,10 +55,9 @@ class ConvBatchNorm(nn.Module):
             return self.convolve(x, self.weight_quantizer(weight), bias, **self.options)
         scale = self.scale()
         scale = torch.where(scale.abs() < SMALLEST_SCALE, SMALLEST_SCALE, scale)
-        weight = self.weight_quantizer(self.weight * self.per_channel(scale))
-        bias = None if self.bias is None else self.bias * scale
-        y = self.convolve(x, weight, bias, **self.options)
-        return self.batch_norm(y / scale.reshape(1, *self.per_channel(scale).shape[:-1]))
+        scale = self.per_channel(scale)
+        weight = self.weight_quantizer(self.weight * scale) / scale
+        return self.batch_norm(self.convolve(x, weight, self.bias, **self.options))
 
 
 def lift_modules(module: GraphModule) -> None:
