@@ -18,7 +18,7 @@ LAYERS = [
     {"train"},
     {"context"},
     {"models", "data", "quantization"},
-    {"artifact", "console", "curves"},
+    {"artifact", "console", "curves", "lockstep"},
     {"compose", "config", "help"},
     {"errors", ""},
 ]

@@ -4,13 +4,14 @@ import contextlib
 import math
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from compress.errors import UserError
+from compress.lockstep import Lockstep
 
 _RIDGE = 1e-3  # of the mean squared input: keeps the solution finite where inputs are alike
 _ROWS = 200_000  # positions a layer is fitted on, at most
@@ -34,83 +35,18 @@ def reconstruct(
     graph = _trace(original)
     errors = {}
     with _without_inplace(network, original):
-        pair = _Pair(graph, network.eval(), original.eval(), list(images.split(_CHUNK)))
+        pair = Lockstep(graph, network.eval(), original.eval(), list(images.split(_CHUNK)))
         for node in graph.nodes:
             layer, old = pair.layers(node)
             if _lost_inputs(layer, old):
                 errors[node.target] = _refit(pair, node, torch.tensor(kept.get(node.target, range(_outputs(old)))))
-            elif isinstance(layer, nn.BatchNorm2d) and pair.layers(node.args[0])[0] not in pair.fitted:
+            elif isinstance(layer, nn.BatchNorm2d) and not _lost_inputs(*pair.layers(node.args[0])):
                 _adopt_statistics(layer, pair.new(node.args[0]))
             pair.advance(node)
     return errors
 
 
-@dataclass
-class _Pair:
-    """The original and the pruned network on the same images, evaluated node by node as values are asked for."""
-
-    graph: fx.Graph
-    network: nn.Module
-    original: nn.Module
-    images: list[Tensor]
-    fitted: set[nn.Module] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self._values: dict[tuple[bool, fx.Node], list[Tensor]] = {}
-        order = {node: position for position, node in enumerate(self.graph.nodes)}
-        self._last_use = {node: max((order[user] for user in node.users), default=-1) for node in order}
-        self._order = order
-
-    def layers(self, node: fx.Node) -> tuple[nn.Module | None, nn.Module | None]:
-        """The module that `node` calls, in the pruned network and in the original."""
-        if not isinstance(node, fx.Node) or node.op != "call_module":
-            return None, None
-        return self.network.get_submodule(node.target), self.original.get_submodule(node.target)
-
-    def new(self, node: fx.Node) -> list[Tensor]:
-        """The pruned network's value at `node`, a tensor a chunk of images."""
-        return self._value(False, node)
-
-    def old(self, node: fx.Node) -> list[Tensor]:
-        """The original's value at `node`."""
-        return self._value(True, node)
-
-    def advance(self, node: fx.Node) -> None:
-        """Evaluates `node` in both networks, and frees what no later node reads."""
-        self.new(node), self.old(node)
-        now = self._order[node]
-        for key in [key for key in self._values if self._last_use[key[1]] <= now and key[1] is not node]:
-            del self._values[key]
-
-    def _value(self, old: bool, node: fx.Node) -> list[Tensor]:
-        if (old, node) not in self._values:
-            inputs = {source: self._value(old, source) for source in node.all_input_nodes}
-            root = self.original if old else self.network
-            self._values[old, node] = [
-                self.images[at]
-                if node.op == "placeholder"
-                else _call(node, root, {n: v[at] for n, v in inputs.items()})
-                for at in range(len(self.images))
-            ]
-        return self._values[old, node]
-
-
-def _call(node: fx.Node, root: nn.Module, inputs: dict[fx.Node, Tensor]) -> Tensor:
-    arguments = fx.map_arg(node.args, inputs.__getitem__)
-    options = fx.map_arg(node.kwargs, inputs.__getitem__)
-    if node.op == "call_module":
-        return root.get_submodule(node.target)(*arguments, **options)
-    if node.op == "call_method":
-        return getattr(arguments[0], node.target)(*arguments[1:], **options)
-    if node.op == "get_attr":
-        return operator.attrgetter(node.target)(root)
-    if node.op == "output":
-        return arguments[0]
-    function = operator.add if node.target is operator.iadd else node.target
-    return function(*arguments, **({**options, "inplace": False} if "inplace" in options else options))
-
-
-def _refit(pair: _Pair, node: fx.Node, kept: Tensor) -> float:
+def _refit(pair: Lockstep, node: fx.Node, kept: Tensor) -> float:
     """Fits one convolution or linear layer, with the batch norm behind it; returns the share left unexplained."""
     layer, _ = pair.layers(node)
     follower = _only_user(node)
@@ -118,7 +54,8 @@ def _refit(pair: _Pair, node: fx.Node, kept: Tensor) -> float:
     end = follower if isinstance(norm, nn.BatchNorm2d) else node
     targets = [value[:, kept] for value in pair.old(end)]
     other = _other_addend(end)
-    if other is not None and pair.old(other)[0].shape == pair.old(end)[0].shape:
+    # An addend that comes later still changes: its own refit makes up for this layer.
+    if other is not None and pair.is_done(other, end) and pair.old(other)[0].shape == pair.old(end)[0].shape:
         shortcuts = zip(pair.old(other), pair.new(other), strict=True)
         targets = [target + old[:, kept] - new for target, (old, new) in zip(targets, shortcuts, strict=True)]
     fit = _least_squares(layer, pair.new(node.args[0]), targets)
@@ -132,7 +69,6 @@ def _refit(pair: _Pair, node: fx.Node, kept: Tensor) -> float:
         norm.bias.copy_(fit.mean + fit.intercept)
     elif layer.bias is not None:
         layer.bias.copy_(fit.intercept)
-    pair.fitted.add(layer)
     return fit.unexplained
 
 

@@ -153,3 +153,31 @@ def test_dead_filters_are_made_up_for_exactly() -> None:
     figures = reconstruct(network, original, pruned.kept, images)
     assert max(figures.values()) < 0.01
     assert error(network, original, images) < 0.01
+
+
+class LateShortcut(nn.Module):
+    """A block whose shortcut's convolution runs after the main branch, as in torchvision's ResNets."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.shortcut = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 1, 2)
+        self.main = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1))
+        self.linear = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        main = self.main(x)
+        return self.linear((main + self.shortcut(x)).relu().mean((2, 3)))
+
+
+def test_a_shortcut_that_runs_late_is_refitted_before_others_build_on_it() -> None:
+    torch.manual_seed(0)
+    original, images = LateShortcut().eval(), torch.randn(64, *SHAPE)
+    network = copy.deepcopy(original)
+    pruned = prune_filters(network, EXAMPLE, PruneConfig(ratio=0.5, round_to=1))
+    figures = reconstruct(network, original, pruned.kept, images)
+    assert {"main.2", "shortcut", "linear"} <= set(figures)
+    with torch.no_grad():
+        wanted = original(images)
+        squared = (network(images) - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
+    assert squared.item() == pytest.approx(figures["linear"], rel=1e-3)
