@@ -95,6 +95,16 @@ class QuantizeConfig:
         choices=("min_max", "moving_average", "percentile", "mse", "entropy"),
     )
     calibration_samples: int = option(512, "train images that set the activation ranges", low=1, high=1000000)
+    equalize: bool = option(
+        False, "ptq: even out the ranges of channels between layers first; ReLU6 becomes ReLU there"
+    )
+    rounding: str = option(
+        "nearest",
+        "ptq: nearest, or adaround: each weight up or down, learned on the calibration images",
+        choices=("nearest", "adaround"),
+    )
+    rounding_steps: int = option(1000, "adaround: steps a layer", low=1, high=1000000)
+    correct_bias: bool = option(False, "ptq: let each bias take up the mean error of its channel, layer by layer")
     epochs: int = option(3, "qat: epochs", low=0, high=10000)
     lr: float = option(0.002, "qat: peak learning rate", low=1e-7, high=10)
     temperature: float = option(2.0, "qat: as distill.temperature", low=0.1, high=100)
@@ -151,11 +161,29 @@ def check(config: Any, prefix: str = "") -> None:
             raise UserError(f"{name}={value}", f"a number from {low} to {high}", f"set {name} within that range")
     if isinstance(config, DataConfig):
         _check_normalisation(config)
+    if isinstance(config, QuantizeConfig):
+        _check_corrections(config)
     if isinstance(config, TeacherConfig) and config.epochs == 0 and not (config.checkpoint or config.weights):
         raise UserError(
             "teacher.epochs=0 and no weights",
             "a trained teacher, or epochs to train one",
             "set teacher.checkpoint=FILE, teacher.weights=NAME or teacher.epochs",
+        )
+
+
+def _check_corrections(quantize: QuantizeConfig) -> None:
+    """All three edit weights after training; with the rounding in the loop, training itself does their work."""
+    wanted = {
+        "equalize=true": quantize.equalize,
+        "rounding=adaround": quantize.rounding == "adaround",
+        "correct_bias=true": quantize.correct_bias,
+    }
+    asked = [name for name, on in wanted.items() if on]
+    if quantize.mode == "qat" and asked:
+        raise UserError(
+            f"quantize.mode=qat with {', '.join(f'quantize.{name}' for name in asked)}",
+            "mode=ptq: these correct what training did not see",
+            "set quantize.mode=ptq, or leave them at their defaults",
         )
 
 

@@ -35,9 +35,14 @@ class Lockstep:
         """The original's value at `node`."""
         return [self._value(True, node, at) for at in range(len(self.images))]
 
-    def is_done(self, node: fx.Node, now: fx.Node) -> bool:
-        """Whether `node` comes before `now`, so that no layer above its value can change any more."""
-        return self._order[node] < self._order[now]
+    def is_settled(self, node: fx.Node, now: fx.Node) -> bool:
+        """Whether the value at `node` is final at the turn of `now`: no parameter that is read later goes into it."""
+        if self._order[node] < self._order[now]:
+            return node not in self._constants
+        module, _ = self.layers(node)
+        if node in self._constants or (module is not None and any(True for _ in module.parameters())):
+            return False
+        return all(self.is_settled(source, now) for source in node.all_input_nodes)
 
     def forget(self, node: fx.Node) -> None:
         """Drops the changed network's value at `node`, and of the weights it reads: they have changed."""

@@ -21,7 +21,12 @@ def restore(folder: Path, device: torch.device) -> Artifact:
         settings = spec.quantization
         example = torch.zeros(1, *spec.input["shape"])
         prepared = prepare(
-            network, example, settings["weight_bits"], settings["mode"] == "qat", settings["calibration"]
+            network,
+            example,
+            settings["weight_bits"],
+            settings["mode"] == "qat",
+            settings["calibration"],
+            settings["equalize"],
         )
         prepared.load_state_dict(tensors)
         network = convert(prepared)

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from compress.compose import register, to_config
-from compress.config import Config, DataConfig, PruneConfig, TeacherConfig, check, describe
+from compress.config import Config, DataConfig, PruneConfig, QuantizeConfig, TeacherConfig, check, describe
 from compress.errors import UserError
 from compress.help import CONF, RECIPES, help_page
 
@@ -39,6 +39,15 @@ def test_a_normalisation_that_cannot_work_is_refused(mean: list[float], std: lis
 def test_a_teacher_without_weights_needs_epochs() -> None:
     with pytest.raises(UserError, match=r"teacher\.epochs=0"):
         check(Config(teacher=TeacherConfig(epochs=0)))
+
+
+@pytest.mark.parametrize("asked", ["equalize=true", "rounding=adaround", "correct_bias=true"])
+def test_a_correction_after_training_is_refused_with_training(asked: str) -> None:
+    name, value = asked.split("=")
+    settings = {name: True if value == "true" else value}
+    check(Config(quantize=QuantizeConfig(mode="ptq", **settings)))
+    with pytest.raises(UserError, match=f"quantize.mode=qat with quantize.{asked}; expected mode=ptq"):
+        check(Config(quantize=QuantizeConfig(mode="qat", **settings)))
 
 
 @pytest.mark.parametrize("recipe", RECIPE_NAMES)

@@ -55,7 +55,7 @@ def _refit(pair: Lockstep, node: fx.Node, kept: Tensor) -> float:
     targets = [value[:, kept] for value in pair.old(end)]
     other = _other_addend(end)
     # An addend that comes later still changes: its own refit makes up for this layer.
-    if other is not None and pair.is_done(other, end) and pair.old(other)[0].shape == pair.old(end)[0].shape:
+    if other is not None and pair.is_settled(other, end) and pair.old(other)[0].shape == pair.old(end)[0].shape:
         shortcuts = zip(pair.old(other), pair.new(other), strict=True)
         targets = [target + old[:, kept] - new for target, (old, new) in zip(targets, shortcuts, strict=True)]
     fit = _least_squares(layer, pair.new(node.args[0]), targets)

@@ -83,6 +83,22 @@ def argument(node: Node, name: str) -> object:
     raise KeyError(f"{node.target} has no argument {name!r}")
 
 
+def own_parameter(node: Node, name: str) -> Node | None:
+    """The `get_attr` node of a layer's "weight" or "bias", perhaps behind an observer; None if others read it too."""
+    source = argument(node, name)
+    while source is not None and source.op == "call_module" and only_user(source):
+        source = source.args[0]
+    if source is None or source.op != "get_attr" or not only_user(source):
+        return None
+    return None if any(other is not source and other.target == source.target for other in node.graph.nodes) else source
+
+
+def layer_name(node: Node) -> str:
+    """The name that the layer of a convolution or linear call has in the network."""
+    weight = own_parameter(node, "weight")
+    return node.name if weight is None else str(weight.target).removesuffix(".weight")
+
+
 def is_float(node: Node) -> bool:
     """Whether the node's value is one float tensor."""
     value = node.meta.get("val")

@@ -13,6 +13,7 @@ from torchao.quantization.pt2e.observer import ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from compress.quantization.batch_norm import conv_batch_norms, lift_modules, lower_conv_batch_norm
+from compress.quantization.equalization import equalize
 from compress.quantization.fake_quantize import WeightFakeQuantize
 from compress.quantization.patterns import tensor_of
 from compress.quantization.quantizer import RuntimeQuantizer
@@ -40,15 +41,23 @@ def capture(network: nn.Module, example: Tensor) -> GraphModule:
 
 
 def prepare(
-    network: nn.Module, example: Tensor, weight_bits: int, qat: bool, calibration: str = "min_max"
+    network: nn.Module,
+    example: Tensor,
+    weight_bits: int,
+    qat: bool,
+    calibration: str = "min_max",
+    equalized: bool = False,
 ) -> GraphModule:
     """A module with observers (PTQ) or with fake quantization (QAT) in it, to calibrate or to train.
 
-    `calibration` is a name in `ACTIVATION_OBSERVERS`; QAT has a moving average of its own.
+    `calibration` is a name in `ACTIVATION_OBSERVERS`; QAT has a moving average of its own. With `equalized` (PTQ
+    only) the ranges of channels are evened out first; what was done is under `meta["equalization"]`.
 
     Its `state_dict()`, loaded into a module prepared anew from the same network, converts to the same int8 network
     bit for bit. Calibrate before the first forward pass in eval mode, QAT too: until then there are no ranges.
     """
+    if qat and equalized:
+        raise ValueError("received qat=True and equalized=True; expected one: training keeps batch norm apart")
     module = capture(network, example)
     split_gated_activations(module)
     lift_modules(module)
@@ -58,10 +67,12 @@ def prepare(
             block.weight_quantizer = quantizer.weight_quantizer()
     else:
         lower_conv_batch_norm(module)
+    equalization = equalize(module) if equalized else None
     with quiet():
         module = prepare_pt2e(module, quantizer)
     restore_switches(module)
     name_shared_modules_once(module)
+    module.meta["equalization"] = equalization
     return module.train(qat)
 
 

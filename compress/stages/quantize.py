@@ -1,5 +1,6 @@
 """Int8: calibrated after training, or trained with the rounding in the loop; what ships is the exported file."""
 
+import logging
 import math
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,10 @@ from torch.fx import GraphModule
 from compress.artifact import Artifact
 from compress.config import QuantizeConfig
 from compress.context import Context
+from compress.data.splits import Split
 from compress.losses import teacher_loss
 from compress.measure.environment import cpu_flags
+from compress.quantization.correction import correct
 from compress.quantization.pt2e import calibrate, convert, freeze_batch_norm, freeze_observers, prepare
 from compress.quantization.target import WEIGHT_BITS, choose_target
 from compress.train import to_device, train
@@ -20,25 +23,54 @@ from compress.train import to_device, train
 # last epochs train the very function that ships (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2).
 _FREEZE_BATCH_NORM, _FREEZE_RANGES = 0.34, 0.67
 
+_CHUNK = 64  # images that are evaluated at a time when layers are corrected
+
+log = logging.getLogger("compress")
+
 
 def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Artifact:
     """Quantizes the artifact's network; the activation ranges come from `config.calibration_samples` train images."""
     example = torch.zeros(1, *context.data.shape, device=context.device)
     target = choose_target(config.target, cpu_flags())
-    prepared = prepare(artifact.network, example, WEIGHT_BITS[target], config.mode == "qat", config.calibration)
+    bits, qat = WEIGHT_BITS[target], config.mode == "qat"
+    prepared = prepare(artifact.network, example, bits, qat, config.calibration, config.equalize)
     prepared.to(context.device)
     samples = context.data.train.take(config.calibration_samples, context.seed)
     calibrate(prepared, (to_device(images, context.device) for images, _ in samples.batches()))
-    history = _train(prepared, config, context) if config.mode == "qat" else []
+    notes, left_out = _correct(prepared, samples, config, context)
+    notes["history"] = _train(prepared, config, context) if qat else []
     quantization = {
         "mode": config.mode,
         "target": target,
-        "weight_bits": WEIGHT_BITS[target],
+        "weight_bits": bits,
         "calibration": config.calibration,
         "calibration_images": len(samples),
+        "equalize": config.equalize,
+        "rounding": config.rounding,
+        "correct_bias": config.correct_bias,
     }
     spec = replace(artifact.spec, quantization=quantization)
-    return Artifact(convert(prepared.cpu()), spec, notes={"history": history}, state=prepared.state_dict())
+    return Artifact(convert(prepared.cpu()), spec, left_out, notes, prepared.state_dict())
+
+
+def _correct(
+    prepared: GraphModule, samples: Split, config: QuantizeConfig, context: Context
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Runs the corrections that are switched on; returns what each did, for the notes, and what it left out."""
+    notes, left_out = {}, []
+    if config.equalize:
+        found = prepared.meta["equalization"]
+        if not found.pairs:
+            log.warning("quantize.equalize: no two layers were found to equalize; the reasons are in stage.json")
+        notes["equalization"] = {"pairs": found.pairs, "relu6_replaced_behind": found.relu6_replaced}
+        left_out += found.left_out
+    steps = config.rounding_steps if config.rounding == "adaround" else 0
+    if steps or config.correct_bias:
+        images = torch.cat([to_device(images, context.device) for images, _ in samples.batches()])
+        done = correct(prepared, list(images.split(_CHUNK)), steps, config.correct_bias, context.seed)
+        notes["layer_errors"] = done.errors
+        left_out += done.left_out
+    return notes, left_out
 
 
 def _train(prepared: GraphModule, config: QuantizeConfig, context: Context) -> list[dict[str, Any]]:
