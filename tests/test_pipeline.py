@@ -12,7 +12,6 @@ import torch
 
 from compress import pipeline
 from compress.artifact import MODEL, ONNX, STAGE, digest_of_file, read_json
-from compress.config import QuantizeConfig
 from compress.errors import UserError
 from compress.measure.accuracy import open_session
 from compress.pipeline import run_pipeline
@@ -295,25 +294,6 @@ def test_a_file_for_another_cpu_is_remarked(tiny_npz: Path, tmp_path: Path, monk
     run_pipeline(config, tmp_path)
     assert "saturate here" in caplog.text
     assert "saturate here" in read_json(tmp_path / "02_quantize" / STAGE)["notes"]["target"]
-
-
-def test_all_corrections_at_once(tiny_npz: Path, tmp_path: Path, caplog) -> None:
-    config = make_tiny_config(tiny_npz)
-    config.stages = ["teacher", "quantize"]
-    config.quantize = QuantizeConfig(
-        mode="ptq", calibration_samples=48, equalize=True, rounding="adaround", rounding_steps=20, correct_bias=True
-    )
-    summary = run_pipeline(config, tmp_path)
-    assert summary["stages"][1]["metrics"]["deployed_agreement_percent"] > 97
-    record = read_json(tmp_path / "02_quantize" / STAGE)
-    inner = [[f"layer{k}.0.conv1", f"layer{k}.0.conv2"] for k in (1, 2, 3)]
-    assert record["notes"]["equalization"] == {"pairs": inner, "relu6_replaced_behind": []}
-    layers = {layer for pair in inner for layer in pair} | {"conv1", "linear"}
-    assert set(record["notes"]["layer_errors"]) == layers
-    assert {row["layer"] for row in record["left_out"]} == layers - {first for first, _ in inner}
-    before, after = (sum(pair[at] for pair in record["notes"]["layer_errors"].values()) for at in (0, 1))
-    assert after < before
-    assert "no two layers" not in caplog.text
 
 
 def test_files_in_folders_go_through_every_stage(tmp_path: Path) -> None:

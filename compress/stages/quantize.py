@@ -23,8 +23,6 @@ from compress.train import to_device, train
 # last epochs train the very function that ships (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2).
 _FREEZE_BATCH_NORM, _FREEZE_RANGES = 0.34, 0.67
 
-_CHUNK = 64  # images that are evaluated at a time when layers are corrected
-
 log = logging.getLogger("compress")
 
 
@@ -66,8 +64,8 @@ def _correct(
         left_out += found.left_out
     steps = config.rounding_steps if config.rounding == "adaround" else 0
     if steps or config.correct_bias:
-        images = torch.cat([to_device(images, context.device) for images, _ in samples.batches()])
-        done = correct(prepared, list(images.split(_CHUNK)), steps, config.correct_bias, context.seed)
+        images = [to_device(images, context.device) for images, _ in samples.batches()]
+        done = correct(prepared, images, steps, config.correct_bias, context.seed)
         notes["layer_errors"] = done.errors
         left_out += done.left_out
     return notes, left_out

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.artifact import Artifact
-from compress.config import Config, DistillConfig, PruneConfig, TeacherConfig
+from compress.artifact import Artifact, write_model
+from compress.config import Config, DistillConfig, PruneConfig, QuantizeConfig, TeacherConfig
 from compress.context import Context
 from compress.curves import Curves
 from compress.data import load_data
 from compress.errors import UserError
 from compress.losses import relative_error, tapped
+from compress.restore import restore
 from compress.stages.distill import distill
 from compress.stages.prune import prune
 from compress.stages.quantize import quantize
@@ -116,3 +117,40 @@ def test_the_target_decides_the_bits(context: Context, tiny_config: Config, targ
     assert (made.spec.quantization["target"], made.spec.quantization["weight_bits"]) == (target, bits)
     largest = max(value.abs().max().item() for value in made.network.state_dict().values() if value.dtype == torch.int8)
     assert largest == {7: 64, 8: 127}[bits]
+
+
+CORRECTED = QuantizeConfig(
+    mode="ptq", calibration_samples=48, equalize=True, rounding="adaround", rounding_steps=20, correct_bias=True
+)
+
+
+def test_all_corrections_at_once_are_recorded_and_restored(context: Context, tmp_path: Path) -> None:
+    images = torch.cat([images for images, _ in context.data.val.batches()])
+    wanted = context.teacher.network(images).detach()
+    made = quantize(copy.deepcopy(context.teacher), CORRECTED, context)
+    inner = [(f"layer{k}.0.conv1", f"layer{k}.0.conv2") for k in (1, 2, 3)]
+    assert made.notes["equalization"] == {"pairs": inner, "relu6_replaced_behind": []}
+    layers = {layer for pair in inner for layer in pair} | {"conv1", "linear"}
+    assert set(made.notes["layer_errors"]) == layers
+    assert {row["layer"] for row in made.left_out} == layers - {first for first, _ in inner}
+    before, after = (sum(errors[at] for errors in made.notes["layer_errors"].values()) for at in (0, 1))
+    assert after < 0.8 * before
+
+    write_model(made, tmp_path)
+    with torch.no_grad():
+        found = made.network(images)
+        assert (found - wanted).abs().max() < 0.1 * (wanted.max() - wanted.min())
+        assert torch.equal(restore(tmp_path, torch.device("cpu")).network(images), found)
+
+
+def test_equalization_that_finds_nothing_says_so(context: Context, caplog: pytest.LogCaptureFixture) -> None:
+    given = copy.deepcopy(context.teacher)
+    given.network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 3, 3), torch.nn.Sigmoid(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
+    made = quantize(given, QuantizeConfig(mode="ptq", equalize=True), context)
+    assert "no two layers were found" in caplog.text
+    assert made.notes["equalization"]["pairs"] == []
+    assert made.left_out == [
+        {"layer": "0", "reason": "not equalized: sigmoid reads it, which does not pass a scale on"}
+    ]
