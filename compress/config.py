@@ -90,7 +90,7 @@ class QuantizeConfig:
         choices=("auto", "x86_avx2", "x86_vnni", "arm"),
     )
     calibration: str = option(
-        "min_max",
+        "mse",
         "ptq: how a range is chosen from its values",
         choices=("min_max", "moving_average", "percentile", "mse", "entropy"),
     )
@@ -104,7 +104,7 @@ class QuantizeConfig:
         choices=("nearest", "adaround"),
     )
     rounding_steps: int = option(1000, "adaround: steps a layer", low=1, high=1000000)
-    correct_bias: bool = option(False, "ptq: let each bias take up the mean error of its channel, layer by layer")
+    correct_bias: bool = option(True, "ptq: let each bias take up the mean error of its channel, layer by layer")
     epochs: int = option(3, "qat: epochs", low=0, high=10000)
     lr: float = option(0.002, "qat: peak learning rate", low=1e-7, high=10)
     temperature: float = option(2.0, "qat: as distill.temperature", low=0.1, high=100)
@@ -172,12 +172,8 @@ def check(config: Any, prefix: str = "") -> None:
 
 
 def _check_corrections(quantize: QuantizeConfig) -> None:
-    """All three edit weights after training; with the rounding in the loop, training itself does their work."""
-    wanted = {
-        "equalize=true": quantize.equalize,
-        "rounding=adaround": quantize.rounding == "adaround",
-        "correct_bias=true": quantize.correct_bias,
-    }
+    """Both edit weights after training; with the rounding in the loop, training itself does their work."""
+    wanted = {"equalize=true": quantize.equalize, "rounding=adaround": quantize.rounding == "adaround"}
     asked = [name for name, on in wanted.items() if on]
     if quantize.mode == "qat" and asked:
         raise UserError(

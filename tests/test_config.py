@@ -41,7 +41,7 @@ def test_a_teacher_without_weights_needs_epochs() -> None:
         check(Config(teacher=TeacherConfig(epochs=0)))
 
 
-@pytest.mark.parametrize("asked", ["equalize=true", "rounding=adaround", "correct_bias=true"])
+@pytest.mark.parametrize("asked", ["equalize=true", "rounding=adaround"])
 def test_a_correction_after_training_is_refused_with_training(asked: str) -> None:
     name, value = asked.split("=")
     settings = {name: True if value == "true" else value}

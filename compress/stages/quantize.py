@@ -35,17 +35,17 @@ def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Ar
     prepared.to(context.device)
     samples = context.data.train.take(config.calibration_samples, context.seed)
     calibrate(prepared, (to_device(images, context.device) for images, _ in samples.batches()))
-    notes, left_out = _correct(prepared, samples, config, context)
+    notes, left_out = ({}, []) if qat else _correct(prepared, samples, config, context)
     notes["history"] = _train(prepared, config, context) if qat else []
     quantization = {
         "mode": config.mode,
         "target": target,
         "weight_bits": bits,
-        "calibration": config.calibration,
+        "calibration": "moving_average" if qat else config.calibration,
         "calibration_images": len(samples),
         "equalize": config.equalize,
         "rounding": config.rounding,
-        "correct_bias": config.correct_bias,
+        "correct_bias": config.correct_bias and not qat,
     }
     spec = replace(artifact.spec, quantization=quantization)
     return Artifact(convert(prepared.cpu()), spec, left_out, notes, prepared.state_dict())
