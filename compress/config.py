@@ -95,9 +95,7 @@ class QuantizeConfig:
         choices=("min_max", "moving_average", "percentile", "mse", "entropy"),
     )
     calibration_samples: int = option(512, "train images that set the activation ranges", low=1, high=1000000)
-    equalize: bool = option(
-        False, "ptq: even out the ranges of channels between layers first; ReLU6 becomes ReLU there"
-    )
+    equalize: bool = option(False, "ptq: even out the ranges of channels between layers first")
     rounding: str = option(
         "nearest",
         "ptq: nearest, or adaround: each weight up or down, learned on the calibration images",

@@ -21,12 +21,7 @@ def restore(folder: Path, device: torch.device) -> Artifact:
         settings = spec.quantization
         example = torch.zeros(1, *spec.input["shape"])
         prepared = prepare(
-            network,
-            example,
-            settings["weight_bits"],
-            settings["mode"] == "qat",
-            settings["calibration"],
-            settings["equalize"],
+            network, example, settings["weight_bits"], settings["mode"] == "qat", settings["calibration"]
         )
         prepared.load_state_dict(tensors)
         network = convert(prepared)

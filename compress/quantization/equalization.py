@@ -22,7 +22,6 @@ from compress.quantization.patterns import (
 )
 
 _SHUFFLES = {aten.transpose.int, aten.permute.default}
-_RELU6 = {aten.relu6.default, aten.hardtanh.default}
 _SETTLED = 1e-4  # a round that changes no scale by more than this share is the last
 _ROUNDS = 200
 
@@ -32,17 +31,7 @@ class Equalization:
     """What was done, by the names of the layers."""
 
     pairs: list[tuple[str, str]] = field(default_factory=list)
-    relu6_replaced: list[str] = field(default_factory=list)  # the layers behind which it stood
     left_out: list[dict[str, str]] = field(default_factory=list)  # {layer, reason}: its outputs stayed as they were
-
-
-@dataclass
-class _Pair:
-    """A layer, the one that alone reads it, and the ReLU6 between them that are to become ReLU."""
-
-    first: Node
-    second: Node
-    relu6: list[Node]
 
 
 @torch.no_grad()
@@ -51,61 +40,54 @@ def equalize(module: GraphModule) -> Equalization:
 
     Cross-layer equalization (Nagel et al. 2019, arXiv:1906.04721, section 4.1): channel i leaves the first layer
     divided by s_i and enters the second multiplied by it. `module` is a captured graph with batch norm folded.
-    Where pairs are found depends on the graph alone, not on its weights. ReLU passes s_i on, ReLU6 does not and is
-    replaced by ReLU, as in the paper: there, and only there, the function changes.
+    ReLU passes s_i on, ReLU6 does not. The paper puts ReLU in its place; here such a pair is left alone, because on
+    a MobileNetV2 (ImageNet) that alone changed the answer on 21 % of the images, three times as many as int8 did.
     """
     report, pairs = Equalization(), []
     for node in module.graph.nodes:
         if not is_call(node, CONVOLUTIONS | LINEARS):
             continue
-        found = _find_pair(node)
+        found = _find_reader(node)
         if isinstance(found, str):
             report.left_out.append({"layer": layer_name(node), "reason": f"not equalized: {found}"})
             continue
-        pairs.append(found)
-        report.pairs.append((layer_name(found.first), layer_name(found.second)))
-        report.relu6_replaced += [layer_name(node)] * bool(found.relu6)
-    for clamp in (clamp for pair in pairs for clamp in pair.relu6):
-        clamp.target, clamp.args, clamp.kwargs = aten.relu.default, clamp.args[:1], {}
+        pairs.append((node, found))
+        report.pairs.append((layer_name(node), layer_name(found)))
     for _ in range(_ROUNDS):
-        if max((_rescale(pair, module) for pair in pairs), default=0.0) < _SETTLED:
+        if max((_rescale(first, second, module) for first, second in pairs), default=0.0) < _SETTLED:
             break
-    module.recompile()
     return report
 
 
-def _find_pair(first: Node) -> _Pair | str:
-    """The pair that begins at `first`, or why there is none."""
+def _find_reader(first: Node) -> Node | str:
+    """The layer that alone reads what `first` gives, or why there is none to pair it with."""
     if not _owns_parameters(first):
         return "its weight is computed or shared"
-    relu6, node = [], first
+    node = first
     while (user := only_user(node)) is not None:
         if is_call(user, CONVOLUTIONS | LINEARS):
             if user.args[0] is not node or not _owns_parameters(user):
                 return f"the weight of {layer_name(user)}, which reads it, is computed or shared"
             if any(is_call(end, LINEARS) and end.args[0].meta["val"].dim() != 2 for end in (first, user)):
                 return f"between it and {layer_name(user)} channels are not the second of two dimensions"
-            return _Pair(first, user, relu6)
-        if is_call(user, _RELU6) and _starts_at_zero(user):
-            relu6.append(user)
-        elif user.op == "output":
+            return user
+        if user.op == "output":
             return "it gives the logits"
-        elif not is_call(user, {aten.relu.default}) and not _keeps_channels(user):
+        if not is_call(user, {aten.relu.default}) and not _keeps_channels(user):
             return f"{_operator(user)} reads it, which does not pass a scale on"
         node = user
     return "it is read in several places"
 
 
-def _rescale(pair: _Pair, module: GraphModule) -> float:
+def _rescale(first: Node, second: Node, module: GraphModule) -> float:
     """Makes the ranges of one pair equal; returns by how much the scale that changed most differs from 1."""
-    first, second = (tensor_of(node.args[1], module) for node in (pair.first, pair.second))
-    bias = tensor_of(argument(pair.first, "bias"), module)
-    incoming = _by_input(second, pair.second)
-    ranges = first.flatten(1).abs().amax(1), incoming.abs().amax((1, 3)).flatten()
+    weight, bias = tensor_of(first.args[1], module), tensor_of(argument(first, "bias"), module)
+    incoming = _by_input(tensor_of(second.args[1], module), second)
+    ranges = weight.flatten(1).abs().amax(1), incoming.abs().amax((1, 3)).flatten()
     # Equation 11; a channel that is dead on one side has nothing to even out.
     scale = torch.where((ranges[0] > 0) & (ranges[1] > 0), (ranges[0] / ranges[1]).sqrt(), 1.0)
     scale = torch.where(scale.isfinite() & (scale > 0), scale, 1.0)
-    first.div_(scale.view(-1, *[1] * (first.dim() - 1)))
+    weight.div_(scale.view(-1, *[1] * (weight.dim() - 1)))
     if bias is not None:
         bias.div_(scale)
     incoming.mul_(scale.view(incoming.shape[0], 1, -1, 1))
@@ -133,10 +115,6 @@ def _channels(node: Node) -> int:
     """The length of the second dimension, in which (N, C, H, W) and (N, C) have their channels; 0 without one."""
     shape = node.meta["val"].shape
     return shape[1] if len(shape) > 1 else 0
-
-
-def _starts_at_zero(clamp: Node) -> bool:
-    return clamp.target is aten.relu6.default or argument(clamp, "min_val") == 0
 
 
 def _owns_parameters(node: Node) -> bool:

@@ -60,7 +60,7 @@ def _correct(
         found = prepared.meta["equalization"]
         if not found.pairs:
             log.warning("quantize.equalize: no two layers were found to equalize; the reasons are in stage.json")
-        notes["equalization"] = {"pairs": found.pairs, "relu6_replaced_behind": found.relu6_replaced}
+        notes["equalization"] = {"pairs": found.pairs}
         left_out += found.left_out
     steps = config.rounding_steps if config.rounding == "adaround" else 0
     if steps or config.correct_bias:

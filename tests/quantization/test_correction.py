@@ -180,7 +180,7 @@ def test_all_three_reload_bit_for_bit_and_export(many, run_onnx, tmp_path, build
     prepared = calibrated(settled(build(), many[:64]), many, equalized=True)
     correct(prepared, list(many.split(64)), 10, True, 0)
     save_file(prepared.state_dict(), tmp_path / "state.safetensors")
-    reloaded = prepare(settled(build(), many[64:128], 7), many[:1], 7, qat=False, equalized=True)
+    reloaded = prepare(settled(build(), many[64:128], 7), many[:1], 7, qat=False)
     reloaded.load_state_dict(load_file(tmp_path / "state.safetensors"), strict=True)
     converted = convert(prepared)
     export_onnx(converted, tmp_path / "model.onnx", (3, 16, 16))

@@ -129,7 +129,7 @@ def test_all_corrections_at_once_are_recorded_and_restored(context: Context, tmp
     wanted = context.teacher.network(images).detach()
     made = quantize(copy.deepcopy(context.teacher), CORRECTED, context)
     inner = [(f"layer{k}.0.conv1", f"layer{k}.0.conv2") for k in (1, 2, 3)]
-    assert made.notes["equalization"] == {"pairs": inner, "relu6_replaced_behind": []}
+    assert made.notes["equalization"] == {"pairs": inner}
     layers = {layer for pair in inner for layer in pair} | {"conv1", "linear"}
     assert set(made.notes["layer_errors"]) == layers
     assert {row["layer"] for row in made.left_out} == layers - {first for first, _ in inner}
