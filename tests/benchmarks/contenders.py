@@ -12,7 +12,7 @@ import torch
 
 from compress.config import QuantizeConfig
 from compress.measure.environment import cpu_flags
-from compress.quantization import calibrate, convert, export_onnx, prepare
+from compress.quantization import calibrate, convert, correct, export_onnx, prepare
 from compress.quantization.target import WEIGHT_BITS, choose_target
 from tests.benchmarks.networks import Subject
 
@@ -85,10 +85,12 @@ def _own(subject: Subject, folder: Path) -> Plan:
 
     def make() -> None:
         prepared = prepare(subject.network, torch.zeros(1, *subject.shape), bits, False, defaults.calibration)
-        calibrate(prepared, subject.calibration.split(CALIBRATION_BATCH))
+        batches = list(subject.calibration.split(CALIBRATION_BATCH))
+        calibrate(prepared, batches)
+        correct(prepared, batches, rounding_steps=0, correct_bias=defaults.correct_bias, seed=0)
         export_onnx(convert(prepared), path, subject.shape)
 
-    yield Contender(OURS, "", f"{bits}-bit weights, {defaults.calibration}", "onnxruntime", path), make
+    yield Contender(OURS, "", f"{bits}-bit weights", "onnxruntime", path), make
 
 
 def _onnxruntime(subject: Subject, folder: Path) -> Plan:
