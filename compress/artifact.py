@@ -14,6 +14,7 @@ from torch import nn
 
 MODEL, SPEC, ONNX = "model.safetensors", "model.json", "model.onnx"
 METRICS, PREDICTIONS, STAGE = "metrics.json", "predictions.safetensors", "stage.json"
+SENSITIVITY, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Artifact:
     spec: Spec
     left_out: list[dict[str, str]] = field(default_factory=list)  # by the last stage: {layer, reason}
     notes: dict[str, Any] = field(default_factory=dict)  # the last stage's own figures, for stage.json
+    sensitivity: dict[str, Any] | None = None  # all of sensitivity.json, where it was measured
     state: dict[str, torch.Tensor] | None = None  # what is saved; None: the network's own state
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -103,6 +103,12 @@ class QuantizeConfig:
     )
     rounding_steps: int = option(1000, "adaround: steps a layer", low=1, high=1000000)
     correct_bias: bool = option(True, "ptq: let each bias take up the mean error of its channel, layer by layer")
+    max_drop_points: Optional[float] = option(
+        None,
+        "points of validation top-1 that int8 may lose; layers stay float to keep it; null: none does",
+        low=0,
+        high=100,
+    )
     epochs: int = option(3, "qat: epochs", low=0, high=10000)
     lr: float = option(0.002, "qat: peak learning rate", low=1e-7, high=10)
     temperature: float = option(2.0, "qat: as distill.temperature", low=0.1, high=100)
@@ -155,7 +161,7 @@ def check(config: Any, prefix: str = "") -> None:
         low, high, choices = item.metadata["low"], item.metadata["high"], item.metadata["choices"]
         if choices and value not in choices:
             raise UserError(f"{name}={value}", f"one of {', '.join(choices)}", f"set {name}={choices[0]}, for example")
-        if low is not None and not low <= value <= high:  # a NaN fails this too
+        if low is not None and value is not None and not low <= value <= high:  # a NaN fails this too
             raise UserError(f"{name}={value}", f"a number from {low} to {high}", f"set {name} within that range")
     if isinstance(config, DataConfig):
         _check_normalisation(config)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -52,6 +53,10 @@ class Curves:
         self._writer.add_figure("widths", figure)
         for position, name in enumerate(layers):
             self._writer.add_scalar("widths/share_left_by_layer", after[name][0] / before[name][0], position)
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """A matplotlib picture, which is closed."""
+        self._writer.add_figure(name, figure)
 
     def table_row(self, settings: dict[str, bool | int | float | str], figures: dict[str, float]) -> None:
         """The stage as a row of TensorBoard's HPARAMS tab.

@@ -26,6 +26,7 @@ from compress.models import check_model
 from compress.quantization.export import export_onnx
 from compress.quantization.inspect import inspect_quantization, require_quantized
 from compress.quantization.target import mismatch
+from compress.report.sensitivity import plot_sensitivity, to_png
 from compress.restore import restore
 from compress.stages import STAGES, check_order
 
@@ -91,10 +92,12 @@ def _run_stage(
         result = STAGES[name](current, section, Context(data, teacher, config.train, device, seed, curves))
         files.write_model(result, stage)
         export_onnx(result.network.cpu(), stage / files.ONNX, data.shape)
-        left_out = result.left_out + (_check_int8(stage / files.ONNX) if result.spec.quantization else [])
+        left_out = result.left_out + (_check_int8(stage / files.ONNX, result.spec) if result.spec.quantization else [])
         if result.spec.quantization and (remark := mismatch(result.spec.quantization["target"], cpu_flags())):
             log.warning("%s: %s", name, remark)
             result.notes["target"] = remark
+        if result.sensitivity:
+            pass
         metrics, predictions = measure_stage(stage, done[0] if done else stage, data, config.measure, device, threads)
         files.write_tensors(stage / files.PREDICTIONS, predictions)
         files.write_json(stage / files.METRICS, metrics)
@@ -121,11 +124,25 @@ def _run_stage(
     return files.finished_stage(stage, record["key"])
 
 
-def _check_int8(path: Path) -> list[dict[str, str]]:
-    """The layers that stayed float, with the reason. Raises ValueError where the runtime runs another as float."""
+def _check_int8(path: Path, spec: files.Spec) -> list[dict[str, str]]:
+    """The layers that no int8 kernel can run, with the reason; those that were kept in float are float.
+
+    Raises ValueError where the runtime runs another one as float, or one of these as int8.
+    """
     floats = {layer.name: layer.reason for layer in inspect_quantization(path) if not layer.quantized}
     require_quantized(path, tuple(floats))
-    return [{"layer": name, "reason": reason} for name, reason in floats.items()]
+    chosen = set(spec.quantization["float_layers"])
+    if not chosen <= set(floats):
+        raise ValueError(f"received {path} with int8 weights in {sorted(chosen - set(floats))}; expected float ones")
+    return [{"layer": name, "reason": reason} for name, reason in floats.items() if name not in chosen]
+
+
+def _write_sensitivity(table: dict[str, Any], stage: Path, curves: Curves) -> None:
+    """The table and its plot, into the stage's folder and TensorBoard."""
+    figure = plot_sensitivity(table)
+    files.write_json(stage / files.SENSITIVITY, table)
+    files.write_bytes(stage / files.SENSITIVITY_PLOT, to_png(figure))
+    curves.figure("sensitivity", figure)
 
 
 def _inputs(name: str, config: Config, data: Data, parent: dict[str, str] | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import nn
 from compress.artifact import Artifact, Spec, read_model
 from compress.models import Architecture, build
 from compress.models.widths import set_widths
+from compress.quantization.float_layers import keep_float
 from compress.quantization.pt2e import convert, prepare
 
 
@@ -23,6 +24,7 @@ def restore(folder: Path, device: torch.device) -> Artifact:
         prepared = prepare(
             network, example, settings["weight_bits"], settings["mode"] == "qat", settings["calibration"]
         )
+        keep_float(prepared, settings["float_layers"])
         prepared.load_state_dict(tensors)
         network = convert(prepared)
     return Artifact(network.to(device, memory_format=torch.channels_last), spec)

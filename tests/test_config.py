@@ -25,6 +25,15 @@ def test_a_number_outside_its_range_is_refused(ratio: float) -> None:
         check(Config(prune=PruneConfig(ratio=ratio)))
 
 
+@pytest.mark.parametrize("points", [-0.1, 101, math.nan])
+def test_a_drop_is_null_or_a_share_of_all_points(points: float) -> None:
+    check(Config())
+    with pytest.raises(UserError, match=r"quantize\.max_drop_points=.*; expected a number from 0 to 100"):
+        check(Config(quantize=QuantizeConfig(max_drop_points=points)))
+    assert composed("recipe=mobilenet_int8").quantize.max_drop_points is None
+    assert composed("recipe=mobilenet_int8", "quantize.max_drop_points=0.5").quantize.max_drop_points == 0.5
+
+
 def test_a_name_outside_its_choices_is_refused() -> None:
     with pytest.raises(UserError, match=r"prune\.importance=magic; expected one of l1, l2"):
         check(Config(prune=PruneConfig(importance="magic")))

@@ -18,7 +18,7 @@ LAYERS = [
     {"train"},
     {"context"},
     {"models", "data", "quantization"},
-    {"artifact", "console", "curves", "lockstep"},
+    {"artifact", "console", "curves", "lockstep", "report"},
     {"compose", "config", "help"},
     {"errors", ""},
 ]

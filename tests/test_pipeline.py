@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,16 +10,30 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from compress import pipeline
-from compress.artifact import MODEL, ONNX, STAGE, digest_of_file, read_json
+from compress.artifact import (
+    MODEL,
+    ONNX,
+    SENSITIVITY,
+    SENSITIVITY_PLOT,
+    STAGE,
+    digest_of_file,
+    read_json,
+    write_tensors,
+)
+from compress.config import Config, TeacherConfig
 from compress.errors import UserError
 from compress.measure.accuracy import open_session
 from compress.pipeline import run_pipeline
+from compress.quantization import require_quantized
+from compress.quantization.sensitivity import top1_percent
 from compress.restore import restore
 from compress.stages import STAGES, check_order
 from tests.conftest import make_tiny_config
 from tests.data.test_data import image_folder
+from tests.stages.test_stages import spoil
 
 FOLDERS = ["01_teacher", "02_prune", "03_distill", "04_quantize"]
 CPU = torch.device("cpu")
@@ -251,8 +266,6 @@ def test_impossible_orders_are_refused(stages: list[str], message: str) -> None:
 
 
 def test_tensorboard_has_curves_widths_and_hparams(finished: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     for name, trained in zip(FOLDERS, (3, 1, 1, 1), strict=True):
         events = EventAccumulator(str(finished / "tensorboard" / name)).Reload()
         tags = events.Tags()
@@ -285,6 +298,59 @@ def test_predictions_agree_with_the_metrics(finished: Path) -> None:
         assert 100 * np.mean(found["deployed_top1"] == found["labels"]) == pytest.approx(
             metrics["deployed_top1_percent"]
         )
+
+
+@pytest.fixture(scope="module")
+def mixed(finished: Path, tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
+    """A finished run whose last layer must stay float, and its settings."""
+    folder = tmp_path_factory.mktemp("mixed")
+    teacher = restore(finished / "01_teacher", CPU)
+    spoil(teacher.network)
+    write_tensors(folder / "teacher.safetensors", teacher.tensors())
+    config = make_tiny_config(tiny_npz)
+    config.stages = ["teacher", "quantize"]
+    config.teacher = TeacherConfig(model="resnet8", checkpoint=str(folder / "teacher.safetensors"), epochs=0)
+    config.quantize.mode, config.quantize.max_drop_points = "ptq", 5.0
+    run_pipeline(config, folder)
+    return folder, config
+
+
+def test_a_layer_kept_in_float_is_in_every_record(mixed: tuple[Path, Config]) -> None:
+    folder, stage = mixed[0], mixed[0] / "02_quantize"
+    record, table = read_json(stage / STAGE), read_json(stage / SENSITIVITY)
+    for name in (SENSITIVITY, SENSITIVITY_PLOT):
+        assert record["files"][name] == digest_of_file(stage / name)
+    assert read_json(stage / "model.json")["quantization"]["float_layers"] == ["linear"]
+    assert [row["layer"] for row in table["layers"] if row["kept_float"]] == ["linear"]
+    assert [row["layer"] for row in record["left_out"]] == ["linear"]
+    assert "kept in float for accuracy" in record["left_out"][0]["reason"]
+    require_quantized(stage / ONNX, ("linear",))
+    teacher, last = (read_json(path / "metrics.json") for path in (folder / "01_teacher", stage))
+    assert last["deployed_top1_percent"] > teacher["deployed_top1_percent"] - 10
+    events = EventAccumulator(str(folder / "tensorboard" / "02_quantize")).Reload()
+    assert events.Tags()["images"] == ["sensitivity"]
+
+
+def test_a_mixed_network_is_restored_as_it_was_measured(mixed: tuple[Path, Config], tiny_npz: Path) -> None:
+    """What was chosen on the edited file holds for the file that ships, and for the network made of model.json."""
+    stage, config = mixed[0] / "02_quantize", mixed[1]
+    val = pipeline.load_data(config.data, config.seed).val
+    images = torch.cat([images for images, _ in val.batches()])
+    logits = torch.from_numpy(open_session(stage / ONNX, 1).run(["logits"], {"image": images.numpy()})[0])
+    assert top1_percent(logits, val.labels) == read_json(stage / SENSITIVITY)["chosen_top1_percent"]
+    with torch.no_grad():
+        first, second = (restore(stage, CPU).network(images) for _ in range(2))
+    assert torch.equal(first, second)
+    assert (first - logits).abs().max() < 0.1 * logits.abs().max()
+
+
+def test_a_mixed_run_is_taken_as_it_is_until_the_drop_changes(mixed: tuple[Path, Config], monkeypatch) -> None:
+    folder, config = mixed
+    monkeypatch.setattr(pipeline, "_run_stage", None)  # a stage that were run would fail
+    run_pipeline(config, folder)
+    config = replace(config, quantize=replace(config.quantize, max_drop_points=6.0))
+    with pytest.raises(TypeError):
+        run_pipeline(config, folder)
 
 
 def test_a_file_for_another_cpu_is_remarked(tiny_npz: Path, tmp_path: Path, monkeypatch, caplog) -> None:

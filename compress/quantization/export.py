@@ -1,6 +1,7 @@
 """Writes a network, float or int8, as one self-contained ONNX file."""
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -17,6 +18,7 @@ from compress.quantization.batch_norm import lift_modules, lower_conv_batch_norm
 from compress.quantization.onnx_rewrites import (
     merge_slices,
     pad_integers,
+    protect_float_layers,
     strip_descriptions,
     use_global_average_pool,
 )
@@ -32,6 +34,8 @@ def export_onnx(module: nn.Module, path: Path, input_shape: tuple[int, int, int]
     Batch norm is folded. The same module gives the same bytes; no path or stack trace of this machine goes in.
     """
     example = torch.zeros(2, *input_shape)
+    # Behind weights in channels_last the exporter writes an average pooling as a gather of strided elements.
+    module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
     if not isinstance(module, GraphModule):
         module = capture(module, example)
         lift_modules(module)
@@ -53,6 +57,7 @@ def export_onnx(module: nn.Module, path: Path, input_shape: tuple[int, int, int]
     use_global_average_pool(model)
     merge_slices(model)
     pad_integers(model)
+    protect_float_layers(model)
     RemoveUnusedNodesPass()(model)
     strip_descriptions(model)
     Path(path).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))

@@ -19,7 +19,7 @@ FLOAT_LAYERS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul
 class Layer:
     """One convolution or matrix product of the file."""
 
-    name: str
+    name: str  # the module's, where the weight tells it; else the node's
     operator: str
     quantized: bool
     reason: str  # why not, empty where quantized
@@ -51,8 +51,12 @@ def executed_operators(path: Path) -> Counter:
 
 
 def require_quantized(path: Path, float_layers: tuple[str, ...] = ()) -> None:
-    """Raise ValueError unless every layer but `float_layers` is int8, in the file and in what the runtime executes."""
-    claimed = [layer for layer in inspect_quantization(path) if layer.name not in float_layers]
+    """Raise ValueError unless every layer but `float_layers` is int8, in the file and in what the runtime executes.
+
+    A layer whose weights are float in the file must run in float, too: the runtime can quantize them on its own.
+    """
+    layers = inspect_quantization(path)
+    claimed = [layer for layer in layers if layer.name not in float_layers]
     missing = [f"{layer.name} ({layer.reason})" for layer in claimed if not layer.quantized]
     if missing:
         raise ValueError(f"received {path} with float layers {', '.join(missing)}; expected int8 weights and inputs")
@@ -63,6 +67,12 @@ def require_quantized(path: Path, float_layers: tuple[str, ...] = ()) -> None:
         raise ValueError(
             f"received {path}, of whose {len(claimed)} int8 layers ONNX Runtime executes {int8} as int8 and {floats} "
             "in float; expected an int8 kernel for each"
+        )
+    kept = [layer.name for layer in layers if layer.weight_min is None]
+    if int8 > len(layers) - len(kept):
+        raise ValueError(
+            f"received {path}, of whose {len(layers)} layers ONNX Runtime executes {int8} as int8 though "
+            f"{', '.join(kept)} have float weights; expected a float kernel for each of these"
         )
 
 
@@ -76,7 +86,14 @@ def _layer(node: onnx.NodeProto, producers: dict, readers: dict, constants: dict
     elif node.op_type == "Conv" and not _is_quantized_after(node.output[0], readers):
         reason = "its output is float"
     low, high = (int(weight.min()), int(weight.max())) if weight is not None and weight.size else (None, None)
-    return Layer(node.name, node.op_type, not reason, reason, low, high)
+    return Layer(_name(node, producers), node.op_type, not reason, reason, low, high)
+
+
+def _name(node: onnx.NodeProto, producers: dict) -> str:
+    weight = node.input[1]
+    if _producer(weight, producers) == "DequantizeLinear":
+        weight = producers[weight].input[0]
+    return weight.removesuffix(".weight") if weight.endswith(".weight") else node.name
 
 
 def _int8_weight(node: onnx.NodeProto, producers: dict, constants: dict) -> np.ndarray | None:

@@ -20,7 +20,7 @@ def use_global_average_pool(model: ir.Model) -> None:
             added += _requantize(pool.outputs[0], grid) if grid else []
             tail = ir.node("Flatten", [added[-1].outputs[0]], {"axis": 1}, name=f"{node.name}_flatten")
             added.append(tail)
-        _replace(model, node, added)
+        replace_node(model, node, added)
 
 
 def pad_integers(model: ir.Model) -> None:
@@ -35,7 +35,7 @@ def pad_integers(model: ir.Model) -> None:
         if before is None or before.op_type != "DequantizeLinear" or len(after) != 1:
             continue
         (quantize,) = after
-        if quantize.op_type != "QuantizeLinear" or not _same_grid(before, quantize) or not _pads_zero(node):
+        if quantize.op_type != "QuantizeLinear" or not same_grid(before, quantize) or not _pads_zero(node):
             continue
         inputs = [before.inputs[0], node.inputs[1], before.inputs[2], *node.inputs[3:]]
         pad = ir.node("Pad", inputs, {"mode": "constant"}, name=node.name)
@@ -55,7 +55,7 @@ def merge_slices(model: ir.Model) -> None:
         between = []
         if source is not None and source.op_type == "DequantizeLinear":
             quantize = source.inputs[0].producer()
-            if quantize is None or quantize.op_type != "QuantizeLinear" or not _same_grid(source, quantize):
+            if quantize is None or quantize.op_type != "QuantizeLinear" or not same_grid(source, quantize):
                 continue
             between, source = [quantize, source], quantize.inputs[0].producer()
         if source is None or source.op_type != "Slice" or not _read_once([source, *between]):
@@ -63,19 +63,38 @@ def merge_slices(model: ir.Model) -> None:
         first_rows, second_rows = (_slice_rows(node) for node in (source, second))
         if first_rows is None or second_rows is None or set(first_rows[2]) & set(second_rows[2]):
             continue
-        rows = [
-            ir.Value(
-                name=f"{second.name}_{part}", const_value=ir.tensor(np.concatenate(pair), name=f"{second.name}_{part}")
-            )
-            for part, pair in zip(
-                ("starts", "ends", "axes", "steps"), zip(first_rows, second_rows, strict=True), strict=True
-            )
-        ]
-        for row in rows:
-            model.graph.register_initializer(row)
+        parts = zip(("starts", "ends", "axes", "steps"), first_rows, second_rows, strict=True)
+        rows = [add_initializer(model, f"{second.name}_{part}", np.concatenate(pair)) for part, *pair in parts]
         merged = ir.node("Slice", [source.inputs[0], *rows], name=second.name)
-        _replace(model, second, [merged])
+        replace_node(model, second, [merged])
         model.graph.remove([*reversed(between), source], safe=True)
+
+
+def protect_float_layers(model: ir.Model) -> None:
+    """Let a layer with float weights read int8 tensors through a scale for each channel, all the same, in place.
+
+    With one scale for the tensor, where the output is quantized too, ONNX Runtime (WeightBiasQuantization, from 1.21)
+    takes float weights for forgotten ones and quantizes them on its own, with one scale for the whole weight.
+    """
+    for node in list(model.graph):
+        before = node.inputs[0].producer() if node.op_type in ("Conv", "Gemm") else None
+        if before is None or before.op_type != "DequantizeLinear" or node.inputs[1].const_value is None:
+            continue
+        shape = node.inputs[0].shape
+        # A scale of one element would count as one for the tensor.
+        axis = next((axis for axis in range(1, len(shape)) if isinstance(shape[axis], int) and shape[axis] > 1), None)
+        if axis is None:
+            continue
+        grid = [
+            add_initializer(model, f"{node.name}_{part}", np.full(shape[axis], value.const_value.numpy()))
+            for part, value in zip(("scale", "zero_point"), before.inputs[1:], strict=True)
+        ]
+        dequantize = ir.node(
+            "DequantizeLinear", [before.inputs[0], *grid], {"axis": axis}, name=f"{node.name}_dequantize"
+        )
+        _describe(dequantize.outputs[0], node.inputs[0], shape)
+        model.graph.insert_before(node, dequantize)
+        node.replace_input_with(0, dequantize.outputs[0])
 
 
 def strip_descriptions(model: ir.Model) -> None:
@@ -92,6 +111,30 @@ def strip_descriptions(model: ir.Model) -> None:
         _strip(node)
         for value in node.outputs:
             _strip(value)
+
+
+def same_grid(first: ir.Node, second: ir.Node) -> bool:
+    """Whether two quantize or dequantize nodes have equal scale and zero point."""
+    pairs = list(zip(first.inputs[1:], second.inputs[1:], strict=True))
+    constants = all(value is not None and value.const_value is not None for pair in pairs for value in pair)
+    return constants and all(np.array_equal(a.const_value.numpy(), b.const_value.numpy()) for a, b in pairs)
+
+
+def add_initializer(model: ir.Model, name: str, values: np.ndarray) -> ir.Value:
+    """The initializer `name` of the file, which is new or has these values already."""
+    if name not in model.graph.initializers:
+        model.graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(values, name=name)))
+    return model.graph.initializers[name]
+
+
+def replace_node(model: ir.Model, node: ir.Node, added: list[ir.Node]) -> None:
+    """Put `added` in the place of `node`; the last one takes over its output."""
+    old, new = node.outputs[0], added[-1].outputs[0]
+    _describe(new, old, old.shape)
+    new.name = old.name
+    model.graph.insert_before(node, added)
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)
 
 
 def _strip(thing: ir.Node | ir.Value | ir.TensorProtocol) -> None:
@@ -122,13 +165,6 @@ def _requantize(value: ir.Value, grid: tuple[ir.Value, ir.Value]) -> list[ir.Nod
     return [quantize, dequantize]
 
 
-def _same_grid(first: ir.Node, second: ir.Node) -> bool:
-    """Whether two quantize or dequantize nodes have equal scale and zero point."""
-    pairs = list(zip(first.inputs[1:], second.inputs[1:], strict=True))
-    constants = all(value is not None and value.const_value is not None for pair in pairs for value in pair)
-    return constants and all(np.array_equal(a.const_value.numpy(), b.const_value.numpy()) for a, b in pairs)
-
-
 def _pads_zero(node: ir.Node) -> bool:
     value = node.inputs[2] if len(node.inputs) > 2 else None
     return value is None or (value.const_value is not None and not value.const_value.numpy().any())
@@ -149,13 +185,3 @@ def _slice_rows(node: ir.Node) -> list[np.ndarray] | None:
 
 def _describe(value: ir.Value, like: ir.Value, shape: list | ir.Shape) -> None:
     value.dtype, value.shape = like.dtype, ir.Shape(shape)
-
-
-def _replace(model: ir.Model, node: ir.Node, added: list[ir.Node]) -> None:
-    """Put `added` in the place of `node`; the last one takes over its output."""
-    old, new = node.outputs[0], added[-1].outputs[0]
-    _describe(new, old, old.shape)
-    new.name = old.name
-    model.graph.insert_before(node, added)
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    model.graph.remove(node, safe=True)

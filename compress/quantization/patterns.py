@@ -48,6 +48,9 @@ CONCATENATIONS = {aten.cat.default}
 MEANS = {aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim}
 GATES = {aten.sigmoid.default, aten.hardsigmoid.default}
 
+# The mark in a node's meta that the quantizer wants an int8 kernel for it.
+INT8_KERNEL = "int8_kernel"
+
 QUANTIZE = quantized.quantize_per_tensor.default
 DEQUANTIZE = quantized.dequantize_per_tensor.default
 DEQUANTIZE_CHANNELS = quantized.dequantize_per_channel.default
@@ -71,6 +74,19 @@ def tensor_of(node: Node | None, module: GraphModule) -> torch.Tensor | None:
     for name in str(node.target).split("."):
         value = getattr(value, name)
     return value
+
+
+def weighted_calls(module: GraphModule) -> list[Node]:
+    """The convolutions and linear layers, in the order in which they run."""
+    return [node for node in module.graph.nodes if is_call(node, CONVOLUTIONS | LINEARS)]
+
+
+def weight_name(node: Node) -> str | None:
+    """The parameter that a convolution or linear layer reads, at once or observed; None where it reads no parameter."""
+    weight = node.args[1]
+    while weight.op == "call_module":
+        weight = weight.args[0]
+    return weight.target if weight.op == "get_attr" else None
 
 
 def argument(node: Node, name: str) -> object:

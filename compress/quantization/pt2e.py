@@ -15,11 +15,12 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from compress.quantization.batch_norm import conv_batch_norms, lift_modules, lower_conv_batch_norm
 from compress.quantization.equalization import equalize
 from compress.quantization.fake_quantize import WeightFakeQuantize
-from compress.quantization.patterns import tensor_of
+from compress.quantization.patterns import tensor_of, weight_name, weighted_calls
 from compress.quantization.quantizer import RuntimeQuantizer
 from compress.quantization.rewrites import (
     hard_sigmoid_as_sum,
     make_functional,
+    name_weights,
     quantize_biases,
     requantize_moves,
     split_gated_activations,
@@ -98,9 +99,11 @@ def convert(prepared: GraphModule) -> GraphModule:
     require_ranges(module)
     lower_conv_batch_norm(module)
     measure_weights(module)
+    names = [weight_name(node) for node in weighted_calls(module)]
     with quiet():
         module = convert_pt2e(module)
     restore_switches(module)
+    name_weights(module, names)
     requantize_moves(module)
     hard_sigmoid_as_sum(module)
     quantize_biases(module)

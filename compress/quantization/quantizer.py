@@ -22,6 +22,7 @@ from compress.quantization.patterns import (
     CONCATENATIONS,
     CONVOLUTIONS,
     GATES,
+    INT8_KERNEL,
     LINEARS,
     PRODUCTS,
     SUMS,
@@ -58,6 +59,8 @@ class RuntimeQuantizer(Quantizer):
         """Annotate `module` in place, a graph in which convolutions with batch norm are `ConvBatchNorm` calls."""
         quantized_inputs = {node: self._annotate_weight(node, module) for node in module.graph.nodes}
         quantized_inputs = {node: inputs for node, inputs in quantized_inputs.items() if inputs}
+        for node in quantized_inputs:
+            node.meta[INT8_KERNEL] = True
         wanted = {origin(tensor) for inputs in quantized_inputs.values() for tensor in inputs}
         wanted |= self._outputs(quantized_inputs, module)
         groups = _shared_ranges(module, wanted)

@@ -16,6 +16,7 @@ from compress.quantization.patterns import (
     is_float,
     is_move,
     tensor_of,
+    weighted_calls,
 )
 
 IN_PLACE = {
@@ -58,6 +59,23 @@ def split_gated_activations(module: GraphModule) -> None:
         gate.meta, product.meta = dict(node.meta), dict(node.meta)
         node.replace_all_uses_with(product)
         module.graph.erase_node(node)
+    module.recompile()
+
+
+def name_weights(module: GraphModule, names: list[str | None]) -> None:
+    """Store each int8 weight under the name of the parameter that it was, in place: `names` are those of all layers.
+
+    So the layers of the exported file can be told by their names in the network.
+    """
+    for node, name in zip(weighted_calls(module), names, strict=True):
+        if not is_call(node.args[1], {DEQUANTIZE_CHANNELS}):
+            continue
+        stored = node.args[1].args[0]
+        path, _, leaf = name.rpartition(".")
+        owner, int8 = module.get_submodule(path), tensor_of(stored, module)
+        delattr(owner, leaf)
+        owner.register_buffer(leaf, int8)
+        stored.target = name
     module.recompile()
 
 

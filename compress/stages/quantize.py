@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch.fx import GraphModule
 
 from compress.artifact import Artifact
@@ -15,7 +16,9 @@ from compress.data.splits import Split
 from compress.losses import teacher_loss
 from compress.measure.environment import cpu_flags
 from compress.quantization.correction import correct
+from compress.quantization.float_layers import keep_float
 from compress.quantization.pt2e import calibrate, convert, freeze_batch_norm, freeze_observers, prepare
+from compress.quantization.sensitivity import MixedFiles, fit_drop, top1_percent
 from compress.quantization.target import WEIGHT_BITS, choose_target
 from compress.train import to_device, train
 
@@ -37,6 +40,11 @@ def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Ar
     calibrate(prepared, (to_device(images, context.device) for images, _ in samples.batches()))
     notes, left_out = ({}, []) if qat else _correct(prepared, samples, config, context)
     notes["history"] = _train(prepared, config, context) if qat else []
+    prepared.cpu()
+    sensitivity = _measure_sensitivity(artifact.network, prepared, config, context)
+    kept = [row for row in sensitivity["layers"] if row["kept_float"]] if sensitivity else []
+    keep_float(prepared, [row["layer"] for row in kept])
+    left_out += [{"layer": row["layer"], "reason": _reason(row, sensitivity)} for row in kept]
     quantization = {
         "mode": config.mode,
         "target": target,
@@ -46,9 +54,10 @@ def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Ar
         "equalize": config.equalize,
         "rounding": config.rounding,
         "correct_bias": config.correct_bias and not qat,
+        "float_layers": [row["layer"] for row in kept],
     }
     spec = replace(artifact.spec, quantization=quantization)
-    return Artifact(convert(prepared.cpu()), spec, left_out, notes, prepared.state_dict())
+    return Artifact(convert(prepared), spec, left_out, notes, sensitivity, prepared.state_dict())
 
 
 def _correct(
@@ -69,6 +78,29 @@ def _correct(
         notes["layer_errors"] = done.errors
         left_out += done.left_out
     return notes, left_out
+
+
+def _measure_sensitivity(
+    network: nn.Module, prepared: GraphModule, config: QuantizeConfig, context: Context
+) -> dict[str, Any] | None:
+    """sensitivity.json's content, measured on validation against the float `network`; None where no drop was set."""
+    if config.max_drop_points is None:
+        return None
+    val = context.data.val
+    network.eval()
+    with torch.no_grad():
+        logits = [network(to_device(images, context.device)).float().cpu() for images, _ in val.batches()]
+    wanted = torch.cat(logits)
+    files = MixedFiles(prepared, context.data.shape, val.batches, wanted)
+    return fit_drop(files, top1_percent(wanted, val.labels), config.max_drop_points)
+
+
+def _reason(row: dict[str, Any], sensitivity: dict[str, Any]) -> str:
+    lost = sensitivity["float_top1_percent"] - row["top1_percent"]
+    return (
+        f"kept in float for accuracy: int8 in this layer alone costs {row['kl_nats']:.2g} nats of divergence from the "
+        f"float network, in all layers {sensitivity['int8_kl_nats']:.2g}, and {lost:.2f} points of validation top-1"
+    )
 
 
 def _train(prepared: GraphModule, config: QuantizeConfig, context: Context) -> list[dict[str, Any]]:

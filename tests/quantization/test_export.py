@@ -1,5 +1,7 @@
 """The exported file: same numbers as torch, self-contained, reproducible, nothing of the machine in it."""
 
+import copy
+
 import onnx
 import pytest
 import torch
@@ -119,6 +121,17 @@ def test_float_network_exports_with_batch_norm_folded(quantized, run_onnx, image
     with torch.no_grad():
         assert torch.allclose(run_onnx(path, images), network(images), atol=1e-4)
     assert "BatchNormalization" not in {node.op_type for node in onnx.load(path).graph.node}
+
+
+def test_memory_layout_leaves_no_trace(quantized, tmp_path):
+    """The exporter turns pooling behind channels_last into a gather of strided elements."""
+    network = quantized("mobile").network
+    paths = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        paths.append(tmp_path / f"{len(paths)}.onnx")
+        export_onnx(copy.deepcopy(network).to(memory_format=layout), paths[-1], SHAPE)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert "Gather" not in executed_operators(paths[1])
 
 
 def test_float_layer_is_named(quantized, tmp_path):

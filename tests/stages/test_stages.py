@@ -1,6 +1,7 @@
 """What a stage does with the network that it is given, apart from the files around it."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from compress.stages.distill import distill
 from compress.stages.prune import prune
 from compress.stages.quantize import quantize
 from compress.stages.teacher import teacher
+from compress.train import validate
 
 
 @pytest.fixture
@@ -154,3 +156,46 @@ def test_equalization_that_finds_nothing_says_so(context: Context, caplog: pytes
     assert made.left_out == [
         {"layer": "0", "reason": "not equalized: sigmoid reads it, which does not pass a scale on"}
     ]
+
+
+def spoil(network: torch.nn.Module) -> None:
+    """Give the last layer huge weights for a feature that is always 0: no loss in float, all lost as int8."""
+    with torch.no_grad():
+        network.layer3[0].bn2.weight[0] = network.layer3[0].bn2.bias[0] = 0
+        network.linear.weight[:, 0] = 1000
+
+
+@pytest.mark.parametrize("mode", ["ptq", "qat"])
+def test_the_layer_that_int8_spoils_stays_float(context: Context, tiny_config: Config, mode: str) -> None:
+    given, config = copy.deepcopy(context.teacher), tiny_config.quantize
+    spoil(given.network)
+    config.mode, config.epochs = mode, 0
+    _, before = validate(given.network, context.data.val, context.device)
+    _, spoilt = validate(quantize(copy.deepcopy(given), config, context).network, context.data.val, context.device)
+    assert spoilt < before - 20
+    config.max_drop_points = 5.0
+    made = quantize(given, config, replace(context, data=replace(context.data, test=None)))  # chosen without the test
+    assert made.spec.quantization["float_layers"] == ["linear"]
+    _, after = validate(made.network, context.data.val, context.device)
+    assert after >= before - 5
+    assert made.sensitivity["float_top1_percent"] == before
+    assert made.sensitivity["int8_top1_percent"] == pytest.approx(spoilt, abs=5)
+    costs = {row["layer"]: row["kl_nats"] for row in made.sensitivity["layers"]}
+    assert max(costs, key=costs.get) == "linear"
+    assert sorted(costs.values())[-2] < 0.01 * costs["linear"]
+    (row,) = made.left_out
+    assert row["layer"] == "linear"
+    assert "kept in float for accuracy" in row["reason"]
+
+
+def test_a_drop_that_int8_keeps_leaves_no_layer_float(context: Context, tiny_config: Config) -> None:
+    tiny_config.quantize.mode = "ptq"
+    plain = quantize(copy.deepcopy(context.teacher), tiny_config.quantize, context)
+    tiny_config.quantize.max_drop_points = 100.0
+    made = quantize(copy.deepcopy(context.teacher), tiny_config.quantize, context)
+    assert plain.sensitivity is None
+    assert plain.spec == made.spec
+    assert made.left_out == []
+    assert all(torch.equal(made.state[name], value) for name, value in plain.state.items())
+    assert len(made.sensitivity["layers"]) == 8  # measured all the same
+    assert made.sensitivity["images"] == len(context.data.val)
