@@ -127,6 +127,17 @@ class TrainConfig:
 
 
 @dataclass
+class ExportConfig:
+    """The runtimes that each stage is written for."""
+
+    targets: list[str] = option(
+        ["onnx"],
+        "model.onnx, always, and files for other runtimes; each needs its extra installed",
+        choices=("onnx", "executorch", "openvino"),
+    )
+
+
+@dataclass
 class MeasureConfig:
     """How the deployable files are timed."""
 
@@ -145,6 +156,7 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     seed: int = option(0, "of splits, weights, augmentation and order", low=0, high=2**31 - 1)
     device: str = option("auto", "where training runs", choices=("auto", "cpu", "cuda"))
@@ -159,14 +171,19 @@ def check(config: Any, prefix: str = "") -> None:
             check(value, f"{name}.")
             continue
         low, high, choices = item.metadata["low"], item.metadata["high"], item.metadata["choices"]
-        if choices and value not in choices:
-            raise UserError(f"{name}={value}", f"one of {', '.join(choices)}", f"set {name}={choices[0]}, for example")
+        strange = [part for part in (value if isinstance(value, list) else [value]) if choices and part not in choices]
+        if strange:
+            raise UserError(
+                f"{name}={strange[0]}", f"one of {', '.join(choices)}", f"set {name}={choices[0]}, for example"
+            )
         if low is not None and value is not None and not low <= value <= high:  # a NaN fails this too
             raise UserError(f"{name}={value}", f"a number from {low} to {high}", f"set {name} within that range")
     if isinstance(config, DataConfig):
         _check_normalisation(config)
     if isinstance(config, QuantizeConfig):
         _check_corrections(config)
+    if isinstance(config, ExportConfig):
+        _check_targets(config.targets)
     if isinstance(config, TeacherConfig) and config.epochs == 0 and not (config.checkpoint or config.weights):
         raise UserError(
             "teacher.epochs=0 and no weights",
@@ -196,6 +213,15 @@ def _check_normalisation(data: DataConfig) -> None:
             "as many means as deviations, and deviations above 0",
             "give one of each a channel, or neither",
         )
+
+
+def _check_targets(targets: list[str]) -> None:
+    received = f"export.targets=[{','.join(targets)}]"
+    if len(set(targets)) < len(targets):
+        raise UserError(received, "each target once", "remove the repeated one")
+    if "onnx" not in targets:
+        expected = "onnx among them: every other file is compared to model.onnx"
+        raise UserError(received, expected, f"set export.targets=[{','.join(['onnx', *targets])}]")
 
 
 def describe(config: Any, prefix: str = "") -> list[tuple[str, Any, str]]:

@@ -60,6 +60,11 @@ def print_summary(rows: list[dict]) -> None:
         "top-1, size and ms (one image, median) are those of each stage's model.onnx in\n"
         "ONNX Runtime; lost: points, smaller, faster: times, against the teacher's file\n"
     )
+    for name, target in rows[-1]["metrics"]["targets"].items():
+        size = _in_units(target["size_bytes"], 1024, ("B", "KiB", "MiB", "GiB"))
+        get_console().print(
+            f"{rows[-1]['stage']} in {name}: {target['top1_percent']:.2f} %, {size}, {target['latency_ms_p50']:.2f} ms"
+        )
 
 
 def _in_units(value: float, base: int, units: tuple[str, ...]) -> str:

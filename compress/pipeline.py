@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import shutil
 import time
 import zlib
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from compress.curves import Curves
 from compress.data import load_data
 from compress.data.splits import Data
 from compress.errors import UserError
+from compress.export import TARGETS, Source, load_target, require_installed
 from compress.measure.environment import cpu_flags, versions
 from compress.measure.stage import measure_stage
 from compress.models import check_model
@@ -27,7 +29,7 @@ from compress.quantization.export import export_onnx
 from compress.quantization.inspect import inspect_quantization, require_quantized
 from compress.quantization.target import mismatch
 from compress.report.sensitivity import plot_sensitivity, to_png
-from compress.restore import restore
+from compress.restore import restore, restore_float
 from compress.stages import STAGES, check_order
 
 log = logging.getLogger("compress")
@@ -37,12 +39,14 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     """Runs `config.stages` into `folder` and returns summary.json's content.
 
     A stage that is whole and was made with the same settings from the same input is taken, not run again.
+    Where only `config.export` differs, its weights are taken and its files written anew.
     Raises UserError for a mistake in the settings or the data.
     """
     check_order(config.stages)
     check_model(config.teacher.model, "teacher.model")
     if config.distill.student:
         check_model(config.distill.student, "distill.student")
+    require_installed(config.export.targets)
     device, threads = _prepare_machine(config)
     data = load_data(config.data, config.seed)
     sizes = ", ".join(f"{count} {split}" for split, count in data.sizes.items())
@@ -57,6 +61,9 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
         if record is None:
             log.info("%s: starts", name)
             record = _run_stage(name, stage, done, inputs, config, data, device, threads)
+        elif record["config"].get("export") != asdict(config.export):
+            log.info("%s: weights taken from %s, its files written anew", name, stage)
+            record = _export_again(name, stage, done, record, config, data, device, threads)
         else:
             log.info("%s: taken from %s", name, stage)
         parent = _identity(record)
@@ -85,7 +92,7 @@ def _run_stage(
     files.fresh_folder(stage)
     current = restore(done[-1], device) if done else None
     teacher = restore(done[0], device) if done else None
-    seed = zlib.crc32(f"{config.seed} {name}".encode())  # a stage's own: it then does not matter what ran before it
+    seed = _stage_seed(config, name)
     _seed_everything(seed)
     with Curves(stage.parent / "tensorboard" / stage.name) as curves:
         section = getattr(config, name)
@@ -97,10 +104,8 @@ def _run_stage(
             log.warning("%s: %s", name, remark)
             result.notes["target"] = remark
         if result.sensitivity:
-            pass
-        metrics, predictions = measure_stage(stage, done[0] if done else stage, data, config.measure, device, threads)
-        files.write_tensors(stage / files.PREDICTIONS, predictions)
-        files.write_json(stage / files.METRICS, metrics)
+            _write_sensitivity(result.sensitivity, stage, curves)
+        metrics = _deploy(name, stage, done[0] if done else stage, config, data, device, threads)
         curves.table_row(_settings(config, name), _figures(metrics))
     record = {
         "key": files.digest_of(inputs),
@@ -122,6 +127,53 @@ def _run_stage(
     if left_out:
         log.info("%s: left out %d layers, named in %s", name, len(left_out), files.STAGE)
     return files.finished_stage(stage, record["key"])
+
+
+def _export_again(
+    name: str,
+    stage: Path,
+    done: list[Path],
+    record: dict[str, Any],
+    config: Config,
+    data: Data,
+    device: torch.device,
+    threads: int,
+) -> dict[str, Any]:
+    """Writes and measures a whole stage for other targets, beside its folder, and then puts it in its place.
+
+    What was trained is never at risk: until the very end the old folder is whole. TensorBoard keeps its row.
+    """
+    anew = stage.with_name(f"{stage.name}.anew")
+    files.fresh_folder(anew)
+    for kept in (files.MODEL, files.SPEC, files.ONNX, files.SENSITIVITY, files.SENSITIVITY_PLOT):
+        if (stage / kept).is_file():
+            shutil.copyfile(stage / kept, anew / kept)
+    _deploy(name, anew, done[0] if done else anew, config, data, device, threads)
+    now = {"config": asdict(config), "device": str(device), "threads": threads, "versions": versions()}
+    files.finish_stage(anew, record | now)
+    shutil.rmtree(stage)
+    anew.rename(stage)
+    return files.finished_stage(stage, record["key"])
+
+
+def _deploy(
+    name: str, stage: Path, teacher: Path, config: Config, data: Data, device: torch.device, threads: int
+) -> dict[str, Any]:
+    """Writes the further targets of a stage that has its model.onnx, measures all, returns metrics.json's content."""
+    left_out = {}
+    for target in [target for target in config.export.targets if target in TARGETS]:
+        calibration = None
+        if name == "quantize":
+            samples = data.train.take(config.quantize.calibration_samples, _stage_seed(config, name))
+            calibration = [images for images, _ in samples.batches()]
+        source = Source(stage, stage / files.ONNX, restore_float(stage), calibration, data.shape)
+        left_out[target] = load_target(target).export(source)
+        if left_out[target]:
+            log.info("%s: %s leaves out %d layers, named in %s", name, target, len(left_out[target]), files.METRICS)
+    metrics, predictions = measure_stage(stage, teacher, left_out, data, config.measure, device, threads)
+    files.write_tensors(stage / files.PREDICTIONS, predictions)
+    files.write_json(stage / files.METRICS, metrics)
+    return metrics
 
 
 def _check_int8(path: Path, spec: files.Spec) -> list[dict[str, str]]:
@@ -173,6 +225,11 @@ def _prepare_machine(config: Config) -> tuple[torch.device, int]:
         raise UserError("device=cuda", "a GPU that torch can use", "set device=auto or device=cpu")
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if cuda else "cpu"), threads
+
+
+def _stage_seed(config: Config, name: str) -> int:
+    """A stage's own seed: it then does not matter what ran before it."""
+    return zlib.crc32(f"{config.seed} {name}".encode())
 
 
 def _seed_everything(seed: int) -> None:

@@ -17,6 +17,7 @@ LAYERS = [
     {"losses", "pruning"},
     {"train"},
     {"context"},
+    {"export"},
     {"models", "data", "quantization"},
     {"artifact", "console", "curves", "lockstep", "report"},
     {"compose", "config", "help"},

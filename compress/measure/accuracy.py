@@ -1,31 +1,35 @@
-"""One pass over the test images: the torch network and its deployable file, side by side."""
+"""One pass over the test images: the torch network and its deployable files, side by side."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from compress.data.splits import Split
+from compress.export import Runner
 from compress.measure.statistics import paired_difference, wilson_interval
 from compress.train import to_device
 
 
 @dataclass
 class Predictions:
-    """Of every test image, in order: its label, and what the network and its file say."""
+    """Of every test image, in order: its label, and what the network and its files say."""
 
     labels: torch.Tensor  # (N,)
     logits: torch.Tensor  # (N, K), the torch network's
     deployed_logits: torch.Tensor  # (N, K), model.onnx's
+    target_logits: dict[str, torch.Tensor]  # (N, K) of each further target
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {
             "labels": self.labels,
             "top1": self.logits.argmax(1),
             "deployed_top1": self.deployed_logits.argmax(1),
+            **{f"{name}_top1": logits.argmax(1) for name, logits in self.target_logits.items()},
         }
 
 
@@ -37,15 +41,24 @@ def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
-def predict(network: nn.Module, path: Path, split: Split, device: torch.device, threads: int) -> Predictions:
-    """Reads `split` once, and gives each batch to `network` and to the file at `path`."""
+def onnx_runner(path: Path, threads: int) -> Runner:
+    """`open_session` as what `predict` calls."""
     session = open_session(path, threads)
-    parts = []
+    return lambda images: session.run(["logits"], {"image": images})[0]
+
+
+def predict(network: nn.Module, runners: dict[str, Runner], split: Split, device: torch.device) -> Predictions:
+    """Reads `split` once, and gives each batch to `network` and to each of `runners`, `onnx` among them."""
+    labels, logits = [], []
+    deployed: dict[str, list[np.ndarray]] = {name: [] for name in runners}
     with torch.inference_mode():
-        for images, labels in split.batches():
-            deployed = session.run(["logits"], {"image": images.numpy()})[0]
-            parts.append((labels, network(to_device(images, device)).float().cpu(), torch.from_numpy(deployed)))
-    return Predictions(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        for images, truth in split.batches():
+            labels.append(truth)
+            logits.append(network(to_device(images, device)).float().cpu())
+            for name, run in runners.items():
+                deployed[name].append(run(images.numpy()))
+    found = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in deployed.items()}
+    return Predictions(torch.cat(labels), torch.cat(logits), found.pop("onnx"), found)
 
 
 def accuracy_figures(found: Predictions) -> dict[str, object]:
@@ -65,6 +78,17 @@ def accuracy_figures(found: Predictions) -> dict[str, object]:
         "deployed_top1_percent": 100 * deployed_right / count,
         "deployed_top1_ci95_percent": list(wilson_interval(deployed_right, count)),
         "deployed_agreement_percent": 100 * int((top1 == deployed).sum()) / count,
+    }
+
+
+def target_accuracy(name: str, found: Predictions) -> dict[str, object]:
+    """The accuracies of a further target, and its agreement with the torch network."""
+    labels, top1, own = found.labels, found.logits.argmax(1), found.target_logits[name].argmax(1)
+    right, count = int((own == labels).sum()), len(labels)
+    return {
+        "top1_percent": 100 * right / count,
+        "top1_ci95_percent": list(wilson_interval(right, count)),
+        "agreement_percent": 100 * int((own == top1).sum()) / count,
     }
 
 

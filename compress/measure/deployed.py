@@ -40,16 +40,16 @@ def deployed_figures(
     }
 
 
-def _run(job: dict) -> dict:
+def worker(job: dict) -> tuple[list[str], dict[str, str]]:
+    """The command line and the environment of a measuring process."""
     package = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, "-m", "compress.measure.worker", json.dumps(job)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
-        check=False,
-    )
+    return [sys.executable, "-m", "compress.measure.worker", json.dumps(job)], os.environ | {"PYTHONPATH": path}
+
+
+def _run(job: dict) -> dict:
+    command, environment = worker(job)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"the measuring process ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])

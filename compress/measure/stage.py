@@ -8,22 +8,35 @@ import torch
 from compress.artifact import ONNX, PREDICTIONS, read_tensors
 from compress.config import MeasureConfig
 from compress.data.splits import Data
-from compress.measure.accuracy import accuracy_figures, against_teacher, predict
+from compress.export import TARGETS, load_target
+from compress.measure.accuracy import accuracy_figures, against_teacher, onnx_runner, predict
 from compress.measure.cost import count_cost
 from compress.measure.deployed import deployed_figures
 from compress.measure.environment import environment
+from compress.measure.targets import target_figures
 from compress.restore import float_network, restore
 
 
 def measure_stage(
-    folder: Path, teacher: Path, data: Data, config: MeasureConfig, device: torch.device, threads: int
+    folder: Path,
+    teacher: Path,
+    left_out: dict[str, list[dict[str, str]]],
+    data: Data,
+    config: MeasureConfig,
+    device: torch.device,
+    threads: int,
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """(metrics.json's content, each test image's label and predictions), of what lies in `folder`.
 
-    The test split is read here, once. `teacher` is the teacher's folder: `folder` itself for the teacher.
+    The test split is read here, once. `teacher` is the teacher's folder: `folder` itself for the teacher. `left_out`
+    names the further targets whose files lie there, each with the layers that its runtime does not run as asked.
     """
     saved = restore(folder, device)
-    found = predict(saved.network, folder / ONNX, data.test, device, threads)
+    runners = {"onnx": onnx_runner(folder / ONNX, threads)} | {
+        name: load_target(name).open_runner(folder / TARGETS[name][0], threads) for name in left_out
+    }
+    found = predict(saved.network, runners, data.test, device)
+    del runners  # with their threads, before anything is timed
     predictions = found.tensors()
     reference = predictions if folder == teacher else read_tensors(teacher / PREDICTIONS)
     params, macs = count_cost(float_network(saved.spec), data.shape)
@@ -33,6 +46,7 @@ def measure_stage(
         "params": params,
         "macs": macs,
         **deployed_figures(folder / ONNX, teacher / ONNX, data.shape, config, threads),
+        "targets": target_figures(folder, left_out, found, data.shape, config, threads),
         "energy_joule_per_image": None,
         "environment": environment(threads),
     }

@@ -1,19 +1,33 @@
-"""A process that only loads and runs model.onnx, so that nothing else is in its time and memory.
+"""A process that only loads and runs deployable files, so that nothing else is in its time and memory.
 
-`python -m compress.measure.worker '<JSON>'` prints a line of JSON; `compress.measure.deployed` is its caller.
+`python -m compress.measure.worker '<JSON>'` prints a line of JSON for `compress.measure.deployed`, and for
+`compress.measure.targets` one after each line that it is sent.
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
 import onnxruntime
 
+from compress.export import load_target
+
+_SETTLING_S = 0.05  # what a turn begins with, unmeasured: the threads of the runtime before it spin until they sleep
+
 
 def main() -> None:
     job = json.loads(sys.argv[1])
+    if job["task"] == "turns":
+        _take_turns(job)
+    else:
+        _take_figures(job)
+
+
+def _take_figures(job: dict) -> None:
+    """Time of the files of a job, all in ONNX Runtime, or the memory of one."""
     # One pool of threads for all files: a session's own would go on spinning while the next one is timed, which on
     # two cores made every figure 1.7 times as long.
     onnxruntime.set_global_thread_pool_sizes(job["threads"], 1)
@@ -30,6 +44,29 @@ def main() -> None:
             ),
         }
     print(json.dumps(answer))
+
+
+def _take_turns(job: dict) -> None:
+    """The time of one file in its own runtime: for each line of input some calls, as a line of milliseconds."""
+    (path,) = job["files"]
+    if job["target"] == "onnx":
+        onnxruntime.set_global_thread_pool_sizes(job["threads"], 1)
+        session = _open(path)
+        run = lambda image: session.run(None, {"image": image})
+    else:
+        run = load_target(job["target"]).open_runner(Path(path), job["threads"])
+    image = _images(1, job["shape"])
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        while time.perf_counter() - start < _SETTLING_S:
+            run(image)
+        print(json.dumps([_milliseconds(run, image) for _ in range(job["calls"])]), flush=True)
+
+
+def _milliseconds(run: Callable[[numpy.ndarray], object], image: numpy.ndarray) -> float:
+    start = time.perf_counter()
+    run(image)
+    return 1000 * (time.perf_counter() - start)
 
 
 def _images(count: int, shape: list[int]) -> numpy.ndarray:

@@ -40,8 +40,7 @@ def export_onnx(module: nn.Module, path: Path, input_shape: tuple[int, int, int]
         module = capture(module, example)
         lift_modules(module)
         lower_conv_batch_norm(module)
-    else:
-        module.eval()
+    module.eval()  # a dropout in training mode would go into the file: ONNX Runtime passes over it, others refuse it
     with torch.no_grad(), _silence():
         program = torch.onnx.export(
             module,

@@ -110,6 +110,19 @@ def convert(prepared: GraphModule) -> GraphModule:
     return module.eval()
 
 
+def without_rounding(prepared: GraphModule) -> GraphModule:
+    """The float network inside, batch norm folded, observers and fake quantization gone. `prepared` stays as it was."""
+    module = copy.deepcopy(prepared)
+    lower_conv_batch_norm(module)
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and isinstance(module.get_submodule(node.target), (ObserverBase, FakeQuantizeBase)):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return module.eval()
+
+
 def freeze_batch_norm(prepared: GraphModule) -> None:
     """From here on train with batch norm folded: running statistics stay, its scale and shift go on learning."""
     for block in conv_batch_norms(prepared):

@@ -120,7 +120,7 @@ def test_float_network_exports_with_batch_norm_folded(quantized, run_onnx, image
     export_onnx(network, path, SHAPE)
     with torch.no_grad():
         assert torch.allclose(run_onnx(path, images), network(images), atol=1e-4)
-    assert "BatchNormalization" not in {node.op_type for node in onnx.load(path).graph.node}
+    assert not {"BatchNormalization", "Dropout"} & {node.op_type for node in onnx.load(path).graph.node}
 
 
 def test_memory_layout_leaves_no_trace(quantized, tmp_path):

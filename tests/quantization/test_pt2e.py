@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from compress.quantization import calibrate, convert, export_onnx, freeze_batch_norm, freeze_observers, prepare
 from compress.quantization.batch_norm import ConvBatchNorm, conv_batch_norms
+from compress.quantization.pt2e import without_rounding
 
 from .conftest import NETWORKS
 from .tiny_networks import BATCH_NORM, DROPOUT, Residual, Shuffle, conv_bn, settled
@@ -46,6 +47,16 @@ def test_saved_state_converts_to_the_same_network(quantized, images, tmp_path, n
     reloaded.load_state_dict(load_file(tmp_path / "state.safetensors"), strict=True)
     with torch.no_grad():
         assert torch.equal(convert(reloaded)(images), convert(prepared)(images))
+
+
+@pytest.mark.parametrize("qat", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_without_rounding_it_is_the_float_network(quantized, images, name, qat):
+    made = quantized(name, qat)
+    state = copy.deepcopy(made.prepared.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(without_rounding(made.prepared)(images), made.network(images), atol=1e-5)
+    assert all(torch.equal(value, state[key]) for key, value in made.prepared.state_dict().items())
 
 
 def test_training_keeps_eps_momentum_and_dropout(quantized):
