@@ -1,9 +1,8 @@
 """What each layer costs as int8, measured on the exported file in ONNX Runtime, and the few that must stay float.
 
-A layer's cost is what is lost when it alone is int8 and all others are float. The other way round, what is won when
-it alone is float, is the small difference of two noisy figures: on ResNet-56 the 24 layers that won most in that way
-left more divergence on other images than none, the 24 that cost most in this way took more than half of it off. And
-two layers that share a tensor with an outlier win nothing unless both are float.
+A layer's cost is what is lost when it alone is int8 and all others are float. The other way round, what is won when it
+alone is float, is the small difference of two figures that the rounding of all other layers blurs, and shows nothing
+of two layers with a tensor between them that suffers from int8: it stays so until both are float.
 """
 
 import logging
