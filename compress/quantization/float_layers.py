@@ -52,12 +52,13 @@ def weighted_layers(prepared: GraphModule) -> list[WeightedLayer]:
     return list(layers.values())
 
 
-def keep_float(prepared: GraphModule, names: Collection[str]) -> GraphModule:
+def keep_float(prepared: GraphModule, names: Collection[str], uncorrected: GraphModule | None = None) -> GraphModule:
     """Let the layers `names` stay float when `prepared` is converted; changes it in place and returns it.
 
     A tensor that an int8 layer reads, or an int8 kernel makes, stays quantized, and a float layer reads it so: a
     convolution whose output is read in both forms would lose its int8 kernel. The state of all that stays keeps its
-    names. Raises ValueError for a name that is no layer with a quantized weight.
+    names. From `uncorrected` these layers take back the weights that they had before corrections for their rounding.
+    Raises ValueError for a name that is no layer with a quantized weight.
     """
     layers = _layers(prepared)
     unknown = set(names) - set(layers.values())
@@ -75,6 +76,10 @@ def keep_float(prepared: GraphModule, names: Collection[str]) -> GraphModule:
             prepared.get_submodule(layer.target).weight_quantizer = nn.Identity()
         else:
             dropped.add(layer.args[1])
+    if uncorrected is not None:
+        for parameter, value in prepared.named_parameters():
+            if parameter.rpartition(".")[0] in names:
+                value.data.copy_(uncorrected.get_parameter(parameter))
     for observer in dropped:
         observer.replace_all_uses_with(observer.args[0])
         prepared.graph.erase_node(observer)

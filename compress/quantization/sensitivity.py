@@ -44,14 +44,24 @@ class Quality:
 class MixedFiles:
     """The exported network with any of its layers in float: makes such a file, runs it, and remembers the result."""
 
-    def __init__(self, prepared: GraphModule, shape: tuple[int, int, int], batches: Batches, wanted: Tensor):
-        """`prepared` is calibrated or trained; `wanted` holds the float network's logits (N, K) for `batches`."""
+    def __init__(
+        self,
+        prepared: GraphModule,
+        uncorrected: GraphModule,
+        shape: tuple[int, int, int],
+        batches: Batches,
+        wanted: Tensor,
+    ):
+        """`prepared` is calibrated, corrected or trained; `wanted` holds the float network's logits (N, K).
+
+        `uncorrected` has the weights of a layer in float: what makes up for rounding is wrong without it.
+        """
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "int8.onnx"
             export_onnx(convert(prepared), path, shape)
             self._exported = path.read_bytes()
             int8 = {layer.name for layer in inspect_quantization(path) if layer.quantized}
-        self.layers = {layer.name: layer for layer in weighted_layers(prepared) if layer.name in int8}
+        self.layers = {layer.name: layer for layer in weighted_layers(uncorrected) if layer.name in int8}
         self._batches, self._wanted = batches, F.log_softmax(wanted.double(), 1)
         self.images = len(wanted)
         self._known: dict[frozenset[str], Quality] = {}

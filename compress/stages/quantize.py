@@ -1,5 +1,6 @@
 """Int8: calibrated after training, or trained with the rounding in the loop; what ships is the exported file."""
 
+import copy
 import logging
 import math
 from dataclasses import replace
@@ -38,12 +39,14 @@ def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Ar
     prepared.to(context.device)
     samples = context.data.train.take(config.calibration_samples, context.seed)
     calibrate(prepared, (to_device(images, context.device) for images, _ in samples.batches()))
+    uncorrected = prepared if qat else copy.deepcopy(prepared)
     notes, left_out = ({}, []) if qat else _correct(prepared, samples, config, context)
     notes["history"] = _train(prepared, config, context) if qat else []
-    prepared.cpu()
-    sensitivity = _measure_sensitivity(artifact.network, prepared, config, context)
+    for module in (prepared, uncorrected):
+        module.cpu()
+    sensitivity = _measure_sensitivity(artifact.network, prepared, uncorrected, config, context)
     kept = [row for row in sensitivity["layers"] if row["kept_float"]] if sensitivity else []
-    keep_float(prepared, [row["layer"] for row in kept])
+    keep_float(prepared, [row["layer"] for row in kept], uncorrected)
     left_out += [{"layer": row["layer"], "reason": _reason(row, sensitivity)} for row in kept]
     quantization = {
         "mode": config.mode,
@@ -81,7 +84,7 @@ def _correct(
 
 
 def _measure_sensitivity(
-    network: nn.Module, prepared: GraphModule, config: QuantizeConfig, context: Context
+    network: nn.Module, prepared: GraphModule, uncorrected: GraphModule, config: QuantizeConfig, context: Context
 ) -> dict[str, Any] | None:
     """sensitivity.json's content, measured on validation against the float `network`; None where no drop was set."""
     if config.max_drop_points is None:
@@ -91,7 +94,7 @@ def _measure_sensitivity(
     with torch.no_grad():
         logits = [network(to_device(images, context.device)).float().cpu() for images, _ in val.batches()]
     wanted = torch.cat(logits)
-    files = MixedFiles(prepared, context.data.shape, val.batches, wanted)
+    files = MixedFiles(prepared, uncorrected, context.data.shape, val.batches, wanted)
     return fit_drop(files, top1_percent(wanted, val.labels), config.max_drop_points)
 
 

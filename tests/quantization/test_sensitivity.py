@@ -79,7 +79,9 @@ def test_quality_is_that_of_the_file_on_all_images(quantized, run_onnx, images, 
     labels = torch.arange(len(images)) % 10
     with torch.no_grad():
         wanted = made.network(images)
-    files = MixedFiles(made.prepared, SHAPE, lambda: zip(images.split(24), labels.split(24), strict=True), wanted)
+    files = MixedFiles(
+        made.prepared, made.prepared, SHAPE, lambda: zip(images.split(24), labels.split(24), strict=True), wanted
+    )
     assert list(files.layers) == [layer.name for layer in weighted_layers(made.prepared)]
     found = run_onnx(made.path, images)
     p, q = wanted.double().softmax(1), found.double().softmax(1)
