@@ -236,3 +236,12 @@ def describe(config: Any, prefix: str = "") -> list[tuple[str, Any, str]]:
         span = f" [{' | '.join(choices)}]" if choices else f" [{low:g} to {high:g}]" if low is not None else ""
         rows.append((name, value, item.metadata["help"] + span))
     return rows
+
+
+def as_typed(value: Any) -> str:
+    """A value as one types it on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(as_typed(item) for item in value)}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

@@ -8,6 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from compress.units import count_text, size_text
+
 
 class Bar:
     """One line of progress with a remark behind it."""
@@ -49,8 +51,8 @@ def print_summary(rows: list[dict]) -> None:
             f"{metrics['deployed_top1_percent']:.2f}",
             f"{low:.2f}-{high:.2f}",
             f"{row['points_lost']:.2f}",
-            _in_units(metrics["macs"], 1000, ("", "k", "M", "G")),
-            _in_units(metrics["size_bytes"], 1024, ("B", "KiB", "MiB", "GiB")),
+            count_text(metrics["macs"]),
+            size_text(metrics["size_bytes"]),
             f"{metrics['latency_ms_p50']:.2f}",
             f"{row['times_smaller']:.2f}x",
             f"{row['times_faster']:.2f}x",
@@ -61,15 +63,7 @@ def print_summary(rows: list[dict]) -> None:
         "ONNX Runtime; lost: points, smaller, faster: times, against the teacher's file\n"
     )
     for name, target in rows[-1]["metrics"]["targets"].items():
-        size = _in_units(target["size_bytes"], 1024, ("B", "KiB", "MiB", "GiB"))
+        size = size_text(target["size_bytes"])
         get_console().print(
             f"{rows[-1]['stage']} in {name}: {target['top1_percent']:.2f} %, {size}, {target['latency_ms_p50']:.2f} ms"
         )
-
-
-def _in_units(value: float, base: int, units: tuple[str, ...]) -> str:
-    for unit in units:
-        if value < base or unit == units[-1]:
-            return f"{value:.3g} {unit}".rstrip()
-        value /= base
-    raise ValueError(f"no units given for {value}")

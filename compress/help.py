@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from compress.config import Config, describe
+from compress.config import Config, as_typed, describe
 
 _PACKAGE = Path(__file__).resolve().parent
 # In a checkout conf/ and recipes/ lie beside the package; a built wheel carries them inside it.
@@ -36,17 +36,8 @@ def help_page() -> str:
         "\n".join(f"    {path.stem:24} {_first_comment(path)}" for path in sorted(folder.glob("*.yaml")))
         for folder in (RECIPES, CONF / "data")
     )
-    keys = "\n".join(f"    {f'{name}={_as_typed(value)}':40} {text}" for name, value, text in describe(Config()))
+    keys = "\n".join(f"    {f'{name}={as_typed(value)}':40} {text}" for name, value, text in describe(Config()))
     return _PAGE.format(recipes=recipes, data=data, keys=keys)
-
-
-def _as_typed(value: object) -> str:
-    """A value as one types it on the command line."""
-    if isinstance(value, list):
-        return f"[{','.join(value)}]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
 
 
 def _first_comment(path: Path) -> str:

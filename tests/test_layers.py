@@ -21,7 +21,7 @@ LAYERS = [
     {"models", "data", "quantization"},
     {"artifact", "console", "curves", "lockstep", "report"},
     {"compose", "config", "help"},
-    {"errors", ""},
+    {"errors", "units", ""},
 ]
 INSIDE_ONE_LAYER = {("compose", "config"), ("compose", "help"), ("help", "config")}
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

@@ -1,0 +1,25 @@
+"""Numbers as people read them, alike on the terminal and in the report."""
+
+from collections.abc import Sequence
+
+
+def size_text(count: float) -> str:
+    """Bytes to three digits, e.g. "743 KiB"."""
+    return _in_units(count, 1024, ("B", "KiB", "MiB", "GiB"))
+
+
+def count_text(count: float) -> str:
+    """A count to three digits, e.g. "5.58 M"."""
+    return _in_units(count, 1000, ("", "k", "M", "G"))
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits and never an exponent, e.g. "0.294", "17.0", "1020"."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def _in_units(value: float, base: int, units: Sequence[str]) -> str:
+    unit = 0
+    while value >= base and unit < len(units) - 1:
+        value, unit = value / base, unit + 1
+    return f"{three_digits(value)} {units[unit]}" if unit else f"{value:.0f} {units[0]}".rstrip()
