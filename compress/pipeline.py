@@ -29,6 +29,7 @@ from compress.quantization.export import export_onnx
 from compress.quantization.inspect import inspect_quantization, require_quantized
 from compress.quantization.target import mismatch
 from compress.report.sensitivity import plot_sensitivity, to_png
+from compress.report.write import write_run
 from compress.restore import restore, restore_float
 from compress.stages import STAGES, check_order
 
@@ -74,6 +75,7 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     files.write_json(folder / "summary.json", summary)
     print_summary(rows)
     log.info("the file to deploy: %s", done[-1] / files.ONNX)
+    log.info("the report: %s", write_run(folder))
     return summary
 
 

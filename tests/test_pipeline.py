@@ -278,6 +278,14 @@ def test_tensorboard_has_curves_widths_and_hparams(finished: Path) -> None:
         assert "_hparams_/session_start_info" in events.summary_metadata
 
 
+def test_a_run_ends_with_its_report(finished: Path) -> None:
+    page, text = ((finished / name).read_text() for name in ("report.html", "report.md"))
+    top1 = read_json(finished / "04_quantize" / "metrics.json")["deployed_top1_percent"]
+    for part in (*FOLDERS, f"{top1:.2f}", "conv1"):
+        assert part in page
+        assert part in text
+
+
 def test_json_is_plain(finished: Path) -> None:
     """NaN and Infinity are Python's own: other readers of JSON refuse them."""
 

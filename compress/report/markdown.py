@@ -1,0 +1,183 @@
+"""report.md: what the page says, as a comment on a pull request can carry it."""
+
+from collections.abc import Iterable, Sequence
+
+from compress.report import verdict
+from compress.report.classes import class_figures
+from compress.report.layers import profile_chart, sensitivity_chart, width_chart
+from compress.report.load import Run
+from compress.report.pictures import disagreement
+from compress.report.settings import changed_settings, command, versions
+from compress.report.stages import left_out, stage_rows, unavailable, unrest
+
+_SHOWN = 10  # rows of a list; the page has all
+
+
+def run_markdown(run: Run) -> str:
+    """report.md of one run."""
+    parts = [f"## {escape(verdict.verdict(run))}", escape(verdict.basis(run))]
+    if run.unfinished:
+        parts.append(f"**This run is not finished.** Still to come: {escape(', '.join(run.unfinished))}.")
+    parts += [f"**{escape(remark)}**" for remark in (*run.remarks, unrest(run)) if remark]
+    parts.append(_stages(run))
+    parts += [f"`{name}` was not taken: {escape(cause)}." for name, cause in unavailable(run)]
+    parts += [
+        _classes(run),
+        escape(disagreement(run)),
+        _widths(run),
+        _time(run),
+        _sensitivity(run),
+        _seeds(run),
+        _controls(run),
+    ]
+    parts += [_repeat(run), _left_out(run), bullets(run.absent, "Not in this report")]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]], text_columns: int = 1) -> str:
+    """A table of escaped cells; the first `text_columns` are set left, the others right."""
+    lines = [heads, *rows]
+    cells = [f"| {' | '.join(escape(str(cell)) for cell in line)} |" for line in lines]
+    rule = ["---" if at < text_columns else "---:" for at in range(len(heads))]
+    return "\n".join([cells[0], f"| {' | '.join(rule)} |", *cells[1:]])
+
+
+def escape(text: str) -> str:
+    """Text in which nothing is HTML, ends a cell of a table or starts a link or emphasis."""
+    for letter in "\\`*[]|":
+        text = text.replace(letter, f"\\{letter}")
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())
+
+
+def bullets(lines: Sequence[str], title: str) -> str:
+    """A list that is folded away; nothing for no lines."""
+    return fold(title, "\n".join(f"- {escape(line)}" for line in lines)) if lines else ""
+
+
+def fold(title: str, content: str) -> str:
+    """Content that a reader opens."""
+    return f"<details><summary>{escape(title)}</summary>\n\n{content}\n\n</details>"
+
+
+def code(text: str) -> str:
+    """A block of code, fenced by more backticks than the text has in a row."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}bash\n{text}\n{fence}"
+
+
+def _stages(run: Run) -> str:
+    heads = (
+        "stage",
+        "top-1 %",
+        "95 % interval",
+        "points",
+        "95 % interval",
+        "p",
+        "size",
+        "smaller",
+        "ms",
+        "faster",
+        "MACs",
+    )
+    return table(
+        heads,
+        (
+            (
+                row.name, row.top1, row.top1_interval, row.delta, row.delta_interval, row.p_value,
+                row.size, row.smaller, row.latency, row.faster, row.macs,
+            )
+            for row in stage_rows(run)
+        ),
+    )  # fmt: skip
+
+
+def _classes(run: Run) -> str:
+    found = class_figures(run)
+    if found is None:
+        return ""
+    mistakes = table(
+        ("class", "taken for", "images", "of", "by the teacher"),
+        ((row.label, row.taken_for, row.images, row.of, row.teacher_images) for row in found.mistakes),
+        text_columns=2,
+    )
+    losses = table(
+        ("class", "images", "teacher %", f"{run.last.short} %", "points lost"),
+        (
+            (row.name, row.images, f"{row.teacher_percent:.1f}", f"{row.percent:.1f}", f"{row.points_lost:.1f}")
+            for row in found.losses
+        ),
+    )
+    parts = [escape(f"{found.takeaway} {found.loss_takeaway}".strip())]
+    parts += [fold("Classes that lost most", losses)] if found.losses else []
+    parts += [fold("Most frequent mistakes", mistakes)] if found.mistakes else []
+    return "\n\n".join(parts)
+
+
+def _widths(run: Run) -> str:
+    chart = width_chart(run)
+    if chart is None:
+        return ""
+    rows = ((bar.name, bar.value) for bar in chart.bars)
+    return f"{escape(chart.takeaway)}\n\n{fold('Output channels before and after', table(('layer', 'channels'), rows))}"
+
+
+def _time(run: Run) -> str:
+    chart = profile_chart(run)
+    if chart is None:
+        return ""
+    rows = ((bar.name, bar.note, bar.value) for bar in chart.bars[:_SHOWN])
+    return f"{escape(chart.takeaway)}\n\n{fold('The slowest nodes', table(('node', 'operator', 'time'), rows, 2))}"
+
+
+def _sensitivity(run: Run) -> str:
+    chart = sensitivity_chart(run)
+    if chart is None:
+        return ""
+    rows = ((bar.name, bar.note or "int8", bar.value) for bar in chart.bars)
+    layers = fold("What each layer costs as int8", table(("layer", "runs as", "nats"), rows, 2))
+    return f"{escape(chart.takeaway)}\n\n{layers}"
+
+
+def _seeds(run: Run) -> str:
+    if run.repeats is None:
+        return ""
+    figures = ("deployed_top1_percent", "top1_delta_points", "latency_ms_p50")
+    rows = (
+        (row["stage"], *(f"{row['figures'][name]['mean']:.2f} ± {row['figures'][name]['std']:.2f}" for name in figures))
+        for row in run.repeats["stages"]
+    )
+    return f"Over {len(run.repeats['seeds'])} seeds:\n\n" + table(("stage", "top-1 %", "points", "ms"), rows)
+
+
+def _controls(run: Run) -> str:
+    if run.controls is None:
+        return ""
+    rows = (
+        (
+            row["name"].replace("_", " "), row["against"], row["what"], f"{row['deployed_top1_percent']:.2f}",
+            verdict.signed(row["delta_points"]), verdict.interval(*row["delta_ci95_points"]),
+        )
+        for row in run.controls["controls"]
+    )  # fmt: skip
+    heads = ("control", "against", "what it is", "top-1 %", "points", "95 % interval")
+    budget = f"Plainer ways to a network of the same shape, {run.controls['budget_epochs']} epochs each:"
+    return f"{budget}\n\n{table(heads, rows, 3)}"
+
+
+def _repeat(run: Run) -> str:
+    line = command(run)
+    settings = table(("setting", "value", "default"), ((s.name, s.value, s.default) for s in changed_settings(run)), 3)
+    named = ", ".join(f"{name} {version}" for name, version in versions(run).items())
+    parts = [code(line)] if line else []
+    return "\n\n".join(
+        [*parts, fold("Settings that are not the default, and versions", f"{settings}\n\n{escape(named)}")]
+    )
+
+
+def _left_out(run: Run) -> str:
+    return bullets(
+        [f"{stage}: {reason}: {', '.join(layers)}" for stage, reason, layers in left_out(run)],
+        "Layers that were left as they are, and why",
+    )

@@ -1,0 +1,69 @@
+"""What repeats a run: its command line, the settings that are not the default, the versions and the digests."""
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from compress.config import Config, as_typed, describe
+from compress.report.load import Run
+
+_SHOWN_DIGESTS = ("model.onnx", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of the run, and what it would have been."""
+
+    name: str
+    value: str
+    default: str
+    meaning: str
+
+
+def command(run: Run) -> str | None:
+    """The command line, with what was left to the machine pinned to what it was; None where none was typed."""
+    if run.overrides is None:
+        return None
+    typed = {override.split("=")[0] for override in run.overrides}
+    pinned = [f"{name}={value}" for name, value in _found_by_itself(run).items() if name not in typed]
+    return f"python -m compress {shlex.join([*run.overrides, *pinned])}"
+
+
+def _found_by_itself(run: Run) -> dict[str, Any]:
+    """The settings that follow the machine (threads=0, device=auto, quantize.target=auto), as they came out."""
+    found = {"threads": run.last.record["threads"], "device": run.last.record["device"]}
+    quantization = run.last.spec["quantization"]
+    return found | ({"quantize.target": quantization["target"]} if quantization else {})
+
+
+def changed_settings(run: Run) -> list[Setting]:
+    """Those of the run that are not the default, in the order of the config."""
+    defaults = {name: (as_typed(value), text) for name, value, text in describe(Config())}
+    rows = []
+    for name, value in flat(run.config).items():
+        default, meaning = defaults.get(name, ("–", "a setting that this version has not"))
+        if value != default:
+            rows.append(Setting(name, value, default, meaning))
+    return rows
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"prune.ratio": "0.5", ...}: values as one types them."""
+    found: dict[str, str] = {}
+    for name, value in config.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: as_typed(value)}
+    return found
+
+
+def versions(run: Run) -> dict[str, str]:
+    return run.last.record["versions"]
+
+
+def digests(run: Run) -> list[tuple[str, str]]:
+    """(file, SHA-256) of the networks of each stage."""
+    return [
+        (f"{stage.name}/{name}", stage.record["files"][name])
+        for stage in run.stages
+        for name in _SHOWN_DIGESTS
+        if name in stage.record["files"]
+    ]

@@ -1,0 +1,278 @@
+"""Many runs beside each other: a point and a row a run, the Pareto fronts, and the settings in which they differ."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from compress.errors import UserError
+from compress.report.charts import Point, pareto_front, scatter
+from compress.report.load import Run, failure, is_run, load_run, stage_folders
+from compress.report.markdown import bullets, escape, table
+from compress.report.page import render
+from compress.report.settings import flat
+from compress.report.stages import ACCURACY_LABEL, TradeOff, byte_scale, milliseconds
+from compress.report.verdict import interval, percent, signed, times_smaller, times_text
+from compress.units import count_text, size_text, three_digits
+
+_BETTER = {"latency": "faster", "size": "smaller"}
+_NAMED = 8  # runs of a front that its sentence names
+_LABELLED = 40  # points that a chart names; with more, the names would only cover one another
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run that finished."""
+
+    name: str  # its folder, seen from the sweep's
+    href: str  # of its own page; empty where there is none
+    run: Run
+    settings: dict[str, str]
+
+    @property
+    def latency_ms(self) -> float:
+        return self.run.last.metrics["latency_ms_p50"]
+
+    @property
+    def size_bytes(self) -> int:
+        return self.run.last.metrics["size_bytes"]
+
+    @property
+    def top1_percent(self) -> float:
+        return self.run.last.metrics["deployed_top1_percent"]
+
+    @property
+    def loses(self) -> bool:
+        """Whether the images tell a loss of accuracy against its teacher."""
+        return self.run.last.metrics["top1_delta_ci95_points"][1] < 0
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What the page compares."""
+
+    folder: Path
+    entries: list[Entry]
+    failed: list[tuple[str, str]]  # (run, reason)
+
+    @property
+    def differing(self) -> list[str]:
+        """The settings that are not the same in all runs, in the order of the config."""
+        keys = dict.fromkeys(key for entry in self.entries for key in entry.settings)
+        return [key for key in keys if len({entry.settings.get(key) for entry in self.entries}) > 1]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table: what is shown, and what it is sorted by."""
+
+    text: str
+    value: str | float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table."""
+
+    entry: Entry
+    fronts: str
+    cells: list[Cell]
+
+
+def load_sweep(folder: Path, page: str) -> Sweep:
+    """All runs below `folder`; a run's own page is the file `page` in its folder. Raises UserError for none."""
+    found = sorted((path for path in _folders(folder) if is_run(path)), key=_natural)
+    if not found:
+        raise UserError(f"{folder} without a run", "a run's folder, or one with runs in it", "name another folder")
+    entries, failed = [], []
+    for path in found:
+        name = path.relative_to(folder).as_posix()
+        try:
+            run = load_run(path) if stage_folders(path) else None
+        except UserError as error:
+            failed.append((name, str(error)))
+            continue
+        if run is None or run.unfinished:
+            missing = f" (without {', '.join(run.unfinished)})" if run else " (without a finished stage)"
+            failed.append((name, failure(path) + missing))
+            continue
+        href = f"{quote(name)}/{page}" if (path / page).is_file() else ""
+        entries.append(Entry(name, href, run, flat(run.config)))
+    return Sweep(folder, entries, failed)
+
+
+def sweep_page(sweep: Sweep) -> str:
+    """report.html of many runs."""
+    return render(
+        "sweep.html.j2",
+        script="sort.js",
+        sweep=sweep,
+        verdict=sweep_verdict(sweep),
+        basis=_basis(sweep),
+        cautions=cautions(sweep),
+        trade_offs=_trade_offs(sweep) if sweep.entries else [],
+        heads=_heads(sweep),
+        rows=sweep_rows(sweep),
+    )
+
+
+def sweep_markdown(sweep: Sweep) -> str:
+    """report.md of many runs."""
+    rows = [(row.entry.name, row.fronts, *(cell.text for cell in row.cells)) for row in sweep_rows(sweep)]
+    parts = [f"## {escape(sweep_verdict(sweep))}", escape(_basis(sweep))]
+    parts += [f"**{escape(line)}**" for line in cautions(sweep)]
+    parts += [table(("run", "front", *_heads(sweep)), rows, 2)] if rows else []
+    parts += [bullets([f"{name}: {reason}" for name, reason in sweep.failed], "Runs that did not finish")]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def sweep_verdict(sweep: Sweep) -> str:
+    """The run to look at first: the fastest that loses no accuracy that the images can tell."""
+    if not sweep.entries:
+        return "None of the runs here has finished."
+    kept = [entry for entry in sweep.entries if not entry.loses]
+    count = f"{len(sweep.entries)} finished run" + ("s" if len(sweep.entries) > 1 else "")
+    if not kept:
+        best = max(sweep.entries, key=lambda entry: entry.run.last.metrics["top1_delta_points"])
+        lost = -best.run.last.metrics["top1_delta_points"]
+        return f"Of {count} all lose accuracy; run {best.name} loses least, {lost:.2f} points: {_won(best)}."
+    best = min(kept, key=lambda entry: entry.latency_ms)
+    return (
+        f"Of {count}, run {best.name} is the fastest in which no loss of accuracy can be told: {_won(best)}, "
+        f"{percent(best.top1_percent)} top-1."
+    )
+
+
+def cautions(sweep: Sweep) -> list[str]:
+    """Why the runs may not be comparable."""
+    found = []
+    metrics = [entry.run.last.metrics for entry in sweep.entries]
+    machines = {(item["environment"]["cpu"], item["environment"]["threads"]) for item in metrics}
+    if len(machines) > 1:
+        named = "; ".join(sorted(f"{cpu}, {threads} threads" for cpu, threads in machines))
+        found.append(f"The times are not comparable, they were taken on different machines or threads: {named}.")
+    if len({entry.run.last.record["inputs"]["data_fingerprint"] for entry in sweep.entries}) > 1:
+        found.append("The accuracies are not comparable: the runs have read different images.")
+    changed = [entry.name for entry in sweep.entries if entry.run.remarks]
+    if changed:
+        found.append(f"Files are missing or were changed since they were written, in {', '.join(changed)}.")
+    return found
+
+
+def sweep_rows(sweep: Sweep) -> list[Row]:
+    """A row a run, in the order of their names."""
+    fast = pareto_front([_point(entry, entry.latency_ms) for entry in sweep.entries])
+    small = pareto_front([_point(entry, entry.size_bytes) for entry in sweep.entries])
+    rows = []
+    for entry in sweep.entries:
+        fronts = [
+            name for name, front in (("latency", fast), ("size", small)) if entry.name in {p.label for p in front}
+        ]
+        settings = [_setting(entry.settings.get(key, "–")) for key in sweep.differing]
+        rows.append(Row(entry, ", ".join(fronts), [*settings, *_figures(entry)]))
+    return rows
+
+
+def _heads(sweep: Sweep) -> list[str]:
+    figures = ("top-1, %", "95 % interval", "points", "ms", "faster", "size", "smaller", "MACs")
+    return [*sweep.differing, *figures]
+
+
+def _figures(entry: Entry) -> list[Cell]:
+    metrics = entry.run.last.metrics
+    low, high = metrics["deployed_top1_ci95_percent"]
+    smaller = times_smaller(entry.run, entry.run.last)
+    return [
+        Cell(f"{entry.top1_percent:.2f}", entry.top1_percent),
+        Cell(interval(low, high), low),
+        Cell(
+            signed(metrics["top1_delta_points"]),
+            metrics["top1_delta_points"],
+            f"95 % interval {interval(*metrics['top1_delta_ci95_points'])}",
+        ),
+        Cell(three_digits(entry.latency_ms), entry.latency_ms),
+        Cell(f"{metrics['speedup_vs_teacher']:.2f}×", metrics["speedup_vs_teacher"]),
+        Cell(size_text(entry.size_bytes), entry.size_bytes),
+        Cell(f"{smaller:.2f}×", smaller),
+        Cell(count_text(metrics["macs"]), metrics["macs"]),
+    ]
+
+
+def _setting(text: str) -> Cell:
+    """A setting, sorted as a number where it is one."""
+    return Cell(text, float(text) if re.fullmatch(r"-?\d+(\.\d*)?(e[-+]?\d+)?", text) else text)
+
+
+def _trade_offs(sweep: Sweep) -> list[TradeOff]:
+    scale, unit = byte_scale(entry.size_bytes for entry in sweep.entries)
+    fast = [_point(entry, entry.latency_ms) for entry in sweep.entries]
+    small = [_point(entry, entry.size_bytes / scale) for entry in sweep.entries]
+    return [
+        _trade_off("latency", fast, "latency of one image, median, ms  (left is better)"),
+        _trade_off("size", small, f"size of model.onnx, {unit}  (left is better)"),
+    ]
+
+
+def _trade_off(name: str, points: list[Point], x_label: str) -> TradeOff:
+    front = pareto_front(points)
+    chosen = {point.label for point in front}
+    drawn = [
+        Point(p.x, p.y, p.low, p.high, p.label, p.note, "chosen" if p.label in chosen else "plain", p.href)
+        for p in points
+    ]
+    named = ", ".join(point.label for point in front[:_NAMED]) + (", …" if len(front) > _NAMED else "")
+    return TradeOff(
+        f"Accuracy against {name}",
+        f"On the Pareto front, {len(front)} of {len(points)} runs: {named}. No other run is both more accurate and "
+        f"{_BETTER[name]} than one of these.",
+        scatter(
+            drawn, f"chart-{name}", f"Top-1 accuracy of each run's file against its {name}, with 95 % intervals",
+            x_label, ACCURACY_LABEL, front, labelled=len(points) <= _LABELLED,
+        ),
+    )  # fmt: skip
+
+
+def _point(entry: Entry, x: float) -> Point:
+    low, high = entry.run.last.metrics["deployed_top1_ci95_percent"]
+    note = (
+        f"{entry.name}: {percent(entry.top1_percent)} ({interval(low, high)}), {milliseconds(entry.latency_ms)}, "
+        f"{size_text(entry.size_bytes)}"
+    )
+    return Point(x, entry.top1_percent, low, high, entry.name, note, href=entry.href)
+
+
+def _won(entry: Entry) -> str:
+    smaller = times_text(times_smaller(entry.run, entry.run.last), "smaller", "larger", "as large")
+    faster = times_text(entry.run.last.metrics["speedup_vs_teacher"], "faster", "slower", "as fast")
+    return f"{faster} and {smaller} than its teacher"
+
+
+def _basis(sweep: Sweep) -> str:
+    if not sweep.entries:
+        return ""
+    metrics = sweep.entries[0].run.last.metrics
+    place = metrics["environment"]
+    threads = f"{place['threads']} thread" + ("s" if place["threads"] != 1 else "")
+    return (
+        f"Of each run the last stage's model.onnx, in ONNX Runtime {place['versions']['onnxruntime']} on "
+        f"{place['cpu']}, {threads}; accuracy on {metrics['images']:,} test images; points, smaller and faster "
+        "against the run's own teacher."
+    )
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Every folder below, but none inside a run."""
+    found = []
+    for path, names, _ in os.walk(folder):
+        if Path(path) != folder:
+            found.append(Path(path))
+            if is_run(Path(path)):
+                names.clear()
+    return found
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A key that puts 10 behind 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]

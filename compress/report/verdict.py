@@ -1,0 +1,68 @@
+"""Says in words what a run won and what it cost, and claims no difference that the images cannot tell."""
+
+from compress.report.load import Run, Stage
+
+_SAME = 0.05  # a ratio this near to 1 is called the same
+
+
+def verdict(run: Run) -> str:
+    """One sentence on the last stage's file against the teacher's: times smaller, times faster, points lost."""
+    if len(run.stages) == 1:
+        metrics = run.last.metrics
+        return (
+            f"The teacher's file has {percent(metrics['deployed_top1_percent'])} top-1 accuracy "
+            f"(95 % interval {interval(*metrics['deployed_top1_ci95_percent'])}); nothing has been compressed yet."
+        )
+    smaller = times_text(times_smaller(run, run.last), "smaller", "larger", "as large")
+    faster = times_text(run.last.metrics["speedup_vs_teacher"], "faster", "slower", "as fast")
+    return f"{smaller[0].upper()}{smaller[1:]}, {faster}, {points_text(run.last)}."
+
+
+def points_text(stage: Stage) -> str:
+    """The points of top-1 lost or gained against the teacher, with the interval and what it allows to say."""
+    metrics = stage.metrics
+    delta = metrics["top1_delta_points"]
+    low, high = metrics["top1_delta_ci95_points"]
+    word, sign = ("lost", -1) if delta <= 0 else ("gained", 1)
+    span = interval(*sorted((sign * low, sign * high)))
+    text = f"{sign * delta + 0.0:.2f} points of top-1 accuracy {word} (95 % interval {span})"
+    if low <= 0 <= high:
+        return f"{text}: on {metrics['images']:,} test images no difference can be told"
+    return text
+
+
+def basis(run: Run) -> str:
+    """On what the verdict rests: which files, which images, which machine."""
+    metrics = run.last.metrics
+    place = metrics["environment"]
+    threads = f"{place['threads']} thread" + ("s" if place["threads"] != 1 else "")
+    files = "its" if len(run.stages) == 1 else f"{run.last.name}'s against {run.teacher.name}'s"
+    return (
+        f"Measured on the deployable files, {files} model.onnx, in ONNX Runtime {place['versions']['onnxruntime']} on "
+        f"{place['cpu']}, {threads}; accuracy on the same {metrics['images']:,} test images."
+    )
+
+
+def times_smaller(run: Run, stage: Stage) -> float:
+    return run.teacher.metrics["size_bytes"] / stage.metrics["size_bytes"]
+
+
+def times_text(ratio: float, better: str, worse: str, same: str) -> str:
+    """A ratio to the teacher in words: "2.3 times faster", "1.5 times slower", "as fast (1.02 times)"."""
+    if abs(ratio - 1) < _SAME:
+        return f"{same} as the teacher ({ratio:.2f} times)"
+    return f"{ratio:.1f} times {better}" if ratio > 1 else f"{1 / ratio:.1f} times {worse}"
+
+
+def percent(value: float | None) -> str:
+    """Two digits behind the point; a dash for a figure that was not taken."""
+    return "–" if value is None else f"{value:.2f} %"
+
+
+def signed(value: float) -> str:
+    """Two digits behind the point, with a true minus."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # 0.0 takes the sign off a zero
+
+
+def interval(low: float, high: float) -> str:
+    return f"{signed(low)} to {signed(high)}"

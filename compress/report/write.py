@@ -1,0 +1,42 @@
+"""Writes the pages of a folder: of the run that it is, or of the runs that lie in it."""
+
+from pathlib import Path
+
+from compress.errors import UserError
+from compress.report.load import is_run, load_run
+from compress.report.markdown import run_markdown
+from compress.report.page import run_page
+from compress.report.sweep import load_sweep, sweep_markdown, sweep_page
+
+HTML, MARKDOWN = "report.html", "report.md"
+
+
+def write_report(folder: Path) -> Path:
+    """report.html and report.md of a run, or of all runs below `folder`; returns the first one's path.
+
+    Raises UserError where there is no run, a file of one cannot be read, or the pages cannot be written.
+    """
+    if not folder.is_dir():
+        raise UserError(str(folder), "a folder that exists", "name a run's folder, or one with runs in it")
+    return write_run(folder) if is_run(folder) else write_sweep(folder)
+
+
+def write_run(folder: Path) -> Path:
+    """The pages of one run."""
+    run = load_run(folder)
+    return _write(folder, run_page(run), run_markdown(run))
+
+
+def write_sweep(folder: Path) -> Path:
+    """The pages that compare all runs below `folder`."""
+    sweep = load_sweep(folder, HTML)
+    return _write(folder, sweep_page(sweep), sweep_markdown(sweep))
+
+
+def _write(folder: Path, html: str, markdown: str) -> Path:
+    try:
+        (folder / HTML).write_text(html, encoding="utf-8")
+        (folder / MARKDOWN).write_text(markdown, encoding="utf-8")
+    except OSError as error:
+        raise UserError(str(error), "a folder that can be written, and room in it", "free space or move it") from error
+    return folder / HTML
