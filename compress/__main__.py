@@ -1,6 +1,7 @@
 """The command line: composes the config, checks it and hands it to the pipeline."""
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -20,22 +21,39 @@ def main() -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
     from compress.compose import explain, register, to_config
 
+    sweeps: set[Path] = set()  # the folder that a multirun's jobs write into
+
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def run(composed: DictConfig) -> None:
-        config = to_config(composed)
-        from compress.pipeline import run_pipeline  # after the check: torch takes seconds to import
+        job = HydraConfig.get()
+        if job.mode == RunMode.MULTIRUN:
+            sweeps.add(Path(job.sweep.dir))
+        try:
+            config = to_config(composed)
+            from compress.pipeline import run_pipeline  # after the check: torch takes seconds to import
 
-        run_pipeline(config, Path(HydraConfig.get().runtime.output_dir))
+            run_pipeline(config, Path(job.runtime.output_dir))
+        except Exception as error:
+            if sweeps:  # the other jobs go on, and the sweep's page says why this one ended
+                logging.getLogger("compress").error("%s", error)
+            raise
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit
     register()
     try:
-        run()
+        try:
+            run()
+        finally:
+            for folder in sweeps:
+                from compress.report.write import write_sweep  # it takes as long to import as the rest of the start
+
+                write_sweep(folder)
     except UserError as error:
         print(f"compress: {error}", file=sys.stderr)
         return 2

@@ -179,10 +179,11 @@ def test_a_run_killed_in_every_stage_ends_as_one_that_was_not(tmp_path: Path, ti
     assert "the file to deploy" in (tmp_path / "killed" / "compress.log").read_text()
 
 
-def test_a_multirun_gives_each_job_a_folder(tmp_path: Path, tiny_npz: Path) -> None:
+def test_a_multirun_gives_each_job_a_folder_and_compares_them(tmp_path: Path, tiny_npz: Path) -> None:
+    """The second job cannot be: the third runs all the same, and the page says what was wrong."""
     done = subprocess.run(
         command(
-            "--multirun", *tiny(tiny_npz), "stages=[teacher]", "teacher.lr=0.01,0.1", f"hydra.sweep.dir={tmp_path}"
+            "--multirun", *tiny(tiny_npz), "stages=[teacher]", "teacher.lr=0.01,99,0.1", f"hydra.sweep.dir={tmp_path}"
         ),
         cwd=ROOT,
         capture_output=True,
@@ -190,10 +191,13 @@ def test_a_multirun_gives_each_job_a_folder(tmp_path: Path, tiny_npz: Path) -> N
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    digests = {digest_of_file(tmp_path / job / "01_teacher" / MODEL) for job in ("0", "1")}
+    assert_refused(done, "teacher.lr=99")
+    digests = {digest_of_file(tmp_path / job / "01_teacher" / MODEL) for job in ("0", "2")}
     assert len(digests) == 2
     assert None not in digests
+    page = (tmp_path / "report.html").read_text()
+    for part in ('href="0/report.html"', 'href="2/report.html"', "teacher.lr", "received teacher.lr=99"):
+        assert part in page
 
 
 def test_help_shows_recipes_and_keys() -> None:
