@@ -11,7 +11,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compress.quantization.float_layers import WeightedLayer, tensors_left_float
-from compress.quantization.onnx_rewrites import add_initializer, protect_float_layers, replace_node, same_grid
+from compress.quantization.onnx_rewrites import (
+    add_fourth_channel,
+    add_initializer,
+    protect_float_layers,
+    remove_fourth_channel,
+    replace_node,
+    same_grid,
+)
 
 CLAMPS = {"Relu", "Clip"}
 MOVES = {"MaxPool", "Reshape", "Flatten", "Slice", "Split", "Transpose", "Squeeze", "Unsqueeze", "Pad", "Identity"}
@@ -25,6 +32,7 @@ def run_in_float(exported: bytes, layers: Collection[WeightedLayer]) -> bytes:
     Raises ValueError for a layer whose int8 weight is not in the file.
     """
     model = ir.from_proto(onnx.load_from_string(exported))
+    remove_fourth_channel(model)
     graph = _Graph(model)
     missing = [layer.name for layer in layers if layer.name not in graph.layers.values()]
     if missing:
@@ -37,6 +45,7 @@ def run_in_float(exported: bytes, layers: Collection[WeightedLayer]) -> bytes:
     for node, name in graph.layers.items():
         if name in weights:
             _give_float_weights(model, node, weights[name])
+    add_fourth_channel(model)
     protect_float_layers(model)
     RemoveUnusedNodesPass()(model)
     return ir.to_proto(model).SerializeToString(deterministic=True)

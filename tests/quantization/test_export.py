@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.quantization import executed_operators, export_onnx, inspect_quantization, require_quantized
+from compress.quantization import executed_operators, export, export_onnx, inspect_quantization, require_quantized
 
 from .conftest import NETWORKS, SHAPE
 from .tiny_networks import Mobile, Residual
@@ -43,19 +43,20 @@ def test_every_layer_is_int8_in_file_and_runtime(quantized, name, qat):
     assert max(layer.weight_max for layer in inspect_quantization(path)) > 55  # the seven bits are used
 
 
-# One QuantizeLinear for the image; what else is float is listed with its reason.
+# One QuantizeLinear for the image, and one Pad for its fourth channel; what else is float is listed with its reason.
 EXECUTED = {
     "residual": {
         "QuantizeLinear": 1,
         "QLinearConv": 5,
         "QLinearAdd": 2,
         "Slice": 1,
-        "Pad": 1,
+        "Pad": 2,
         "QLinearGlobalAveragePool": 1,
         "QGemm": 1,
     },
     "mobile": {
         "QuantizeLinear": 1,
+        "Pad": 1,
         "QLinearConv": 6,
         "QLinearGlobalAveragePool": 2,
         "QLinearSigmoid": 1,
@@ -66,6 +67,7 @@ EXECUTED = {
     # Logits are not quantized, so the pooling that makes them is float.
     "shuffle": {
         "QuantizeLinear": 1,
+        "Pad": 1,
         "QLinearConv": 4,
         "NhwcMaxPool": 1,
         "QLinearConcat": 2,
@@ -142,3 +144,16 @@ def test_float_layer_is_named(quantized, tmp_path):
     with pytest.raises(ValueError, match="its weight is not stored as int8"):
         require_quantized(path)
     require_quantized(path, float_layers=tuple(layer.name for layer in layers))
+
+
+def test_an_image_of_three_channels_is_read_as_one_of_four(quantized, run_onnx, images, tmp_path, monkeypatch):
+    made = quantized("residual")
+    monkeypatch.setattr(export, "add_fourth_channel", lambda model: None)
+    export_onnx(made.converted, tmp_path / "three.onnx", SHAPE)
+    assert torch.equal(run_onnx(made.path, images), run_onnx(tmp_path / "three.onnx", images))
+    widths = {}
+    for path in (made.path, tmp_path / "three.onnx"):
+        graph = onnx.load(path).graph
+        (stem,) = (tensor for tensor in graph.initializer if tensor.name == "stem.0.weight")
+        widths[path] = stem.dims[1]
+    assert list(widths.values()) == [4, 3]
