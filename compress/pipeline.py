@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress import artifact as files
+from compress import files
+from compress.artifact import Spec, write_model, write_tensors
 from compress.config import Config, describe
 from compress.console import print_summary
 from compress.context import Context
@@ -99,7 +100,7 @@ def _run_stage(
     with Curves(stage.parent / "tensorboard" / stage.name) as curves:
         section = getattr(config, name)
         result = STAGES[name](current, section, Context(data, teacher, config.train, device, seed, curves))
-        files.write_model(result, stage)
+        write_model(result, stage)
         export_onnx(result.network.cpu(), stage / files.ONNX, data.shape)
         left_out = result.left_out + (_check_int8(stage / files.ONNX, result.spec) if result.spec.quantization else [])
         if result.spec.quantization and (remark := mismatch(result.spec.quantization["target"], cpu_flags())):
@@ -173,12 +174,12 @@ def _deploy(
         if left_out[target]:
             log.info("%s: %s leaves out %d layers, named in %s", name, target, len(left_out[target]), files.METRICS)
     metrics, predictions = measure_stage(stage, teacher, left_out, data, config.measure, device, threads)
-    files.write_tensors(stage / files.PREDICTIONS, predictions)
+    write_tensors(stage / files.PREDICTIONS, predictions)
     files.write_json(stage / files.METRICS, metrics)
     return metrics
 
 
-def _check_int8(path: Path, spec: files.Spec) -> list[dict[str, str]]:
+def _check_int8(path: Path, spec: Spec) -> list[dict[str, str]]:
     """The layers that no int8 kernel can run, with the reason; those that were kept in float are float.
 
     Raises ValueError where the runtime runs another one as float, or one of these as int8.

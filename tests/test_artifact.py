@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress import artifact as files
-from compress.artifact import Artifact, Spec
+from compress import files
+from compress.artifact import Artifact, Spec, read_model, write_model
 
 
 def small() -> Artifact:
@@ -19,8 +19,8 @@ def small() -> Artifact:
 
 def test_what_is_written_is_read_bit_for_bit(tmp_path: Path) -> None:
     artifact = small()
-    files.write_model(artifact, tmp_path)
-    spec, tensors = files.read_model(tmp_path)
+    write_model(artifact, tmp_path)
+    spec, tensors = read_model(tmp_path)
     assert spec == artifact.spec
     assert tensors.keys() == artifact.network.state_dict().keys()
     assert all(torch.equal(tensors[name], value) for name, value in artifact.network.state_dict().items())
@@ -29,12 +29,12 @@ def test_what_is_written_is_read_bit_for_bit(tmp_path: Path) -> None:
 def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        files.write_model(small(), tmp_path / name)
+        write_model(small(), tmp_path / name)
     assert files.digests(tmp_path / "a") == files.digests(tmp_path / "b")
 
 
 def finished(folder: Path) -> Path:
-    files.write_model(small(), folder)
+    write_model(small(), folder)
     files.finish_stage(folder, {"key": "k"})
     return folder
 

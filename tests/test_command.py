@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.artifact import MODEL, STAGE, digest_of_file
+from compress.files import MODEL, STAGE, digest_of_file
 from compress.models import Architecture, build
 from tests.conftest import tiny_arrays
 

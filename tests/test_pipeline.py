@@ -13,18 +13,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from compress import pipeline
-from compress.artifact import (
-    MODEL,
-    ONNX,
-    SENSITIVITY,
-    SENSITIVITY_PLOT,
-    STAGE,
-    digest_of_file,
-    read_json,
-    write_tensors,
-)
+from compress.artifact import write_tensors
 from compress.config import Config, TeacherConfig
 from compress.errors import UserError
+from compress.files import MODEL, ONNX, SENSITIVITY, SENSITIVITY_PLOT, STAGE, digest_of_file, read_json
 from compress.measure.accuracy import open_session
 from compress.pipeline import run_pipeline
 from compress.quantization import require_quantized

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from compress.config import DataConfig
 from compress.data.splits import Batch, digest
 from compress.errors import UserError
+from compress.pixels import middle_square
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
@@ -97,18 +98,10 @@ class _Decoder(torch.utils.data.Dataset):
         """The image, or what is wrong with it: an exception of ours would not survive the way out of a worker."""
         try:
             with Image.open(self.paths[at]) as image:
-                pixels = _square(image.convert("RGB"), self.image_size)
+                pixels = middle_square(image.convert("RGB"), self.image_size)
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return f"{self.paths[at]}: {error}"
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
-
-
-def _square(image: Image.Image, size: int) -> Image.Image:
-    """The shorter side resized to `size`, then the middle."""
-    scale = size / min(image.size)
-    image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
-    left, top = ((side - size) // 2 for side in image.size)
-    return image.crop((left, top, left + size, top + size))
 
 
 def _collate(items: list[torch.Tensor | str]) -> torch.Tensor | str:

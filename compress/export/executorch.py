@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from compress.artifact import write_bytes
 from compress.export import TARGETS, Runner, Source
+from compress.files import write_bytes
 from compress.quantization.patterns import (
     CONVOLUTIONS,
     DEQUANTIZE_CHANNELS,

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from compress.artifact import ONNX, PREDICTIONS, read_tensors
+from compress.artifact import read_tensors
 from compress.config import MeasureConfig
 from compress.data.splits import Data
 from compress.export import TARGETS, load_target
+from compress.files import ONNX, PREDICTIONS
 from compress.measure.accuracy import accuracy_figures, against_teacher, onnx_runner, predict
 from compress.measure.cost import count_cost
 from compress.measure.deployed import deployed_figures

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from compress.artifact import ONNX
 from compress.config import MeasureConfig
 from compress.export import TARGETS, load_target
+from compress.files import ONNX
 from compress.measure.accuracy import Predictions, target_accuracy
 from compress.measure.deployed import worker
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from compress.report.load import MODEL, Run, Stage
+from compress.files import MODEL
+from compress.report.load import Run, Stage
 from compress.units import three_digits
 
 _SHOWN = 20  # of the nodes of a profile, the slowest; the others are summed

@@ -1,6 +1,5 @@
 """Reads the folder of a run: its figures, and what of it is missing or no longer as it was written."""
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +11,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from compress.errors import UserError
+from compress.files import EXAMPLES, METRICS, PREDICTIONS, PROFILE, SENSITIVITY, SPEC, STAGE, digest_of_file
 
-# The names of compress/artifact.py, which cannot be imported without torch.
-STAGE, METRICS, SPEC, MODEL = "stage.json", "metrics.json", "model.json", "model.safetensors"
 SUMMARY, LOG = "summary.json", "compress.log"
 
-# What a stage may leave besides, and why it may not have.
-PREDICTIONS, PROFILE, EXAMPLES, SENSITIVITY = (
-    "predictions.safetensors", "profile.json", "examples.safetensors", "sensitivity.json",
-)  # fmt: skip
 _ERROR = " ERROR compress: "  # before the message of a line of the log
 REPEATS, CONTROLS = "repeats.json", "controls.json"
 
@@ -171,7 +165,7 @@ def _changes(stage: Stage) -> list[str]:
         path = stage.folder / name
         if not path.is_file():
             found.append(f"{stage.name}/{name} is missing.")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        elif digest_of_file(path) != digest:
             found.append(f"{stage.name}/{name} is not the file that the stage wrote: it was changed since.")
     return found
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from compress import pipeline
-from compress.artifact import METRICS, MODEL, ONNX, PREDICTIONS, STAGE, digest_of_file, read_json, read_tensors
+from compress.artifact import read_tensors
 from compress.config import Config
+from compress.files import METRICS, MODEL, ONNX, PREDICTIONS, STAGE, digest_of_file, read_json
 from compress.pipeline import run_pipeline
 from compress.restore import restore, restore_float
 from compress.stages import STAGES

@@ -1,0 +1,78 @@
+"""The files of a stage: their names, how they are written whole, and how it is told that none has changed. No torch."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+MODEL, SPEC, ONNX = "model.safetensors", "model.json", "model.onnx"
+METRICS, PREDICTIONS, STAGE = "metrics.json", "predictions.safetensors", "stage.json"
+SENSITIVITY, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
+PROFILE, EXAMPLES = "profile.json", "examples.safetensors"
+
+
+def finish_stage(folder: Path, record: dict[str, Any]) -> None:
+    """Writes stage.json, last and by rename: `record` with the digest of every other file in the folder."""
+    write_json(folder / STAGE, record | {"files": digests(folder)})
+
+
+def finished_stage(folder: Path, key: str) -> dict[str, Any] | None:
+    """stage.json's record where the folder is whole, was made from the same `key`, and no file has changed since."""
+    try:
+        record = read_json(folder / STAGE)
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    if not isinstance(record, dict) or record.get("key") != key or record.get("files") != digests(folder):
+        return None
+    return record
+
+
+def fresh_folder(folder: Path) -> None:
+    """An empty folder in place of whatever an interrupted run, or one with other settings, left there."""
+    if folder.is_dir():
+        (folder / STAGE).unlink(missing_ok=True)  # first: a kill in the middle must not leave a folder that looks whole
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file but stage.json."""
+    return {
+        path.name: digest_of_file(path)
+        for path in sorted(folder.iterdir())
+        if path.name != STAGE and path.is_file() and not path.name.endswith(".part")
+    }
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: a temporary name, synced, then renamed."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As `write_bytes`. Raises ValueError for NaN and infinity, which JSON has not."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def digest_of_file(path: str | Path | None) -> str | None:
+    """SHA-256 of a file's bytes; None for no file, or one that is not there."""
+    if path is None or not Path(path).is_file():
+        return None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of plain values, by their sorted JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
