@@ -173,10 +173,13 @@ def _deploy(
         left_out[target] = load_target(target).export(source)
         if left_out[target]:
             log.info("%s: %s leaves out %d layers, named in %s", name, target, len(left_out[target]), files.METRICS)
-    metrics, predictions = measure_stage(stage, teacher, left_out, data, config.measure, device, threads)
-    write_tensors(stage / files.PREDICTIONS, predictions)
-    files.write_json(stage / files.METRICS, metrics)
-    return metrics
+    measured = measure_stage(stage, teacher, left_out, data, config.measure, device, threads)
+    write_tensors(stage / files.PREDICTIONS, measured.predictions)
+    files.write_json(stage / files.METRICS, measured.metrics)
+    files.write_json(stage / files.PROFILE, measured.profile)
+    if measured.examples:
+        write_tensors(stage / files.EXAMPLES, measured.examples)
+    return measured.metrics
 
 
 def _check_int8(path: Path, spec: Spec) -> list[dict[str, str]]:

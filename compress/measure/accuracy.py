@@ -1,5 +1,6 @@
 """One pass over the test images: the torch network and its deployable files, side by side."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from compress.data.splits import Split
 from compress.export import Runner
-from compress.measure.statistics import paired_difference, wilson_interval
+from compress.measure.statistics import mcnemar_p_value, paired_difference, wilson_interval
 from compress.train import to_device
 
 
@@ -47,8 +48,14 @@ def onnx_runner(path: Path, threads: int) -> Runner:
     return lambda images: session.run(["logits"], {"image": images})[0]
 
 
-def predict(network: nn.Module, runners: dict[str, Runner], split: Split, device: torch.device) -> Predictions:
-    """Reads `split` once, and gives each batch to `network` and to each of `runners`, `onnx` among them."""
+# Of each batch: images (N, C, H, W), labels (N,), and the classes (N,) that model.onnx gives.
+Look = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+
+
+def predict(
+    network: nn.Module, runners: dict[str, Runner], split: Split, device: torch.device, look: Look | None = None
+) -> Predictions:
+    """Reads `split` once; each batch goes to `network`, to each of `runners`, `onnx` among them, then to `look`."""
     labels, logits = [], []
     deployed: dict[str, list[np.ndarray]] = {name: [] for name in runners}
     with torch.inference_mode():
@@ -57,6 +64,8 @@ def predict(network: nn.Module, runners: dict[str, Runner], split: Split, device
             logits.append(network(to_device(images, device)).float().cpu())
             for name, run in runners.items():
                 deployed[name].append(run(images.numpy()))
+            if look is not None:
+                look(images, truth, torch.from_numpy(deployed["onnx"][-1]).argmax(1))
     found = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in deployed.items()}
     return Predictions(torch.cat(labels), torch.cat(logits), found.pop("onnx"), found)
 
@@ -103,4 +112,5 @@ def against_teacher(found: dict[str, torch.Tensor], teacher: dict[str, torch.Ten
         "teacher_agreement_percent": 100 * int((mine == theirs).sum()) / len(labels),
         "top1_delta_points": delta,
         "top1_delta_ci95_points": list(interval),
+        "mcnemar_p_value": mcnemar_p_value(gained, lost),
     }

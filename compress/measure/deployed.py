@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 
 from compress.config import MeasureConfig
 
@@ -37,6 +38,21 @@ def deployed_figures(
         "throughput_images_per_s": 1000 * config.batch_size / statistics.median(times["batch_ms"][0]),
         "speedup_vs_teacher": statistics.median(theirs) / statistics.median(own),
         "peak_memory_bytes": memory["peak_memory_bytes"],
+    }
+
+
+def profile(path: Path, shape: tuple[int, int, int], config: MeasureConfig, threads: int) -> dict[str, object]:
+    """profile.json's content: where one image spends its time in the file, node by node.
+
+    Raises RuntimeError where the process fails.
+    """
+    job = {"task": "profile", "shape": shape, "threads": threads, "repetitions": config.repetitions}
+    return {
+        "runtime": "onnxruntime",
+        "version": onnxruntime.__version__,
+        "threads": threads,
+        "runs": config.repetitions,
+        **_run(job | {"files": [str(path)]}),
     }
 
 

@@ -1,5 +1,6 @@
 """All figures of a stage: the content of metrics.json."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,21 @@ from compress.export import TARGETS, load_target
 from compress.files import ONNX, PREDICTIONS
 from compress.measure.accuracy import accuracy_figures, against_teacher, onnx_runner, predict
 from compress.measure.cost import count_cost
-from compress.measure.deployed import deployed_figures
+from compress.measure.deployed import deployed_figures, profile
 from compress.measure.environment import environment
+from compress.measure.examples import Examples
 from compress.measure.targets import target_figures
-from compress.restore import float_network, restore
+from compress.restore import float_network, restore, restore_float
+
+
+@dataclass
+class Measured:
+    """What measuring a stage brings to its folder."""
+
+    metrics: dict[str, Any]  # metrics.json
+    predictions: dict[str, torch.Tensor]  # each test image's label, and what the files say of it
+    profile: dict[str, Any]  # profile.json
+    examples: dict[str, torch.Tensor] | None  # examples.safetensors; None for the teacher
 
 
 def measure_stage(
@@ -26,8 +38,8 @@ def measure_stage(
     config: MeasureConfig,
     device: torch.device,
     threads: int,
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """(metrics.json's content, each test image's label and predictions), of what lies in `folder`.
+) -> Measured:
+    """Every figure of what lies in `folder`.
 
     The test split is read here, once. `teacher` is the teacher's folder: `folder` itself for the teacher. `left_out`
     names the further targets whose files lie there, each with the layers that its runtime does not run as asked.
@@ -36,14 +48,15 @@ def measure_stage(
     runners = {"onnx": onnx_runner(folder / ONNX, threads)} | {
         name: load_target(name).open_runner(folder / TARGETS[name][0], threads) for name in left_out
     }
-    found = predict(saved.network, runners, data.test, device)
+    reference = read_tensors(teacher / PREDICTIONS) if folder != teacher else None
+    examples = Examples(reference["deployed_top1"]) if reference else None
+    found = predict(saved.network, runners, data.test, device, examples.add if examples else None)
     del runners  # with their threads, before anything is timed
     predictions = found.tensors()
-    reference = predictions if folder == teacher else read_tensors(teacher / PREDICTIONS)
     params, macs = count_cost(float_network(saved.spec), data.shape)
     metrics = {
         **accuracy_figures(found),
-        **against_teacher(predictions, reference),
+        **against_teacher(predictions, reference or predictions),
         "params": params,
         "macs": macs,
         **deployed_figures(folder / ONNX, teacher / ONNX, data.shape, config, threads),
@@ -57,4 +70,7 @@ def measure_stage(
         "energy_joule_per_image": "no energy counter is read",
     }
     metrics["unavailable"] = {name: cause for name, cause in causes.items() if metrics[name] is None}
-    return metrics, predictions
+    shown = None
+    if examples:
+        shown = examples.tensors(restore_float(teacher), restore_float(folder), data.test, predictions["deployed_top1"])
+    return Measured(metrics, predictions, profile(folder / ONNX, data.shape, config, threads), shown)

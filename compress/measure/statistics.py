@@ -2,6 +2,8 @@
 
 import math
 
+from scipy.stats import binomtest
+
 _Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 
@@ -27,3 +29,11 @@ def paired_difference(gained: int, lost: int, count: int) -> tuple[float, tuple[
     middle = (up - down) / total
     half = _Z95 * math.sqrt(max(0.0, up + down - (up - down) ** 2 / total)) / total
     return 100 * (gained - lost) / count, (100 * max(-1.0, middle - half), 100 * min(1.0, middle + half))
+
+
+def mcnemar_p_value(gained: int, lost: int) -> float:
+    """How probable so uneven a split of the discordant pairs is where both networks are equally good.
+
+    McNemar's test (1947) in its exact, two-sided form; `gained` and `lost` as in `paired_difference`.
+    """
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

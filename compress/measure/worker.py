@@ -14,6 +14,7 @@ import numpy
 import onnxruntime
 
 from compress.export import load_target
+from compress.measure.profile import node_times
 
 _SETTLING_S = 0.05  # what a turn begins with, unmeasured: the threads of the runtime before it spin until they sleep
 
@@ -27,12 +28,16 @@ def main() -> None:
 
 
 def _take_figures(job: dict) -> None:
-    """Time of the files of a job, all in ONNX Runtime, or the memory of one."""
+    """Time of the files of a job, all in ONNX Runtime, or the memory or the profile of one."""
     # One pool of threads for all files: a session's own would go on spinning while the next one is timed, which on
     # two cores made every figure 1.7 times as long.
     onnxruntime.set_global_thread_pool_sizes(job["threads"], 1)
-    sessions = [_open(path) for path in job["files"]]
     image = _images(1, job["shape"])
+    if job["task"] == "profile":
+        (path,) = job["files"]
+        print(json.dumps({"nodes": node_times(path, image, _options(), job["repetitions"])}))
+        return
+    sessions = [_open(path) for path in job["files"]]
     if job["task"] == "memory":
         sessions[0].run(None, {"image": image})
         answer = {"peak_memory_bytes": _peak_memory_bytes()}
@@ -74,10 +79,14 @@ def _images(count: int, shape: list[int]) -> numpy.ndarray:
 
 
 def _open(path: str) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, _options(), providers=["CPUExecutionProvider"])
+
+
+def _options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return options
 
 
 def _interleaved(
