@@ -47,6 +47,8 @@ def test_every_stage_leaves_the_files_of_the_contract(finished: Path) -> None:
     for name in FOLDERS:
         found = {path.name for path in (finished / name).iterdir()}
         assert found >= {"model.safetensors", "model.json", "model.onnx", "metrics.json", "stage.json"}
+        assert "profile.json" in found
+        assert ("examples.safetensors" in found) == (name != "01_teacher")  # which differs from nobody
         assert not any(part.endswith((".part", ".pkl", ".pt", ".pth")) for part in found)
         assert any((finished / "tensorboard" / name).iterdir())
     assert [row["stage"] for row in read_json(finished / "summary.json")["stages"]] == FOLDERS
@@ -285,7 +287,7 @@ def test_json_is_plain(finished: Path) -> None:
         raise AssertionError(f"a file holds {name}")
 
     found = [json.loads(path.read_text(), parse_constant=refuse) for path in finished.rglob("*.json")]
-    assert len(found) == 3 * len(FOLDERS) + 1
+    assert len(found) == 4 * len(FOLDERS) + 1
 
 
 def test_predictions_agree_with_the_metrics(finished: Path) -> None:

@@ -33,9 +33,12 @@ class Examples:
     def tensors(self, teacher: nn.Module, network: nn.Module, split: Split, deployed_top1: Tensor) -> dict[str, Tensor]:
         """All of examples.safetensors: images as uint8 (K, H, W, C), what is said of them, and both heatmaps.
 
-        `teacher` and `network` are float networks in eval mode. Without a heatmap of each, both are left out.
+        `teacher` and `network` are float networks in eval mode. Without a heatmap of each, both are left out; without
+        an image to show, all is.
         """
         chosen = (self.differ + self.agree)[:SHOWN]
+        if not chosen:
+            return {}
         index = torch.tensor([position for position, _ in chosen])
         images = torch.stack([image for _, image in chosen])
         pixels = (images * split.std + split.mean).mul(255).round().clamp(0, 255).to(torch.uint8)

@@ -1,5 +1,6 @@
 """The measuring process: it runs the file that it is given, and its answer is complete. No figure is compared."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,10 @@ import torch
 
 from compress.config import MeasureConfig
 from compress.measure.cost import count_cost
-from compress.measure.deployed import deployed_figures
+from compress.measure.deployed import deployed_figures, profile
 from compress.measure.environment import environment
 from compress.models import Architecture, build
-from compress.quantization.export import export_onnx
+from compress.quantization import executed_operators, export_onnx
 
 SHAPE = (1, 8, 8)
 QUICK = MeasureConfig(batch_size=2, repetitions=3)
@@ -38,6 +39,16 @@ def test_the_process_knows_neither_torch_nor_the_parents_memory(file: Path) -> N
     ballast = torch.ones(150_000_000)
     figures = deployed_figures(file, file, SHAPE, QUICK, threads=1)
     assert figures["peak_memory_bytes"] < 4 * len(ballast) / 2
+
+
+def test_the_profile_names_every_node_that_is_executed(file: Path) -> None:
+    found = profile(file, SHAPE, QUICK, threads=1)
+    assert (found["threads"], found["runs"]) == (1, QUICK.repetitions)
+    executed = executed_operators(file)
+    assert Counter(node["operator"] for node in found["nodes"]) == executed
+    assert sum(node["share_percent"] for node in found["nodes"]) == pytest.approx(100)
+    assert all(node["ms"] >= 0 for node in found["nodes"])
+    assert len({node["name"] for node in found["nodes"]}) == len(found["nodes"])
 
 
 def test_a_file_that_cannot_run_is_an_error_with_its_cause(tmp_path: Path, file: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from compress.measure.statistics import paired_difference, wilson_interval
+from compress.measure.statistics import mcnemar_p_value, paired_difference, wilson_interval
 
 
 def test_wilson_interval_of_a_known_example() -> None:
@@ -35,3 +35,10 @@ def test_nothing_measured_is_refused() -> None:
         wilson_interval(0, 0)
     with pytest.raises(ValueError, match="received 0"):
         paired_difference(0, 0, 0)
+
+
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    assert mcnemar_p_value(0, 6) == pytest.approx(2 / 2**6)
+    assert mcnemar_p_value(1, 4) == pytest.approx(2 * (1 + 5) / 2**5)
+    assert mcnemar_p_value(4, 1) == mcnemar_p_value(1, 4)
+    assert mcnemar_p_value(10, 10) == mcnemar_p_value(0, 0) == 1

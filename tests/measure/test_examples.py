@@ -1,0 +1,47 @@
+"""The images that the report shows: the disagreements first, as they lie in the test split."""
+
+import torch
+from torch import nn
+
+from compress.data.splits import Memory, Split
+from compress.measure.examples import SHOWN, Examples
+
+IMAGES = 60
+
+
+def split() -> Split:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (IMAGES, 3, 4, 4), generator=generator).to(torch.uint8)
+    index = torch.arange(IMAGES - 1, -1, -1)  # backwards: a position in the split is not one in `pixels`
+    mean, std = torch.tensor([0.3, 0.4, 0.5]).view(1, 3, 1, 1), torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
+    return Split(Memory(pixels, torch.arange(IMAGES) % 2), index, mean, std, 7)
+
+
+def collected(wrong: list[int], test: Split) -> dict[str, torch.Tensor]:
+    """Of a teacher that is always right, and a stage that is wrong at the positions `wrong`."""
+    teacher, deployed = test.labels.clone(), test.labels.clone()
+    deployed[wrong] = 1 - deployed[wrong]
+    examples, start = Examples(teacher), 0
+    for images, labels in test.batches():
+        examples.add(images, labels, deployed[start : start + len(labels)])
+        start += len(labels)
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return examples.tensors(network, network, test, deployed)
+
+
+def test_disagreements_come_first_and_images_as_they_were() -> None:
+    test, wrong = split(), [5, 8, 41, 59]
+    found = collected(wrong, test)
+    assert found["index"].tolist() == wrong + [at for at in range(IMAGES) if at not in wrong][: SHOWN - len(wrong)]
+    assert torch.equal(found["images"], test.pixels.images[test.index[found["index"]]].permute(0, 2, 3, 1))
+    assert torch.equal(found["labels"], test.labels[found["index"]])
+    assert (found["teacher_top1"] != found["deployed_top1"]).tolist() == [True] * 4 + [False] * (SHOWN - 4)
+    for name in ("teacher_heatmap", "heatmap"):
+        assert found[name].shape == (SHOWN, 4, 4)
+        assert found[name].dtype == torch.uint8
+
+
+def test_many_disagreements_leave_no_room_for_others() -> None:
+    found = collected(list(range(IMAGES)), split())
+    assert found["index"].tolist() == list(range(SHOWN))
+    assert (found["teacher_top1"] != found["deployed_top1"]).all()
