@@ -17,12 +17,11 @@ _LEAST_SHARE = 0.01  # of a file's time: operators with less in both files are s
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of a bar chart; lengths and starts are percents of the row's width."""
+    """A row of a bar chart; lengths are percents of the row's width."""
 
     name: str
     value: str
     length: float
-    start: float = 0.0
     behind: float = 0.0  # the length of a grey bar behind it
     strong: bool = False
     note: str = ""
@@ -151,15 +150,13 @@ def sensitivity_chart(run: Run) -> Chart | None:
     if not table or not table["layers"]:
         return None
     rows = table["layers"]
-    low, high = min(0.0, *(row["kl_won_nats"] for row in rows)), max(0.0, *(row["kl_won_nats"] for row in rows))
-    span = (high - low) or 1.0
-    digits = max(0, 1 - math.floor(math.log10(span)))  # two of the largest
+    most = max(row["kl_nats"] for row in rows) or 1.0
+    digits = max(0, 1 - math.floor(math.log10(most)))  # two of the largest
     bars = [
         Bar(
             row["layer"],
-            f"{round(row['kl_won_nats'], digits) + 0.0:.{digits}f}".replace("-", "−"),
-            100 * abs(row["kl_won_nats"]) / span,
-            start=100 * (min(0.0, row["kl_won_nats"]) - low) / span,
+            f"{row['kl_nats']:.{digits}f}",
+            100 * row["kl_nats"] / most,
             strong=row["kept_float"],
             note="float" if row["kept_float"] else "",
         )

@@ -127,8 +127,8 @@ def _write_extras(place: Path, predictions: dict[str, np.ndarray]) -> None:
     ]
     _write(place / "profile.json", {"runtime": "onnxruntime", "threads": 1, "runs": 50, "nodes": nodes})
     layers = [
-        {"layer": "conv", "kl_won_nats": 0.002, "kept_float": True},
-        {"layer": "fc", "kl_won_nats": -0.001, "kept_float": False},
+        {"layer": "conv", "kl_nats": 0.002, "kept_float": True},
+        {"layer": "fc", "kl_nats": 0.001, "kept_float": False},
     ]
     accuracies = {"float_top1_percent": 96.0, "int8_top1_percent": 94.0, "chosen_top1_percent": 95.5}
     _write(place / "sensitivity.json", {"images": 20, "max_drop_points": 0.5, "layers": layers} | accuracies)
