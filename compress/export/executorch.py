@@ -66,7 +66,8 @@ def open_runner(path: Path, threads: int) -> Runner:
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
 
-        portable_lib._unsafe_reset_threadpool(threads)  # the only way; unsafe while a program runs
+        if portable_lib._threadpool_get_thread_count() != threads:
+            portable_lib._unsafe_reset_threadpool(threads)  # the only way; unsafe for programs that have the old pool
         forward = Runtime.get().load_program(path).load_method("forward")
 
     def run(images: np.ndarray) -> np.ndarray:

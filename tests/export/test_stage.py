@@ -10,6 +10,7 @@ import torch
 from compress import pipeline
 from compress.artifact import read_tensors
 from compress.config import Config
+from compress.data import load_data
 from compress.files import METRICS, MODEL, ONNX, PREDICTIONS, STAGE, digest_of_file, read_json
 from compress.pipeline import run_pipeline
 from compress.restore import restore, restore_float
@@ -110,9 +111,9 @@ def test_a_target_that_is_no_longer_asked_for_goes(trained: Path, tiny_npz: Path
     assert read_json(folder / FOLDERS[0] / METRICS)["targets"] == {}
 
 
-def test_the_float_network_of_a_quantized_stage_is_what_was_rounded(trained: Path) -> None:
+def test_the_float_network_of_a_quantized_stage_is_what_was_rounded(trained: Path, tiny_npz: Path) -> None:
     """Near the int8 network, but for the rounding; of a float stage the very network."""
-    images = torch.randn(7, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = torch.cat([images for images, _ in load_data(config_for(tiny_npz).data, 0).val.batches()])
     with torch.no_grad():
         rounded = restore(trained / "02_quantize", torch.device("cpu")).network(images)
         found = restore_float(trained / "02_quantize")(images)
