@@ -163,12 +163,12 @@ def _deploy(
     name: str, stage: Path, teacher: Path, config: Config, data: Data, device: torch.device, threads: int
 ) -> dict[str, Any]:
     """Writes the further targets of a stage that has its model.onnx, measures all, returns metrics.json's content."""
-    left_out = {}
-    for target in [target for target in config.export.targets if target in TARGETS]:
-        calibration = None
-        if name == "quantize":
-            samples = data.train.take(config.quantize.calibration_samples, _stage_seed(config, name))
-            calibration = [images for images, _ in samples.batches()]
+    left_out, calibration = {}, None
+    targets = [target for target in config.export.targets if target in TARGETS]
+    if targets and name == "quantize":
+        samples = data.train.take(config.quantize.calibration_samples, _stage_seed(config, name))
+        calibration = [images for images, _ in samples.batches()]
+    for target in targets:
         source = Source(stage, stage / files.ONNX, restore_float(stage), calibration, data.shape)
         left_out[target] = load_target(target).export(source)
         if left_out[target]:
