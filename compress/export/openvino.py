@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,11 +65,20 @@ def executed_precisions(path: Path, shape: tuple[int, int, int]) -> dict[str, st
 
 def _compile(path: Path, threads: int, shape: tuple[int, ...]) -> Any:
     """One request at a time on `threads` threads; float32 stays so where a CPU would rather take bfloat16."""
-    core = _openvino().Core()
-    model = core.read_model(path)
+    model = _core().read_model(path)
     model.reshape(list(shape))
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    return core.compile_model(model, "CPU", settings)
+    return _core().compile_model(model, "CPU", settings)
+
+
+@cache
+def _core() -> Any:
+    """One core for the life of the process.
+
+    Each core's CPU plugin maps a signal stack for AMX and, when it goes, brings back the one that it found: of two
+    that overlap, the second brings back what the first has unmapped, and the next signal ends the process.
+    """
+    return _openvino().Core()
 
 
 def _openvino() -> ModuleType:

@@ -1,5 +1,6 @@
 """The OpenVINO IR: the logits of model.onnx, int8 where that is, the same bytes each time."""
 
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,31 @@ def test_the_number_of_images_is_free(source: MakeSource, images: Tensor) -> Non
     target.export(made)
     assert target.input_shape(made.shape) == ["N", 3, 16, 16]
     assert torch.allclose(logits(made.folder, images[:1]), logits(made.folder, images)[:1], atol=1e-5)
+
+
+OVERLAP = """
+import signal, sys
+from pathlib import Path
+import numpy as np
+from compress.export import openvino as target
+
+image = np.zeros((1, 3, 16, 16), np.float32)
+first, second = (target.open_runner(Path(sys.argv[1]), 1) for _ in range(2))
+first(image), second(image)
+del first
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_a_signal_is_survived_after_two_runners(source: MakeSource) -> None:
+    """Two cores of OpenVINO that overlap leave the process a signal stack that is not there (a CPU with AMX or not)."""
+    made = source("plain", False)
+    target.export(made)
+    command = [sys.executable, "-c", OVERLAP, made.folder / "model.xml"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
 
 
 def test_openvino_reports_to_nobody() -> None:
