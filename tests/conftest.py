@@ -11,6 +11,13 @@ from compress.models import ZOO, Entry
 
 torch.set_num_threads(1)
 
+LONGEST = ("test_command.py", "test_recipes.py", "test_pipeline.py", "test_architectures.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest modules first, so that no worker is left alone with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 def tiny_arrays(seed: int = 0) -> dict[str, np.ndarray]:
     """Three classes of 8x8 grey images that differ by where they are bright."""

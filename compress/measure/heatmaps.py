@@ -1,39 +1,42 @@
 """Where in an image a network finds its class: Grad-CAM, on the weights that ship."""
 
-import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
+from collections.abc import Callable
+from typing import Any
 
-from compress.quantization.pt2e import capture
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 
 def heatmaps(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor | None:
     """(N, H, W) from 0 to 1 for images (N, C, H, W): what speaks for `classes` (N,); None without a spatial tensor.
 
     Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2) at the last tensor that has rows and columns.
-    An image in which nothing speaks for the class has zeros alone.
+    An image in which nothing speaks for the class has zeros alone. `network` is in eval mode.
     """
-    graph = network if isinstance(network, fx.GraphModule) else capture(network, images)
-    evaluation = _LastSpatial(graph)
     with torch.enable_grad():
-        logits = evaluation.run(images)
-        if evaluation.tensor is None:
+        with _LastSpatial() as last:
+            logits = network(images)
+        if last.tensor is None:
             return None
-        (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), evaluation.tensor)
+        (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), last.tensor)
     weights = gradient.mean((2, 3), keepdim=True)
-    maps = (weights * evaluation.tensor).sum(1, keepdim=True).relu().detach()
+    maps = (weights * last.tensor).sum(1, keepdim=True).relu().detach()
     maps = F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     return maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
-class _LastSpatial(fx.Interpreter):
-    """Keeps the last tensor (N, C, H, W) of more than one position that depends on a weight."""
+class _LastSpatial(TorchFunctionMode):
+    """Keeps the last computed tensor (N, C, H, W) of more than one position that depends on a weight."""
 
     tensor: Tensor | None = None
 
-    def run_node(self, n: fx.Node) -> object:
-        value = super().run_node(n)
-        computed = n.op not in ("get_attr", "placeholder") and isinstance(value, Tensor) and value.requires_grad
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        value = function(*args, **(kwargs or {}))
+        computed = isinstance(value, Tensor) and value.grad_fn is not None
         if computed and value.dim() == 4 and value[0, 0].numel() > 1:
             self.tensor = value
         return value
