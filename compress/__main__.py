@@ -36,9 +36,9 @@ def main() -> int:
             sweeps.add(Path(job.sweep.dir))
         try:
             config = to_config(composed)
-            from compress.pipeline import run_pipeline  # after the check: torch takes seconds to import
+            from compress.study import run_study  # after the check: torch takes seconds to import
 
-            run_pipeline(config, Path(job.runtime.output_dir))
+            run_study(config, Path(job.runtime.output_dir))
         except Exception as error:
             if sweeps:  # the other jobs go on, and the sweep's page says why this one ended
                 logging.getLogger("compress").error("%s", error)

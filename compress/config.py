@@ -54,13 +54,18 @@ class PruneConfig:
     """Which filters go, and the fine-tuning that follows."""
 
     ratio: float = option(0.5, "share of the filters removed", low=0.0, high=0.95)
-    importance: str = option("l1", "what ranks the filters: the norm of their weights", choices=("l1", "l2"))
+    importance: str = option(
+        "l1", "what ranks the filters: the norm of their weights, or chance", choices=("l1", "l2", "random")
+    )
     scope: str = option(
         "local", "local: the ratio in every layer; global: over all layers", choices=("local", "global")
     )
     round_to: int = option(8, "widths are kept multiples of this", low=1, high=256)
     reconstruction_samples: int = option(
         1024, "train images on which the layers are refitted to the lost inputs; 0: not at all", low=0, high=1000000
+    )
+    reinitialize: bool = option(
+        False, "draw all weights of what is left anew: a control that tells what they are worth"
     )
     epochs: int = option(2, "epochs of fine-tuning", low=0, high=10000)
     lr: float = option(0.005, "peak learning rate", low=1e-7, high=10)
@@ -146,6 +151,13 @@ class MeasureConfig:
 
 
 @dataclass
+class RepeatConfig:
+    """The same recipe on other seeds."""
+
+    seeds: list[int] = option([], "seeds to run it on besides `seed`, for mean and spread", low=0, high=2**31 - 1)
+
+
+@dataclass
 class Config:
     """A whole run."""
 
@@ -158,6 +170,10 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
+    repeat: RepeatConfig = field(default_factory=RepeatConfig)
+    controls: bool = option(
+        False, "also run plainer ways to such a network on the same budget, to tell what each step brings"
+    )
     seed: int = option(0, "of splits, weights, augmentation and order", low=0, high=2**31 - 1)
     device: str = option("auto", "where training runs", choices=("auto", "cpu", "cuda"))
     threads: int = option(0, "of torch and ONNX Runtime; 0: one a core", low=0, high=1024)
@@ -171,19 +187,23 @@ def check(config: Any, prefix: str = "") -> None:
             check(value, f"{name}.")
             continue
         low, high, choices = item.metadata["low"], item.metadata["high"], item.metadata["choices"]
-        strange = [part for part in (value if isinstance(value, list) else [value]) if choices and part not in choices]
+        parts = value if isinstance(value, list) else [value]
+        strange = [part for part in parts if choices and part not in choices]
         if strange:
             raise UserError(
                 f"{name}={strange[0]}", f"one of {', '.join(choices)}", f"set {name}={choices[0]}, for example"
             )
-        if low is not None and value is not None and not low <= value <= high:  # a NaN fails this too
-            raise UserError(f"{name}={value}", f"a number from {low} to {high}", f"set {name} within that range")
+        outside = [part for part in parts if low is not None and part is not None and not low <= part <= high]
+        if outside:  # a NaN is in it too
+            raise UserError(f"{name}={outside[0]}", f"a number from {low} to {high}", f"set {name} within that range")
     if isinstance(config, DataConfig):
         _check_normalisation(config)
     if isinstance(config, QuantizeConfig):
         _check_corrections(config)
     if isinstance(config, ExportConfig):
         _check_targets(config.targets)
+    if isinstance(config, RepeatConfig) and len(set(config.seeds)) < len(config.seeds):
+        raise UserError(f"repeat.seeds={as_typed(config.seeds)}", "each seed once", "remove the repeated one")
     if isinstance(config, TeacherConfig) and config.epochs == 0 and not (config.checkpoint or config.weights):
         raise UserError(
             "teacher.epochs=0 and no weights",

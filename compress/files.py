@@ -1,4 +1,4 @@
-"""The files of a stage: their names, how they are written whole, and how it is told that none has changed. No torch."""
+"""The files of stages and runs: their names, how they are written whole, how it is told that none changed. No torch."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ MODEL, SPEC, ONNX = "model.safetensors", "model.json", "model.onnx"
 METRICS, PREDICTIONS, STAGE = "metrics.json", "predictions.safetensors", "stage.json"
 SENSITIVITY, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
 PROFILE, EXAMPLES = "profile.json", "examples.safetensors"
+REPEATS, CONTROLS = "repeats.json", "controls.json"  # of a run
 
 
 def finish_stage(folder: Path, record: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import random
 import shutil
 import time
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,16 @@ from compress.stages import STAGES, check_order
 log = logging.getLogger("compress")
 
 
+@dataclass
+class _Run:
+    """What all stages of a run share."""
+
+    config: Config
+    data: Data
+    device: torch.device
+    threads: int
+
+
 def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     """Runs `config.stages` into `folder` and returns summary.json's content.
 
@@ -51,6 +61,7 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     require_installed(config.export.targets)
     device, threads = _prepare_machine(config)
     data = load_data(config.data, config.seed)
+    run = _Run(config, data, device, threads)
     sizes = ", ".join(f"{count} {split}" for split, count in data.sizes.items())
     log.info("%s: %s images, %d classes", config.data.name, sizes, len(data.classes))
 
@@ -62,10 +73,10 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
         record = files.finished_stage(stage, files.digest_of(inputs))
         if record is None:
             log.info("%s: starts", name)
-            record = _run_stage(name, stage, done, inputs, config, data, device, threads)
+            record = _run_stage(name, stage, done, inputs, run)
         elif record["config"].get("export") != asdict(config.export):
             log.info("%s: weights taken from %s, its files written anew", name, stage)
-            record = _export_again(name, stage, done, record, config, data, device, threads)
+            record = _export_again(name, stage, done, record, run)
         else:
             log.info("%s: taken from %s", name, stage)
         parent = _identity(record)
@@ -80,26 +91,18 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _run_stage(
-    name: str,
-    stage: Path,
-    done: list[Path],
-    inputs: dict[str, Any],
-    config: Config,
-    data: Data,
-    device: torch.device,
-    threads: int,
-) -> dict[str, Any]:
+def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: _Run) -> dict[str, Any]:
     """Computes one stage from the folders of those before it, writes its folder, returns stage.json's record."""
     start = time.perf_counter()
     files.fresh_folder(stage)
-    current = restore(done[-1], device) if done else None
-    teacher = restore(done[0], device) if done else None
+    config, data = run.config, run.data
+    current = restore(done[-1], run.device) if done else None
+    teacher = restore(done[0], run.device) if done else None
     seed = _stage_seed(config, name)
     _seed_everything(seed)
     with Curves(stage.parent / "tensorboard" / stage.name) as curves:
         section = getattr(config, name)
-        result = STAGES[name](current, section, Context(data, teacher, config.train, device, seed, curves))
+        result = STAGES[name](current, section, Context(data, teacher, config.train, run.device, seed, curves))
         write_model(result, stage)
         export_onnx(result.network.cpu(), stage / files.ONNX, data.shape)
         left_out = result.left_out + (_check_int8(stage / files.ONNX, result.spec) if result.spec.quantization else [])
@@ -108,14 +111,14 @@ def _run_stage(
             result.notes["target"] = remark
         if result.sensitivity:
             _write_sensitivity(result.sensitivity, stage, curves)
-        metrics = _deploy(name, stage, done[0] if done else stage, config, data, device, threads)
+        metrics = _deploy(name, stage, done[0] if done else stage, run)
         curves.table_row(_settings(config, name), _figures(metrics))
     record = {
         "key": files.digest_of(inputs),
         "inputs": inputs,
         "config": asdict(config),
-        "device": str(device),
-        "threads": threads,
+        "device": str(run.device),
+        "threads": run.threads,
         "versions": versions(),
         "duration_s": round(time.perf_counter() - start, 3),
         "images": data.sizes,
@@ -132,16 +135,7 @@ def _run_stage(
     return files.finished_stage(stage, record["key"])
 
 
-def _export_again(
-    name: str,
-    stage: Path,
-    done: list[Path],
-    record: dict[str, Any],
-    config: Config,
-    data: Data,
-    device: torch.device,
-    threads: int,
-) -> dict[str, Any]:
+def _export_again(name: str, stage: Path, done: list[Path], record: dict[str, Any], run: _Run) -> dict[str, Any]:
     """Writes and measures a whole stage for other targets, beside its folder, and then puts it in its place.
 
     What was trained is never at risk: until the very end the old folder is whole. TensorBoard keeps its row.
@@ -151,18 +145,19 @@ def _export_again(
     for kept in (files.MODEL, files.SPEC, files.ONNX, files.SENSITIVITY, files.SENSITIVITY_PLOT):
         if (stage / kept).is_file():
             shutil.copyfile(stage / kept, anew / kept)
-    _deploy(name, anew, done[0] if done else anew, config, data, device, threads)
-    now = {"config": asdict(config), "device": str(device), "threads": threads, "versions": versions()}
+    _deploy(name, anew, done[0] if done else anew, run)
+    now = {
+        "config": asdict(run.config), "device": str(run.device), "threads": run.threads, "versions": versions(),
+    }  # fmt: skip
     files.finish_stage(anew, record | now)
     shutil.rmtree(stage)
     anew.rename(stage)
     return files.finished_stage(stage, record["key"])
 
 
-def _deploy(
-    name: str, stage: Path, teacher: Path, config: Config, data: Data, device: torch.device, threads: int
-) -> dict[str, Any]:
+def _deploy(name: str, stage: Path, teacher: Path, run: _Run) -> dict[str, Any]:
     """Writes the further targets of a stage that has its model.onnx, measures all, returns metrics.json's content."""
+    config, data = run.config, run.data
     left_out, calibration = {}, None
     targets = [target for target in config.export.targets if target in TARGETS]
     if targets and name == "quantize":
@@ -173,7 +168,7 @@ def _deploy(
         left_out[target] = load_target(target).export(source)
         if left_out[target]:
             log.info("%s: %s leaves out %d layers, named in %s", name, target, len(left_out[target]), files.METRICS)
-    measured = measure_stage(stage, teacher, left_out, data, config.measure, device, threads)
+    measured = measure_stage(stage, teacher, left_out, data, config.measure, run.device, run.threads)
     write_tensors(stage / files.PREDICTIONS, measured.predictions)
     files.write_json(stage / files.METRICS, measured.metrics)
     files.write_json(stage / files.PROFILE, measured.profile)

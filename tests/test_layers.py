@@ -10,6 +10,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "compress"
 # From the top; a part may import from those below its own line, and from its own line where that is said.
 LAYERS = [
     {"__main__", "predict"},
+    {"study"},
+    {"controls"},
     {"pipeline"},
     {"stages"},
     {"measure"},

@@ -23,7 +23,7 @@ class Pruned:
 
 
 def prune_filters(network: nn.Module, example: torch.Tensor, config: PruneConfig) -> Pruned:
-    """Removes the share `config.ratio` of the filters with the smallest norms, in place (Li et al. 2017).
+    """Removes the share `config.ratio` of the filters with the smallest norms (Li et al. 2017), or of any, in place.
 
     Filters that must go together (residual sums, depthwise convolutions) are ranked by the mean of their norms
     (Fang et al. 2023, "DepGraph"). `example` is (1, C, H, W). A ratio of 0 changes nothing.
@@ -74,10 +74,16 @@ def _pruner(
     network: nn.Module, example: torch.Tensor, config: PruneConfig, fixed: dict[str, str]
 ) -> torch_pruning.pruner.BasePruner:
     layers = dict(network.named_modules())
+    importance = torch_pruning.importance
+    ranking = (
+        importance.RandomImportance()
+        if config.importance == "random"
+        else importance.GroupMagnitudeImportance(p=_NORM[config.importance])
+    )
     return torch_pruning.pruner.BasePruner(
         network,
         example,
-        importance=torch_pruning.importance.GroupMagnitudeImportance(p=_NORM[config.importance]),
+        importance=ranking,
         pruning_ratio=config.ratio,
         max_pruning_ratio=0.95,  # global scope must not cut a path through the network
         global_pruning=config.scope == "global",

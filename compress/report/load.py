@@ -11,12 +11,22 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from compress.errors import UserError
-from compress.files import EXAMPLES, METRICS, PREDICTIONS, PROFILE, SENSITIVITY, SPEC, STAGE, digest_of_file
+from compress.files import (
+    CONTROLS,
+    EXAMPLES,
+    METRICS,
+    PREDICTIONS,
+    PROFILE,
+    REPEATS,
+    SENSITIVITY,
+    SPEC,
+    STAGE,
+    digest_of_file,
+)
 
 SUMMARY, LOG = "summary.json", "compress.log"
 
 _ERROR = " ERROR compress: "  # before the message of a line of the log
-REPEATS, CONTROLS = "repeats.json", "controls.json"
 
 
 @dataclass
@@ -186,7 +196,7 @@ def _absent(run: Run) -> list[str]:
     if last.sensitivity is None:
         lines.append("Sensitivity of the layers: it is measured where quantize.max_drop_points is set.")
     if run.repeats is None:
-        lines.append(f"Spread over seeds: the run has no {REPEATS}.")
+        lines.append("Spread over seeds: it is taken where repeat.seeds names some.")
     if run.controls is None:
-        lines.append(f"Controls of the same budget: the run has no {CONTROLS}.")
+        lines.append("Controls of the same budget: they are run where controls=true.")
     return lines

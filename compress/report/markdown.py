@@ -163,7 +163,8 @@ def _controls(run: Run) -> str:
     )  # fmt: skip
     heads = ("control", "against", "what it is", "top-1 %", "points", "95 % interval")
     budget = f"Plainer ways to a network of the same shape, {run.controls['budget_epochs']} epochs each:"
-    return f"{budget}\n\n{table(heads, rows, 3)}"
+    left_out = [f"{row['control'].replace('_', ' ')}: {row['reason']}" for row in run.controls["left_out"]]
+    return "\n\n".join(filter(None, (budget, table(heads, rows, 3), bullets(left_out, "Left out"))))
 
 
 def _repeat(run: Run) -> str:

@@ -24,7 +24,11 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
     pruned = prune_filters(network, example, config)
     after = read_widths(network)
     unexplained = {}
-    if config.reconstruction_samples and pruned.kept:
+    if config.reinitialize:
+        for module in network.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    elif config.reconstruction_samples and pruned.kept:
         samples = context.data.train.take(config.reconstruction_samples, context.seed)
         images = torch.cat([to_device(images, context.device) for images, _ in samples.batches()])
         unexplained = reconstruct(network, original, pruned.kept, images)

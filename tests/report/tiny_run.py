@@ -148,7 +148,8 @@ def _write_run_extras(folder: Path, stages: tuple[str, ...]) -> None:
         "delta_ci95_points": [-9.0, -1.0],
         "what": "filters chosen at random",
     }
-    _write(folder / "controls.json", {"budget_epochs": 3, "controls": [control]})
+    left_out = {"control": "dense_from_scratch", "reason": "there is no epoch before int8"}
+    _write(folder / "controls.json", {"budget_epochs": 3, "controls": [control], "left_out": [left_out]})
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text("- recipe=mobilenet_int8\n- data.root=my images\n")
 

@@ -1,0 +1,57 @@
+"""A run and what gives its figures their weight: the same recipe on other seeds, and controls on the same budget."""
+
+import logging
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compress.config import Config
+from compress.controls import check_controls, run_controls
+from compress.files import CONTROLS, REPEATS, write_json
+from compress.pipeline import run_pipeline
+from compress.report.write import write_run
+
+log = logging.getLogger("compress")
+
+
+def run_study(config: Config, folder: Path) -> None:
+    """The run in `folder`; those on `repeat.seeds` and the controls in folders of their own below it.
+
+    Each of them goes on where it was, as the run itself does. Raises UserError as `run_pipeline`.
+    """
+    check_controls(config)
+    for name in (REPEATS, CONTROLS):
+        (folder / name).unlink(missing_ok=True)  # of other settings, perhaps; the runs below are kept
+    summary = run_pipeline(config, folder)
+    if config.repeat.seeds:
+        write_json(folder / REPEATS, _repeat(config, folder, summary))
+    if config.controls:
+        write_json(folder / CONTROLS, run_controls(config, folder))
+    if config.repeat.seeds or config.controls:
+        log.info("the report, with these runs in it: %s", write_run(folder))
+
+
+def _repeat(config: Config, folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """repeats.json: mean, standard deviation (of a sample, n - 1) and values of each figure over the seeds."""
+    summaries = {config.seed: summary}
+    for seed in config.repeat.seeds:
+        if seed not in summaries:
+            log.info("the same with seed %d", seed)
+            summaries[seed] = run_pipeline(replace(config, seed=seed), folder / "repeats" / f"seed_{seed}")
+    stages = zip(*(one["stages"] for one in summaries.values()), strict=True)
+    return {
+        "seeds": list(summaries),
+        "stages": [{"stage": rows[0]["stage"], "figures": spread([row["metrics"] for row in rows])} for rows in stages],
+    }
+
+
+def spread(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each figure that is a number in all `records`: mean, standard deviation (0 for a single one) and values."""
+    figures = {}
+    for name in records[0]:
+        values = [record[name] for record in records]
+        if all(isinstance(value, (int, float)) for value in values):
+            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            figures[name] = {"mean": statistics.fmean(values), "std": deviation, "values": values}
+    return figures
