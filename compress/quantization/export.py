@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 from compress.quantization.batch_norm import lift_modules, lower_conv_batch_norm
 from compress.quantization.onnx_rewrites import (
     add_fourth_channel,
+    fold_padding,
     merge_slices,
     pad_integers,
     protect_float_layers,
@@ -57,6 +58,7 @@ def export_onnx(module: nn.Module, path: Path, input_shape: tuple[int, int, int]
     use_global_average_pool(model)
     merge_slices(model)
     pad_integers(model)
+    fold_padding(model)
     add_fourth_channel(model)
     protect_float_layers(model)
     RemoveUnusedNodesPass()(model)

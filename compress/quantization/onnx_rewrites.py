@@ -48,6 +48,27 @@ def pad_integers(model: ir.Model) -> None:
         model.graph.remove([quantize, node], safe=True)
 
 
+def fold_padding(model: ir.Model) -> None:
+    """What `pad_integers` made of zero padding as the padding of the int8 convolution that reads it, in place.
+
+    Frameworks that pad more behind than before (TensorFlow's "same") leave such nodes, each a copy of its tensor.
+    """
+    for node in list(model.graph):
+        rows = _spatial_padding(node)
+        readers = [usage.node for usage in node.outputs[0].uses()]
+        if rows is None or len(readers) != 1 or readers[0].op_type != "DequantizeLinear" or not _read_once(readers):
+            continue
+        (dequantize,) = readers
+        (conv,) = (usage.node for usage in dequantize.outputs[0].uses())
+        if conv.op_type != "Conv" or conv.inputs[0] is not dequantize.outputs[0]:
+            continue
+        own = conv.attributes.get_ints("pads", [0, 0, 0, 0])
+        conv.attributes["pads"] = ir.AttrInt64s("pads", [a + b for a, b in zip(own, rows, strict=True)])
+        dequantize.replace_input_with(0, node.inputs[0])
+        _describe(dequantize.outputs[0], dequantize.outputs[0], node.inputs[0].shape)
+        model.graph.remove(node, safe=True)
+
+
 def merge_slices(model: ir.Model) -> None:
     """Two slices one after the other, along different axes, as one, in place; quantized ones on one grid too."""
     for second in list(model.graph):
@@ -206,6 +227,20 @@ def _requantize(value: ir.Value, grid: tuple[ir.Value, ir.Value]) -> list[ir.Nod
     _describe(quantize.outputs[0], grid[1], value.shape)
     _describe(dequantize.outputs[0], value, value.shape)
     return [quantize, dequantize]
+
+
+def _spatial_padding(node: ir.Node) -> list[int] | None:
+    """Rows and columns that `pad_integers` has a node add, as a Conv's `pads`; None for any other node."""
+    before = node.inputs[0].producer()
+    if node.op_type != "Pad" or any(node.inputs[3:]) or before is None or before.op_type != "QuantizeLinear":
+        return None
+    counts = node.inputs[1].const_value
+    if counts is None or counts.size != 8:
+        return None
+    counts = counts.numpy().tolist()
+    if any(counts[:2] + counts[4:6]) or min(counts) < 0:
+        return None
+    return counts[2:4] + counts[6:8]
 
 
 def _pads_zero(node: ir.Node) -> bool:

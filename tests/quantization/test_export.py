@@ -7,10 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from compress.quantization import executed_operators, export, export_onnx, inspect_quantization, require_quantized
+from compress.quantization import (
+    calibrate,
+    convert,
+    executed_operators,
+    export,
+    export_onnx,
+    inspect_quantization,
+    prepare,
+    require_quantized,
+)
 
 from .conftest import NETWORKS, SHAPE
-from .tiny_networks import Mobile, Residual
+from .tiny_networks import Mobile, Padded, Residual, settled
 
 KINDS = [(name, qat) for name in NETWORKS for qat in (False, True)]
 
@@ -123,6 +132,21 @@ def test_float_network_exports_with_batch_norm_folded(quantized, run_onnx, image
     with torch.no_grad():
         assert torch.allclose(run_onnx(path, images), network(images), atol=1e-4)
     assert not {"BatchNormalization", "Dropout"} & {node.op_type for node in onnx.load(path).graph.node}
+
+
+def test_padding_is_the_convolutions_own(run_onnx, images, tmp_path, monkeypatch):
+    """The same logits bit for bit; what two convolutions read stays a node."""
+    prepared = prepare(settled(Padded(), images), images[:1], weight_bits=7, qat=False)
+    calibrate(prepared, images.split(32))
+    converted = convert(prepared)
+    folded, padded = tmp_path / "folded.onnx", tmp_path / "padded.onnx"
+    export_onnx(converted, folded, SHAPE)
+    monkeypatch.setattr("compress.quantization.export.fold_padding", lambda model: None)
+    export_onnx(converted, padded, SHAPE)
+    counts = [executed_operators(path)["Pad"] for path in (folded, padded)]
+    assert counts == [2, 4]  # the fourth channel's among the two; behind padding there is none
+    assert torch.equal(run_onnx(folded, images), run_onnx(padded, images))
+    require_quantized(folded)
 
 
 def test_memory_layout_leaves_no_trace(quantized, tmp_path):

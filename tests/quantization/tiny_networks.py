@@ -68,6 +68,24 @@ class Shuffle(nn.Module):
         return F.adaptive_avg_pool2d(F.relu(self.classifier(x)), 1).flatten(1)
 
 
+class Padded(nn.Module):
+    """Padding as TensorFlow does it, before an image's, a strided depthwise and an already padded convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2)
+        self.depthwise = nn.Conv2d(8, 8, 3, stride=2, groups=8)
+        self.pointwise = nn.Conv2d(8, 12, 3, padding=1)
+        self.left, self.right = nn.Conv2d(12, 8, 2), nn.Conv2d(12, 8, 2)
+        self.classifier = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.stem(F.pad(x, (0, 1, 0, 1))))
+        x = F.relu6(self.depthwise(F.pad(x, (0, 1, 1, 2))))
+        x = F.pad(F.relu(self.pointwise(F.pad(x, (2, 0, 1, 0)))), (0, 1, 0, 1))  # the last one has two readers
+        return self.classifier((self.left(x) + self.right(x)).mean((2, 3)))
+
+
 def settled(network: nn.Module, images: Tensor, seed: int = 0) -> nn.Module:
     """Seeded weights, batch-norm statistics as if trained on `images` (N, C, H, W), eval mode."""
     torch.manual_seed(seed)
