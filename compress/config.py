@@ -151,6 +151,14 @@ class MeasureConfig:
 
 
 @dataclass
+class CacheConfig:
+    """Finished stages that later runs take over where nothing that made them differs."""
+
+    dir: str = option("outputs/cache", "its folder; processes and machines may share it")
+    enabled: bool = option(True, "false: every stage is computed")
+
+
+@dataclass
 class RepeatConfig:
     """The same recipe on other seeds."""
 
@@ -170,6 +178,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     repeat: RepeatConfig = field(default_factory=RepeatConfig)
     controls: bool = option(
         False, "also run plainer ways to such a network on the same budget, to tell what each step brings"

@@ -1,7 +1,6 @@
 """Plainer ways to a network of the same shape on the same budget: what each step of a run really brought."""
 
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from compress.artifact import read_tensors
 from compress.config import Config
 from compress.errors import UserError
-from compress.files import METRICS, PREDICTIONS, STAGE, digest_of_file, fresh_folder, read_json
+from compress.files import METRICS, PREDICTIONS, read_json
 from compress.measure.accuracy import against_teacher
 from compress.pipeline import run_pipeline
 
@@ -29,7 +28,7 @@ class _Control:
 def run_controls(config: Config, folder: Path) -> dict[str, Any]:
     """controls.json: the last file of each control against the last of the run in `folder`, on the same test images.
 
-    Each is a run of its own in `folder`/controls, which takes over the stages that are the same.
+    Each is a run of its own in `folder`/controls; the stages that are the same come from the cache.
     """
     unfit = _unfit(config)
     rows = []
@@ -40,7 +39,6 @@ def run_controls(config: Config, folder: Path) -> dict[str, Any]:
         log.info("control %s: %s", name, control.what)
         place = folder / "controls" / name
         changed = control.change(config)
-        _take_over(config, folder, changed, place)
         run_pipeline(changed, place)
         rows.append({"name": name, "what": control.what} | _compared(_last(changed, place), _last(config, folder)))
     left_out = [{"control": name, "reason": reason} for name, reason in unfit.items() if reason]
@@ -78,17 +76,6 @@ def _compared(stage: Path, against: Path) -> dict[str, Any]:
         "delta_points": paired["top1_delta_points"],
         "delta_ci95_points": paired["top1_delta_ci95_points"],
     }
-
-
-def _take_over(config: Config, folder: Path, changed: Config, place: Path) -> None:
-    """Copies the first stages of the run, as far as the control's have the same settings."""
-    for number, (name, other) in enumerate(zip(config.stages, changed.stages, strict=False), 1):
-        if name != other or getattr(config, name) != getattr(changed, name):
-            return
-        stage = f"{number:02d}_{name}"
-        if digest_of_file(folder / stage / STAGE) != digest_of_file(place / stage / STAGE):
-            fresh_folder(place / stage)
-            shutil.copytree(folder / stage, place / stage, dirs_exist_ok=True)
 
 
 def _budget(config: Config) -> int:

@@ -13,21 +13,26 @@ SENSITIVITY, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
 PROFILE, EXAMPLES = "profile.json", "examples.safetensors"
 REPEATS, CONTROLS = "repeats.json", "controls.json"  # of a run
 
+_OWN = "digest"  # of stage.json's other content, in itself
+
 
 def finish_stage(folder: Path, record: dict[str, Any]) -> None:
-    """Writes stage.json, last and by rename: `record` with the digest of every other file in the folder."""
-    write_json(folder / STAGE, record | {"files": digests(folder)})
+    """Writes stage.json, last and by rename: `record` with the digest of every other file there, and its own."""
+    record = {name: value for name, value in record.items() if name != _OWN} | {"files": digests(folder)}
+    write_json(folder / STAGE, record | {_OWN: digest_of(record)})
 
 
 def finished_stage(folder: Path, key: str) -> dict[str, Any] | None:
     """stage.json's record where the folder is whole, was made from the same `key`, and no file has changed since."""
     try:
-        record = read_json(folder / STAGE)
+        content = (folder / STAGE).read_bytes()
+        record = json.loads(content)
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     if not isinstance(record, dict) or record.get("key") != key or record.get("files") != digests(folder):
         return None
-    return record
+    own = digest_of({name: value for name, value in record.items() if name != _OWN})
+    return record if record.get(_OWN) == own and content == _as_json(record) else None
 
 
 def fresh_folder(folder: Path) -> None:
@@ -59,7 +64,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """As `write_bytes`. Raises ValueError for NaN and infinity, which JSON has not."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(path, _as_json(value))
+
+
+def _as_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:

@@ -15,6 +15,8 @@ import torch
 
 from compress import files
 from compress.artifact import Spec, write_model, write_tensors
+from compress.cache import Cache
+from compress.code import code_digest
 from compress.config import Config, describe
 from compress.console import print_summary
 from compress.context import Context
@@ -23,12 +25,12 @@ from compress.data import load_data
 from compress.data.splits import Data
 from compress.errors import UserError
 from compress.export import TARGETS, Source, load_target, require_installed
-from compress.measure.environment import cpu_flags, versions
+from compress.measure.environment import cpu_flags, cpu_name, versions
 from compress.measure.stage import measure_stage
 from compress.models import check_model
 from compress.quantization.export import export_onnx
 from compress.quantization.inspect import inspect_quantization, require_quantized
-from compress.quantization.target import mismatch
+from compress.quantization.target import choose_target, mismatch
 from compress.report.sensitivity import plot_sensitivity, to_png
 from compress.report.write import write_run
 from compress.restore import restore, restore_float
@@ -45,13 +47,24 @@ class _Run:
     data: Data
     device: torch.device
     threads: int
+    cache: Cache | None
+
+    def conditions(self) -> dict[str, Any]:
+        """What the files and figures of a stage depend on besides its weights."""
+        return {
+            "export": asdict(self.config.export),
+            "measure": asdict(self.config.measure),
+            "threads": self.threads,
+            "cpu": cpu_name(),
+        }
 
 
 def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     """Runs `config.stages` into `folder` and returns summary.json's content.
 
-    A stage that is whole and was made with the same settings from the same input is taken, not run again.
-    Where only `config.export` differs, its weights are taken and its files written anew.
+    A stage that is whole and was made with the same settings from the same input is taken, not run again: from the
+    folder, or from the cache. Where only the targets, the way of measuring or the CPU differ, its weights are taken
+    and its files written and measured anew.
     Raises UserError for a mistake in the settings or the data.
     """
     check_order(config.stages)
@@ -61,7 +74,7 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     require_installed(config.export.targets)
     device, threads = _prepare_machine(config)
     data = load_data(config.data, config.seed)
-    run = _Run(config, data, device, threads)
+    run = _Run(config, data, device, threads, Cache(Path(config.cache.dir)) if config.cache.enabled else None)
     sizes = ", ".join(f"{count} {split}" for split, count in data.sizes.items())
     log.info("%s: %s images, %d classes", config.data.name, sizes, len(data.classes))
 
@@ -69,16 +82,7 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     parent = None
     for number, name in enumerate(config.stages, 1):
         stage = folder / f"{number:02d}_{name}"
-        inputs = _inputs(name, config, data, parent)
-        record = files.finished_stage(stage, files.digest_of(inputs))
-        if record is None:
-            log.info("%s: starts", name)
-            record = _run_stage(name, stage, done, inputs, run)
-        elif record["config"].get("export") != asdict(config.export):
-            log.info("%s: weights taken from %s, its files written anew", name, stage)
-            record = _export_again(name, stage, done, record, run)
-        else:
-            log.info("%s: taken from %s", name, stage)
+        record = _finished(name, stage, done, _inputs(name, run, parent), run)
         parent = _identity(record)
         done.append(stage)
 
@@ -91,8 +95,34 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     return summary
 
 
+def _finished(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: _Run) -> dict[str, Any]:
+    """stage.json's record of a stage that is there, that the cache has, or that is computed now."""
+    key = files.digest_of(inputs)
+    record = files.finished_stage(stage, key)
+    if record is not None:
+        log.info("%s: taken from %s", name, stage)
+    elif run.cache is None:
+        return _run_stage(name, stage, done, inputs, run)
+    else:
+        with run.cache.turn(key):
+            record = run.cache.take(key, stage)
+            if record is None:
+                record = _run_stage(name, stage, done, inputs, run)
+                run.cache.put(key, stage)
+                return record
+        log.info("%s: taken from the cache", name)
+        files.finish_stage(stage, record | {"config": asdict(run.config)})
+        with Curves(stage.parent / "tensorboard" / stage.name) as curves:
+            curves.table_row(_settings(run.config, name), _figures(files.read_json(stage / files.METRICS)))
+    if record["conditions"] != run.conditions():
+        log.info("%s: its files are written and measured anew", name)
+        return _export_again(name, stage, done, record, run)
+    return files.finished_stage(stage, key)
+
+
 def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: _Run) -> dict[str, Any]:
     """Computes one stage from the folders of those before it, writes its folder, returns stage.json's record."""
+    log.info("%s: starts", name)
     start = time.perf_counter()
     files.fresh_folder(stage)
     config, data = run.config, run.data
@@ -119,6 +149,7 @@ def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
         "config": asdict(config),
         "device": str(run.device),
         "threads": run.threads,
+        "conditions": run.conditions(),
         "versions": versions(),
         "duration_s": round(time.perf_counter() - start, 3),
         "images": data.sizes,
@@ -146,9 +177,7 @@ def _export_again(name: str, stage: Path, done: list[Path], record: dict[str, An
         if (stage / kept).is_file():
             shutil.copyfile(stage / kept, anew / kept)
     _deploy(name, anew, done[0] if done else anew, run)
-    now = {
-        "config": asdict(run.config), "device": str(run.device), "threads": run.threads, "versions": versions(),
-    }  # fmt: skip
+    now = {"config": asdict(run.config), "threads": run.threads, "conditions": run.conditions()}
     files.finish_stage(anew, record | now)
     shutil.rmtree(stage)
     anew.rename(stage)
@@ -198,18 +227,23 @@ def _write_sensitivity(table: dict[str, Any], stage: Path, curves: Curves) -> No
     curves.figure("sensitivity", figure)
 
 
-def _inputs(name: str, config: Config, data: Data, parent: dict[str, str] | None) -> dict[str, Any]:
+def _inputs(name: str, run: _Run, parent: dict[str, str] | None) -> dict[str, Any]:
     """All that decides what a stage computes."""
+    config, data = run.config, run.data
     elsewhere = ("root", "workers")  # the fingerprint tells what was read, wherever it lay
+    target = {"target": choose_target(config.quantize.target, cpu_flags())} if name == "quantize" else {}
     return {
         "stage": name,
-        "settings": asdict(getattr(config, name)),
+        "settings": asdict(getattr(config, name)) | target,
         "train": asdict(config.train),
         "data": {key: value for key, value in asdict(config.data).items() if key not in elsewhere},
         "data_fingerprint": data.fingerprint,
         "seed": config.seed,
+        "device": run.device.type,
         "parent": parent,
         "checkpoint": files.digest_of_file(config.teacher.checkpoint) if name == "teacher" else None,
+        "code": code_digest(STAGES[name].__module__, measure_stage.__module__, export_onnx.__module__),
+        "versions": versions(),
     }
 
 

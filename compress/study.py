@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from compress.cache import held
 from compress.config import Config
 from compress.controls import check_controls, run_controls
+from compress.errors import UserError
 from compress.files import CONTROLS, REPEATS, write_json
 from compress.pipeline import run_pipeline
 from compress.report.write import write_run
@@ -18,9 +20,23 @@ log = logging.getLogger("compress")
 def run_study(config: Config, folder: Path) -> None:
     """The run in `folder`; those on `repeat.seeds` and the controls in folders of their own below it.
 
-    Each of them goes on where it was, as the run itself does. Raises UserError as `run_pipeline`.
+    Each of them goes on where it was, as the run itself does. Raises UserError as `run_pipeline`, and where another
+    process writes into `folder`.
     """
     check_controls(config)
+    with held(folder, "run", lambda holder: _refuse(folder, holder)):
+        _run_all(config, folder)
+
+
+def _refuse(folder: Path, holder: dict[str, Any]) -> None:
+    raise UserError(
+        f"hydra.run.dir={folder}, in which process {holder.get('pid')} on {holder.get('host')} writes",
+        "a folder that no other run uses",
+        "wait until it has ended, or name another folder",
+    )
+
+
+def _run_all(config: Config, folder: Path) -> None:
     for name in (REPEATS, CONTROLS):
         (folder / name).unlink(missing_ok=True)  # of other settings, perhaps; the runs below are kept
     summary = run_pipeline(config, folder)

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from compress.config import Config, DataConfig, DistillConfig, MeasureConfig, PruneConfig, QuantizeConfig, TeacherConfig
+from compress.config import (
+    CacheConfig,
+    Config,
+    DataConfig,
+    DistillConfig,
+    MeasureConfig,
+    PruneConfig,
+    QuantizeConfig,
+    TeacherConfig,
+)
 from compress.models import ZOO, Entry
 
 torch.set_num_threads(1)
@@ -56,6 +65,7 @@ def make_tiny_config(npz: Path) -> Config:
         distill=DistillConfig(epochs=1),
         quantize=QuantizeConfig(mode="qat", calibration_samples=48, epochs=1),
         measure=MeasureConfig(batch_size=2, repetitions=3),
+        cache=CacheConfig(enabled=False),
         threads=1,
     )
 

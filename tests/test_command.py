@@ -41,7 +41,7 @@ def tiny(npz: Path) -> list[str]:
         "recipe=mobilenet_int8", "data=npz", f"data.root={npz}", "data.image_size=8", "data.batch_size=32",
         "teacher.model=resnet20", "teacher.epochs=1", "prune.round_to=1", "prune.epochs=1",
         "prune.reconstruction_samples=32", "distill.epochs=1", "quantize.epochs=1", "quantize.calibration_samples=32",
-        "measure.repetitions=3", "measure.batch_size=2", "threads=1",
+        "measure.repetitions=3", "measure.batch_size=2", "threads=1", "cache.enabled=false",
     ]  # fmt: skip
 
 

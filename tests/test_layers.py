@@ -21,8 +21,9 @@ LAYERS = [
     {"context"},
     {"export"},
     {"models", "data", "quantization"},
-    {"artifact", "console", "curves", "lockstep", "report"},
+    {"artifact", "cache", "console", "curves", "lockstep", "report"},
     {"compose", "config", "help"},
+    {"code"},
     {"files", "pixels"},
     {"errors", "units", ""},
 ]

@@ -17,7 +17,7 @@ from compress.pipeline import run_pipeline
 from tests.conftest import tiny_arrays
 
 SMALL = [
-    "data.image_size=16", "data.batch_size=32", "threads=1", "prune.reconstruction_samples=48",
+    "cache.enabled=false", "data.image_size=16", "data.batch_size=32", "threads=1", "prune.reconstruction_samples=48",
     "quantize.calibration_samples=48", "measure.repetitions=3", "measure.batch_size=2",
 ]  # fmt: skip
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compress.artifact import read_tensors
-from compress.config import Config, DistillConfig, PruneConfig, QuantizeConfig, check
+from compress.config import CacheConfig, Config, DistillConfig, PruneConfig, QuantizeConfig, check
 from compress.controls import check_controls
 from compress.errors import UserError
 from compress.files import CONTROLS, METRICS, MODEL, PREDICTIONS, REPEATS, SPEC, STAGE, digest_of_file, read_json
@@ -21,8 +21,8 @@ from tests.conftest import make_tiny_config
 CONTROL_NAMES = ["random_pruned", "finetuned_without_distillation", "dense_from_scratch"]
 
 
-def config_for(npz: Path) -> Config:
-    config = make_tiny_config(npz)
+def config_for(npz: Path, cache: Path) -> Config:
+    config = replace(make_tiny_config(npz), cache=CacheConfig(str(cache)))
     config.quantize = replace(config.quantize, mode="ptq")
     config.repeat.seeds = [3]
     config.controls = True
@@ -33,7 +33,7 @@ def config_for(npz: Path) -> Config:
 def studied(tmp_path_factory: pytest.TempPathFactory, tiny_npz: Path) -> Path:
     """A run of all four stages, its controls, and the same on a second seed."""
     folder = tmp_path_factory.mktemp("study")
-    run_study(config_for(tiny_npz), folder)
+    run_study(config_for(tiny_npz, folder / "cache"), folder)
     return folder
 
 
@@ -76,7 +76,8 @@ def test_controls_share_what_is_the_same_and_no_more(studied: Path) -> None:
         "controls/dense_from_scratch",
         "controls/random_pruned",
     )
-    assert digest(taught, "02_prune", STAGE) == digest("", "02_prune", STAGE)
+    shared = [read_json(studied / run / "02_prune" / STAGE)["files"] for run in ("", taught)]
+    assert shared[0] == shared[1]
     assert digest(taught, "03_distill") != digest("", "03_distill")
     assert read_json(studied / plain / "02_prune" / SPEC)["widths"] == read_json(studied / "02_prune" / SPEC)["widths"]
     assert read_json(studied / chance / "02_prune" / SPEC)["widths"] == read_json(studied / "02_prune" / SPEC)["widths"]
@@ -96,8 +97,9 @@ def test_the_pages_show_both(studied: Path) -> None:
 def test_nothing_is_computed_twice(studied: Path, tiny_npz: Path) -> None:
     records = {path: path.stat().st_mtime_ns for path in studied.rglob(STAGE)}
     tables = [read_json(studied / name) for name in (REPEATS, CONTROLS)]
-    assert len(records) == 4 + 4 + 4 + 4 + 3
-    run_study(config_for(tiny_npz), studied)
+    runs = 4 + 4 + 4 + 4 + 3  # stages: the run's, the other seed's, those of three controls
+    assert len(records) == runs + (4 + 4 + 3 + 2 + 2)  # and in the cache, each once
+    run_study(config_for(tiny_npz, studied / "cache"), studied)
     assert {path: path.stat().st_mtime_ns for path in studied.rglob(STAGE)} == records
     assert [read_json(studied / name) for name in (REPEATS, CONTROLS)] == tables
 

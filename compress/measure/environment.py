@@ -18,13 +18,18 @@ _PACKAGES = (
 def environment(threads: int) -> dict[str, object]:
     """The `environment` of metrics.json."""
     return {
-        "cpu": _cpu_facts().get("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "cpu_flags": cpu_flags(),
         "threads": threads,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "platform": platform.platform(),
         "versions": versions(),
     }
+
+
+def cpu_name() -> str:
+    """As the system calls it."""
+    return _cpu_facts().get("model name") or platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

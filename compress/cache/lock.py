@@ -1,0 +1,140 @@
+"""A lock that processes and machines share through a folder: it beats while its holder lives, and is taken over after.
+
+No clock is read that two machines would have to agree on: a waiting process sees for itself whether the beat goes on.
+"""
+
+import json
+import logging
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger("compress")
+
+BEAT_S = 5.0
+STALE_S = 60.0  # without a beat for so long, a holder is taken for dead
+POLL_S = 0.5
+
+
+@contextmanager
+def held(folder: Path, name: str, waiting: Callable[[dict], None] | None = None) -> Iterator[None]:
+    """Holds the lock `name` in `folder` for as long as the context lasts; waits while another process has it.
+
+    `waiting`, called once with the holder's host and pid, may raise instead. The lock is a file a generation: who takes
+    over from a dead holder makes the next one, which only one process can, so that no living one is ever pushed aside.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    own = _acquire(folder, name, waiting)
+    stopped = threading.Event()
+    beat = threading.Thread(target=_beat, args=(own, stopped), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        beat.join()
+        last = _generation(own)
+        for path in sorted(_files(folder, name), key=_generation):
+            if _generation(path) <= last:
+                path.unlink(missing_ok=True)
+
+
+def _acquire(folder: Path, name: str, waiting: Callable[[dict], None] | None) -> Path:
+    seen: tuple[Path, str] | None = None
+    since, told = time.monotonic(), False
+    while True:
+        newest = max(_files(folder, name), key=_generation, default=None)
+        if newest is None:
+            if (own := _create(folder, name, 0)) is not None:
+                return own
+            continue
+        content = _read(newest)
+        if (newest, content) != seen:
+            seen, since = (newest, content), time.monotonic()
+        holder = _holder(content)
+        if _is_dead_here(holder) or time.monotonic() - since > STALE_S:
+            if (own := _create(folder, name, _generation(newest) + 1)) is not None:
+                log.warning("took over from %s, which has ended without a word", _who(holder))
+                return own
+            continue
+        if not told and waiting is not None and content:
+            waiting(holder)
+            told = True
+        time.sleep(POLL_S)
+
+
+def _create(folder: Path, name: str, generation: int) -> Path | None:
+    """The lock's file, written whole; None where another process was first."""
+    path = folder / f"{name}.{generation}.lock"
+    part = folder / f"{name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.part"
+    part.write_text(_content(0), encoding="utf-8")
+    try:
+        os.link(part, path)  # fails where the name is there, as a rename would not
+    except FileExistsError:
+        return None
+    finally:
+        part.unlink()
+    return path
+
+
+def _beat(path: Path, stopped: threading.Event) -> None:
+    count = 0
+    while not stopped.wait(BEAT_S):
+        count += 1
+        part = path.with_suffix(".beat")
+        part.write_text(_content(count), encoding="utf-8")
+        part.replace(path)
+
+
+def _content(beat: int) -> str:
+    return json.dumps({"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "beat": beat})
+
+
+def _boot() -> str:
+    """Tells one start of a machine, and one container's host, from another; empty where the system does not say."""
+    source = Path("/proc/sys/kernel/random/boot_id")
+    return source.read_text().strip() if source.is_file() else ""
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    return [path for path in folder.glob(f"{name}.*.lock") if re.fullmatch(r"\d+", path.suffixes[-2][1:])]
+
+
+def _generation(path: Path) -> int:
+    return int(path.suffixes[-2][1:])
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:  # released between the listing and here
+        return ""
+
+
+def _holder(content: str) -> dict:
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError:
+        return {}
+
+
+def _is_dead_here(holder: dict) -> bool:
+    """Whether the holder was a process of this very machine that is no more; another machine's cannot be asked."""
+    if holder.get("host") != socket.gethostname() or holder.get("boot") != _boot() or "pid" not in holder:
+        return False
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it is there, and another user's
+        return False
+    return False
+
+
+def _who(holder: dict) -> str:
+    return f"process {holder['pid']} on {holder['host']}" if holder else "an unknown process"
