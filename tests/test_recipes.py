@@ -51,6 +51,8 @@ def small_config(recipe: str, folder: Path) -> Config:
     changes = [f"recipe={recipe}", *SMALL]
     for stage in ("teacher", "prune", "distill", "quantize"):
         changes.append(f"{stage}.epochs=1")
+    if recipe in ("fashion_mobilenet_int8", "mobilenet_int8_ptq"):
+        changes.append("teacher.model=resnet8")  # MobileNetV2 goes through mobilenet_int8
     if recipe == "resnet56_cifar_int8":
         torch.manual_seed(0)
         torch.save(build(Architecture("resnet56", "small", 3, 10)).state_dict(), folder / "teacher.pth")
