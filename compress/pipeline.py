@@ -24,6 +24,8 @@ from compress.data.splits import Data
 from compress.errors import UserError
 from compress.export import TARGETS, Source, load_target, require_installed
 from compress.measure.environment import cpu_flags, versions
+from compress.measure.figures import taken_before
+from compress.measure.spent import SPENT, require_country, spending
 from compress.measure.stage import measure_stage
 from compress.models import check_model
 from compress.quantization.export import export_onnx
@@ -49,6 +51,7 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     if config.distill.student:
         check_model(config.distill.student, "distill.student")
     require_installed(config.export.targets)
+    require_country(config.measure.country)
     device, threads = _prepare_machine(config)
     data = load_data(config.data, config.seed)
     sizes = ", ".join(f"{count} {split}" for split, count in data.sizes.items())
@@ -99,7 +102,8 @@ def _run_stage(
     _seed_everything(seed)
     with Curves(stage.parent / "tensorboard" / stage.name) as curves:
         section = getattr(config, name)
-        result = STAGES[name](current, section, Context(data, teacher, config.train, device, seed, curves))
+        with spending(config.measure.country, device) as spent:
+            result = STAGES[name](current, section, Context(data, teacher, config.train, device, seed, curves))
         write_model(result, stage)
         export_onnx(result.network.cpu(), stage / files.ONNX, data.shape)
         left_out = result.left_out + (_check_int8(stage / files.ONNX, result.spec) if result.spec.quantization else [])
@@ -108,7 +112,7 @@ def _run_stage(
             result.notes["target"] = remark
         if result.sensitivity:
             _write_sensitivity(result.sensitivity, stage, curves)
-        metrics = _deploy(name, stage, done[0] if done else stage, config, data, device, threads)
+        metrics = _deploy(name, stage, done[0] if done else stage, spent, config, data, device, threads)
         curves.table_row(_settings(config, name), _figures(metrics))
     record = {
         "key": files.digest_of(inputs),
@@ -151,7 +155,8 @@ def _export_again(
     for kept in (files.MODEL, files.SPEC, files.ONNX, files.SENSITIVITY, files.SENSITIVITY_PLOT):
         if (stage / kept).is_file():
             shutil.copyfile(stage / kept, anew / kept)
-    _deploy(name, anew, done[0] if done else anew, config, data, device, threads)
+    spent = taken_before(files.read_json(stage / files.METRICS), SPENT)
+    _deploy(name, anew, done[0] if done else anew, spent, config, data, device, threads)
     now = {"config": asdict(config), "device": str(device), "threads": threads, "versions": versions()}
     files.finish_stage(anew, record | now)
     shutil.rmtree(stage)
@@ -160,7 +165,14 @@ def _export_again(
 
 
 def _deploy(
-    name: str, stage: Path, teacher: Path, config: Config, data: Data, device: torch.device, threads: int
+    name: str,
+    stage: Path,
+    teacher: Path,
+    spent: dict[str, Any],
+    config: Config,
+    data: Data,
+    device: torch.device,
+    threads: int,
 ) -> dict[str, Any]:
     """Writes the further targets of a stage that has its model.onnx, measures all, returns metrics.json's content."""
     left_out, calibration = {}, None
@@ -173,7 +185,7 @@ def _deploy(
         left_out[target] = load_target(target).export(source)
         if left_out[target]:
             log.info("%s: %s leaves out %d layers, named in %s", name, target, len(left_out[target]), files.METRICS)
-    measured = measure_stage(stage, teacher, left_out, data, config.measure, device, threads)
+    measured = measure_stage(stage, teacher, spent, left_out, data, config.measure, device, threads)
     write_tensors(stage / files.PREDICTIONS, measured.predictions)
     files.write_json(stage / files.METRICS, measured.metrics)
     files.write_json(stage / files.PROFILE, measured.profile)
