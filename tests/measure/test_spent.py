@@ -75,6 +75,7 @@ def test_it_asks_and_tells_nobody_whatever_codecarbon_is_set_to(tmp_path: Path, 
         "ELECTRICITYMAPS_API_TOKEN": "token",
         "CO2_SIGNAL_API_TOKEN": "token",
         "CLOUD_PROVIDER": "gcp",
+        "CLOUD_REGION": "europe-north1",
         "LOG_LEVEL": "debug",
         "ALLOW_MULTIPLE_RUNS": "false",
         "OUTPUT_DIR": str(tmp_path / "nowhere"),
@@ -82,7 +83,8 @@ def test_it_asks_and_tells_nobody_whatever_codecarbon_is_set_to(tmp_path: Path, 
         monkeypatch.setenv(f"CODECARBON_{name}", value)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert estimate(None)[ENERGY] > 0
+    figures = estimate(None)
+    assert figures[CO2] == pytest.approx(figures[ENERGY] * 0.475)
     assert calls == []
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
