@@ -144,10 +144,13 @@ class ExportConfig:
 
 @dataclass
 class MeasureConfig:
-    """How the deployable files are timed."""
+    """How the deployable files are timed, and the energy of training is judged."""
 
     batch_size: int = option(32, "images a call when throughput is taken", low=1, high=4096)
     repetitions: int = option(60, "timed calls of each file, interleaved with the teacher's", low=3, high=100000)
+    country: Optional[str] = option(
+        None, "whose electricity the CO2 estimate takes, e.g. DEU (ISO 3166 alpha-3); null: the world's average"
+    )
 
 
 @dataclass

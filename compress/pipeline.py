@@ -26,6 +26,8 @@ from compress.data.splits import Data
 from compress.errors import UserError
 from compress.export import TARGETS, Source, load_target, require_installed
 from compress.measure.environment import cpu_flags, cpu_name, versions
+from compress.measure.figures import taken_before
+from compress.measure.spent import SPENT, require_country, spending
 from compress.measure.stage import measure_stage
 from compress.models import check_model
 from compress.quantization.export import export_onnx
@@ -72,6 +74,7 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     if config.distill.student:
         check_model(config.distill.student, "distill.student")
     require_installed(config.export.targets)
+    require_country(config.measure.country)
     device, threads = _prepare_machine(config)
     data = load_data(config.data, config.seed)
     run = _Run(config, data, device, threads, Cache(Path(config.cache.dir)) if config.cache.enabled else None)
@@ -132,7 +135,8 @@ def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
     _seed_everything(seed)
     with Curves(stage.parent / "tensorboard" / stage.name) as curves:
         section = getattr(config, name)
-        result = STAGES[name](current, section, Context(data, teacher, config.train, run.device, seed, curves))
+        with spending(config.measure.country, run.device) as spent:
+            result = STAGES[name](current, section, Context(data, teacher, config.train, run.device, seed, curves))
         write_model(result, stage)
         export_onnx(result.network.cpu(), stage / files.ONNX, data.shape)
         left_out = result.left_out + (_check_int8(stage / files.ONNX, result.spec) if result.spec.quantization else [])
@@ -141,7 +145,7 @@ def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
             result.notes["target"] = remark
         if result.sensitivity:
             _write_sensitivity(result.sensitivity, stage, curves)
-        metrics = _deploy(name, stage, done[0] if done else stage, run)
+        metrics = _deploy(name, stage, done[0] if done else stage, spent, run)
         curves.table_row(_settings(config, name), _figures(metrics))
     record = {
         "key": files.digest_of(inputs),
@@ -176,7 +180,8 @@ def _export_again(name: str, stage: Path, done: list[Path], record: dict[str, An
     for kept in (files.MODEL, files.SPEC, files.ONNX, files.SENSITIVITY, files.SENSITIVITY_PLOT):
         if (stage / kept).is_file():
             shutil.copyfile(stage / kept, anew / kept)
-    _deploy(name, anew, done[0] if done else anew, run)
+    spent = taken_before(files.read_json(stage / files.METRICS), SPENT)
+    _deploy(name, anew, done[0] if done else anew, spent, run)
     now = {"config": asdict(run.config), "threads": run.threads, "conditions": run.conditions()}
     files.finish_stage(anew, record | now)
     shutil.rmtree(stage)
@@ -184,7 +189,7 @@ def _export_again(name: str, stage: Path, done: list[Path], record: dict[str, An
     return files.finished_stage(stage, record["key"])
 
 
-def _deploy(name: str, stage: Path, teacher: Path, run: _Run) -> dict[str, Any]:
+def _deploy(name: str, stage: Path, teacher: Path, spent: dict[str, Any], run: _Run) -> dict[str, Any]:
     """Writes the further targets of a stage that has its model.onnx, measures all, returns metrics.json's content."""
     config, data = run.config, run.data
     left_out, calibration = {}, None
@@ -197,7 +202,7 @@ def _deploy(name: str, stage: Path, teacher: Path, run: _Run) -> dict[str, Any]:
         left_out[target] = load_target(target).export(source)
         if left_out[target]:
             log.info("%s: %s leaves out %d layers, named in %s", name, target, len(left_out[target]), files.METRICS)
-    measured = measure_stage(stage, teacher, left_out, data, config.measure, run.device, run.threads)
+    measured = measure_stage(stage, teacher, spent, left_out, data, config.measure, run.device, run.threads)
     write_tensors(stage / files.PREDICTIONS, measured.predictions)
     files.write_json(stage / files.METRICS, measured.metrics)
     files.write_json(stage / files.PROFILE, measured.profile)

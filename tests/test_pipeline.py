@@ -62,12 +62,15 @@ def test_metrics_have_every_figure_of_the_contract(finished: Path) -> None:
         *("params", "macs", "size_bytes"),
         *("latency_ms_p50", "latency_ms_p95", "throughput_images_per_s"),
         *("peak_memory_bytes", "energy_joule_per_image", "environment"),
+        *("training_energy_kwh_estimate", "training_co2_kg_estimate"),
+        *("cuda_latency_ms_p50", "cuda_latency_ms_p95", "cuda_peak_memory_bytes"),
     }
     for name in FOLDERS:
         metrics = read_json(finished / name / "metrics.json")
         assert keys <= set(metrics)
         nulls = {key for key, value in metrics.items() if value is None}
         assert nulls == set(metrics["unavailable"])
+        assert all(isinstance(cause, str) and cause for cause in metrics["unavailable"].values())
         assert metrics["images"] == 45
         assert metrics["size_bytes"] == (finished / name / ONNX).stat().st_size
         assert 0 < metrics["latency_ms_p50"] <= metrics["latency_ms_p95"]

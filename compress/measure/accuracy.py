@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from compress.data.splits import Split
 from compress.export import Runner
+from compress.measure.figures import Missing
 from compress.measure.statistics import mcnemar_p_value, paired_difference, wilson_interval
 from compress.train import to_device
 
@@ -75,7 +76,7 @@ def accuracy_figures(found: Predictions) -> dict[str, object]:
     labels, count = found.labels, len(found.labels)
     top1, deployed = found.logits.argmax(1), found.deployed_logits.argmax(1)
     right, deployed_right = int((top1 == labels).sum()), int((deployed == labels).sum())
-    top5 = None
+    top5: float | Missing = Missing("top-5 says nothing with 5 classes or fewer")
     if found.logits.shape[1] > 5:
         top5 = 100 * float((found.logits.topk(5, 1).indices == labels[:, None]).any(1).double().mean())
     return {

@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime
 
 from compress.config import MeasureConfig
+from compress.measure.energy import COUNTERS, no_counter
+from compress.measure.figures import Missing
 
 
 def deployed_figures(
@@ -37,8 +39,25 @@ def deployed_figures(
         "latency_ms_p95": float(np.percentile(own, 95)),
         "throughput_images_per_s": 1000 * config.batch_size / statistics.median(times["batch_ms"][0]),
         "speedup_vs_teacher": statistics.median(theirs) / statistics.median(own),
-        "peak_memory_bytes": memory["peak_memory_bytes"],
+        "peak_memory_bytes": memory["peak_memory_bytes"]
+        or Missing("this system does not tell a process its high-water mark"),
     }
+
+
+def joule_per_image(
+    path: Path, shape: tuple[int, int, int], threads: int, counters: Path = COUNTERS
+) -> float | Missing:
+    """Joules that all CPU packages draw for an image at batch 1, counted over a few seconds of images.
+
+    Raises RuntimeError where the process fails.
+    """
+    if cause := no_counter(counters):
+        return Missing(cause)
+    job = {"task": "energy", "files": [str(path)], "shape": shape, "threads": threads, "counters": str(counters)}
+    counted = _run(job)
+    if not counted["joules"]:
+        return Missing(f"the counters in {counters} did not move while the file ran")
+    return counted["joules"] / counted["images"]
 
 
 def profile(path: Path, shape: tuple[int, int, int], config: MeasureConfig, threads: int) -> dict[str, object]:

@@ -13,9 +13,11 @@ from compress.export import TARGETS, load_target
 from compress.files import ONNX, PREDICTIONS
 from compress.measure.accuracy import accuracy_figures, against_teacher, onnx_runner, predict
 from compress.measure.cost import count_cost
-from compress.measure.deployed import deployed_figures, profile
+from compress.measure.cuda import cuda_latency
+from compress.measure.deployed import deployed_figures, joule_per_image, profile
 from compress.measure.environment import environment
 from compress.measure.examples import Examples
+from compress.measure.figures import with_causes
 from compress.measure.targets import target_figures
 from compress.restore import float_network, restore, restore_float
 
@@ -33,6 +35,7 @@ class Measured:
 def measure_stage(
     folder: Path,
     teacher: Path,
+    spent: dict[str, Any],
     left_out: dict[str, list[dict[str, str]]],
     data: Data,
     config: MeasureConfig,
@@ -41,8 +44,9 @@ def measure_stage(
 ) -> Measured:
     """Every figure of what lies in `folder`.
 
-    The test split is read here, once. `teacher` is the teacher's folder: `folder` itself for the teacher. `left_out`
-    names the further targets whose files lie there, each with the layers that its runtime does not run as asked.
+    The test split is read here, once. `teacher` is the teacher's folder: `folder` itself for the teacher. `spent`
+    is what computing the stage took, `left_out` names the further targets whose files lie there, each with the layers
+    that its runtime does not run as asked.
     """
     saved = restore(folder, device)
     runners = {"onnx": onnx_runner(folder / ONNX, threads)} | {
@@ -54,23 +58,19 @@ def measure_stage(
     del runners  # with their threads, before anything is timed
     predictions = found.tensors()
     params, macs = count_cost(float_network(saved.spec), data.shape)
-    metrics = {
+    figures = {
         **accuracy_figures(found),
         **against_teacher(predictions, reference or predictions),
         "params": params,
         "macs": macs,
         **deployed_figures(folder / ONNX, teacher / ONNX, data.shape, config, threads),
         "targets": target_figures(folder, left_out, found, data.shape, config, threads),
-        "energy_joule_per_image": None,
+        "energy_joule_per_image": joule_per_image(folder / ONNX, data.shape, threads),
+        **cuda_latency(folder, data.shape, device, config.repetitions),
+        **spent,
         "environment": environment(threads),
     }
-    causes = {
-        "top5_percent": "top-5 says nothing with 5 classes or fewer",
-        "peak_memory_bytes": "this system does not tell a process its high-water mark",
-        "energy_joule_per_image": "no energy counter is read",
-    }
-    metrics["unavailable"] = {name: cause for name, cause in causes.items() if metrics[name] is None}
     shown = None
     if examples:
         shown = examples.tensors(restore_float(teacher), restore_float(folder), data.test, predictions["deployed_top1"])
-    return Measured(metrics, predictions, profile(folder / ONNX, data.shape, config, threads), shown)
+    return Measured(with_causes(figures), predictions, profile(folder / ONNX, data.shape, config, threads), shown)

@@ -14,8 +14,10 @@ import numpy
 import onnxruntime
 
 from compress.export import load_target
+from compress.measure.energy import count_joules
 from compress.measure.profile import node_times
 
+_COUNTING_S = 2.0  # of energy: the counters move on once a millisecond, so their steps are a thousandth of it at most
 _SETTLING_S = 0.05  # what a turn begins with, unmeasured: the threads of the runtime before it spin until they sleep
 
 
@@ -28,7 +30,7 @@ def main() -> None:
 
 
 def _take_figures(job: dict) -> None:
-    """Time of the files of a job, all in ONNX Runtime, or the memory or the profile of one."""
+    """Time of the files of a job, all in ONNX Runtime, or the memory, the energy or the profile of one."""
     # One pool of threads for all files: a session's own would go on spinning while the next one is timed, which on
     # two cores made every figure 1.7 times as long.
     onnxruntime.set_global_thread_pool_sizes(job["threads"], 1)
@@ -41,6 +43,8 @@ def _take_figures(job: dict) -> None:
     if job["task"] == "memory":
         sessions[0].run(None, {"image": image})
         answer = {"peak_memory_bytes": _peak_memory_bytes()}
+    elif job["task"] == "energy":
+        answer = _energy(sessions[0], image, Path(job["counters"]))
     else:
         answer = {
             "single_ms": _interleaved(sessions, image, job["repetitions"]),
@@ -101,6 +105,21 @@ def _interleaved(
             if turn >= 0:  # the turns before are warm-up
                 times.append(1000 * (time.perf_counter() - start))
     return calls
+
+
+def _energy(session: onnxruntime.InferenceSession, image: numpy.ndarray, counters: Path) -> dict[str, float]:
+    """The energy of as many images as fit in a while, one a call."""
+    images = 0
+
+    def run_for(seconds: float) -> None:
+        nonlocal images
+        start, images = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            session.run(None, {"image": image})
+            images += 1
+
+    run_for(_SETTLING_S)
+    return {"joules": count_joules(lambda: run_for(_COUNTING_S), counters), "images": images}
 
 
 def _peak_memory_bytes() -> int | None:

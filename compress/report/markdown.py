@@ -8,7 +8,7 @@ from compress.report.layers import profile_chart, sensitivity_chart, width_chart
 from compress.report.load import Run
 from compress.report.pictures import disagreement
 from compress.report.settings import changed_settings, command, versions
-from compress.report.stages import left_out, stage_rows, unavailable, unrest
+from compress.report.stages import energy_rows, left_out, stage_rows, unavailable, unrest
 
 _SHOWN = 10  # rows of a list; the page has all
 
@@ -19,8 +19,8 @@ def run_markdown(run: Run) -> str:
     if run.unfinished:
         parts.append(f"**This run is not finished.** Still to come: {escape(', '.join(run.unfinished))}.")
     parts += [f"**{escape(remark)}**" for remark in (*run.remarks, unrest(run)) if remark]
-    parts.append(_stages(run))
-    parts += [f"`{name}` was not taken: {escape(cause)}." for name, cause in unavailable(run)]
+    parts += [_stages(run), _energy(run)]
+    parts += [_not_taken(names, cause) for names, cause in unavailable(run)]
     parts += [
         _classes(run),
         escape(disagreement(run)),
@@ -91,6 +91,17 @@ def _stages(run: Run) -> str:
             for row in stage_rows(run)
         ),
     )  # fmt: skip
+
+
+def _energy(run: Run) -> str:
+    rows = [(row.name, row.image_mj, row.training_wh, row.training_co2_g) for row in energy_rows(run)]
+    heads = ("stage", "mJ an image, counted", "Wh to compute it, an estimate", "g CO₂, an estimate")
+    return fold("Energy", table(heads, rows)) if rows else ""
+
+
+def _not_taken(names: list[str], cause: str) -> str:
+    listed = ", ".join(f"`{name}`" for name in names)
+    return f"{listed} {'was' if len(names) == 1 else 'were'} not taken: {escape(cause)}."
 
 
 def _classes(run: Run) -> str:

@@ -51,6 +51,16 @@ class Row:
 
 
 @dataclass(frozen=True)
+class EnergyRow:
+    """A row of the table of energy."""
+
+    name: str
+    image_mj: str  # counted
+    training_wh: str  # these two estimated
+    training_co2_g: str
+
+
+@dataclass(frozen=True)
 class TradeOff:
     """A chart with the sentence that says what to see in it."""
 
@@ -129,6 +139,21 @@ def _row(run: Run, stage: Stage) -> Row:
     )
 
 
+def energy_rows(run: Run) -> list[EnergyRow]:
+    """In the order of the stages; none where no stage has any of these figures."""
+    names = ("energy_joule_per_image", "training_energy_kwh_estimate", "training_co2_kg_estimate")
+    found = [[stage.metrics.get(name) for name in names] for stage in run.stages]  # an older run has not all
+    if all(figure is None for row in found for figure in row):
+        return []
+    return [EnergyRow(stage.name, *map(_thousandths, row)) for stage, row in zip(run.stages, found, strict=True)]
+
+
+def _thousandths(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return three_digits(1000 * value) if value >= 1e-6 else "< 0.001"
+
+
 def trade_offs(run: Run) -> list[TradeOff]:
     """Accuracy against latency and against size, a point a stage."""
     own, theirs = run.last.metrics, run.teacher.metrics
@@ -178,12 +203,13 @@ def describe_stage(stage: Stage) -> str:
     )
 
 
-def unavailable(run: Run) -> list[tuple[str, str]]:
-    """(figure, cause) of each figure that could not be taken, each cause once."""
-    found: dict[tuple[str, str], None] = {}
+def unavailable(run: Run) -> list[tuple[list[str], str]]:
+    """(figures, cause) of the figures that could not be taken, each cause once."""
+    found: dict[str, dict[str, None]] = {}
     for stage in run.stages:
-        found |= dict.fromkeys(stage.metrics["unavailable"].items())
-    return list(found)
+        for name, cause in stage.metrics["unavailable"].items():
+            found.setdefault(cause, {})[name] = None
+    return [(list(names), cause) for cause, names in found.items()]
 
 
 def left_out(run: Run) -> list[tuple[str, str, Sequence[str]]]:

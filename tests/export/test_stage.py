@@ -98,17 +98,28 @@ def test_an_unchanged_list_of_targets_is_taken_as_it_is(
 
 
 def test_a_target_that_is_no_longer_asked_for_goes(trained: Path, tiny_npz: Path, tmp_path: Path) -> None:
-    """As if an earlier run had written it: a file in the folder, and its name in the settings."""
+    """As if an earlier run had written it: a file in the folder, and its name in the settings.
+
+    What the first computation took stays, were it taken or not.
+    """
     folder = shutil.copytree(trained, tmp_path / "run")
     config = config_for(tiny_npz)
     config.stages = ["teacher"]
     record = read_json(folder / FOLDERS[0] / STAGE)
     record["config"]["export"]["targets"].append("openvino")
     (folder / FOLDERS[0] / "model.xml").write_text("<net/>")
+    metrics = read_json(folder / FOLDERS[0] / METRICS)
+    taken = {"training_energy_kwh_estimate": 0.5, "training_co2_kg_estimate": None}
+    metrics["unavailable"]["training_co2_kg_estimate"] = "of old"
+    pipeline.files.write_json(folder / FOLDERS[0] / METRICS, metrics | taken)
     pipeline.files.finish_stage(folder / FOLDERS[0], record)
     run_pipeline(config, folder)
     assert not (folder / FOLDERS[0] / "model.xml").exists()
-    assert read_json(folder / FOLDERS[0] / METRICS)["targets"] == {}
+    found = read_json(folder / FOLDERS[0] / METRICS)
+    assert found["targets"] == {}
+    assert {name: found[name] for name in taken} == taken
+    assert found["unavailable"]["training_co2_kg_estimate"] == "of old"
+    assert "training_energy_kwh_estimate" not in found["unavailable"]
 
 
 def test_the_float_network_of_a_quantized_stage_is_what_was_rounded(trained: Path, tiny_npz: Path) -> None:

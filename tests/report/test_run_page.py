@@ -127,6 +127,30 @@ def test_nulls_show_their_cause(tmp_path: Path) -> None:
     assert "`peak_memory_bytes` was not taken: this system does not tell it." in run_markdown(run)
 
 
+def test_figures_with_one_cause_share_a_line(tmp_path: Path) -> None:
+    run = load_run(write_tiny_run(tmp_path))
+    run.last.metrics["unavailable"] = {"a": "no GPU", "b": "no GPU"}
+    run.teacher.metrics["unavailable"] = {"a": "no GPU", "c": "no counter"}
+    text = Reader(run_page(run)).text
+    assert "a, b were not taken: no GPU." in text
+    assert "c was not taken: no counter." in text
+    assert "`a`, `b` were not taken: no GPU." in run_markdown(run)
+
+
+def test_energy_says_what_is_counted_and_what_is_an_estimate(tmp_path: Path) -> None:
+    run = load_run(write_tiny_run(tmp_path, settings={"measure.country": "FRA"}))
+    for written in (run_page(run), run_markdown(run)):  # none of it was taken: no row of dashes
+        assert "an estimate" not in written
+    run.last.metrics |= {"energy_joule_per_image": 0.0123, "training_energy_kwh_estimate": 0.0456}
+    run.last.metrics["training_co2_kg_estimate"] = 2e-9
+    page = Reader(run_page(run))
+    for part in ("12.3", "45.6", "< 0.001", "mJcounted", "Whan estimate", "electricity mix of FRA"):
+        assert part in page.text
+    last = "| 04_quantize | 12.3 | 45.6 | &lt; 0.001 |"
+    assert last in run_markdown(run)
+    assert "| 01_teacher | – | – | – |" in run_markdown(run)
+
+
 def test_files_that_changed_or_went_are_named(tmp_path: Path) -> None:
     folder = write_tiny_run(tmp_path)
     with (folder / "02_prune" / "metrics.json").open("a") as file:
