@@ -68,6 +68,7 @@ def test_metrics_have_every_figure_of_the_contract(finished: Path) -> None:
         assert keys <= set(metrics)
         nulls = {key for key, value in metrics.items() if value is None}
         assert nulls == set(metrics["unavailable"])
+        assert ("mcnemar_p_value" in nulls) == (name == "01_teacher")  # which is compared to itself
         assert metrics["images"] == 45
         assert metrics["size_bytes"] == (finished / name / ONNX).stat().st_size
         assert 0 < metrics["latency_ms_p50"] <= metrics["latency_ms_p95"]

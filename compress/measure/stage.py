@@ -56,7 +56,7 @@ def measure_stage(
     params, macs = count_cost(float_network(saved.spec), data.shape)
     metrics = {
         **accuracy_figures(found),
-        **against_teacher(predictions, reference or predictions),
+        **against_teacher(predictions, reference),
         "params": params,
         "macs": macs,
         **deployed_figures(folder / ONNX, teacher / ONNX, data.shape, config, threads),
@@ -66,6 +66,7 @@ def measure_stage(
     }
     causes = {
         "top5_percent": "top-5 says nothing with 5 classes or fewer",
+        "mcnemar_p_value": "the teacher is compared to itself",
         "peak_memory_bytes": "this system does not tell a process its high-water mark",
         "energy_joule_per_image": "no energy counter is read",
     }
