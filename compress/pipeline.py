@@ -29,6 +29,7 @@ from compress.models import check_model
 from compress.quantization.export import export_onnx
 from compress.quantization.inspect import inspect_quantization, require_quantized
 from compress.quantization.target import mismatch
+from compress.report.figures import stage_figures
 from compress.report.sensitivity import plot_sensitivity, to_png
 from compress.report.write import write_run
 from compress.restore import restore, restore_float
@@ -109,6 +110,8 @@ def _run_stage(
         if result.sensitivity:
             _write_sensitivity(result.sensitivity, stage, curves)
         metrics = _deploy(name, stage, done[0] if done else stage, config, data, device, threads)
+        for title, figure in stage_figures([*done, stage]).items():
+            curves.figure(title, figure)
         curves.table_row(_settings(config, name), _figures(metrics))
     record = {
         "key": files.digest_of(inputs),
@@ -265,19 +268,23 @@ def _summary_rows(done: list[Path]) -> list[dict[str, Any]]:
 
 
 def _settings(config: Config, stage: str) -> dict[str, bool | int | float | str]:
-    """TensorBoard's hparams: the stages' own settings, and of the others those that are not the default.
+    """TensorBoard's hparams: the settings of the stages that are run, and of the others those that are not the default.
 
-    TensorBoard sorts them by name and shows the first few: the capital brings the stage to the front.
+    TensorBoard shows the first few: those that differ between runs, by name. The capital brings the stage to the front.
     """
     flat: dict[str, bool | int | float | str] = {"Stage": stage}
     for (name, value, _), (_, default, _) in zip(describe(config), describe(Config()), strict=True):
-        if name.split(".")[0] in STAGES or value != default:
+        section = name.split(".")[0]
+        if section in config.stages or (section not in STAGES and value != default):
             flat[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
     return flat
 
 
 def _figures(metrics: dict[str, Any]) -> dict[str, float]:
-    """The numbers of metrics.json, what ships first."""
+    """The numbers of metrics.json by their tags.
+
+    TensorBoard's table shows the first five by name: the capital brings what ships to the front.
+    """
     first = ("deployed_top1_percent", "top1_delta_points", "size_bytes", "latency_ms_p50", "speedup_vs_teacher")
-    names = [*first, *(name for name in metrics if name not in first)]
-    return {name: metrics[name] for name in names if isinstance(metrics[name], (int, float))}
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+    return {f"{'Key_figures' if name in first else 'figures'}/{name}": value for name, value in numbers.items()}
