@@ -1,4 +1,4 @@
-"""TensorBoard: the curves of a stage, the widths that pruning left, and a sweep's table of hparams."""
+"""TensorBoard: the curves and pictures of a stage, and its row in the table of hparams."""
 
 import shutil
 from pathlib import Path
@@ -7,6 +7,8 @@ from types import TracebackType
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+
+from compress.report.figures import plot_widths
 
 
 class Curves:
@@ -35,36 +37,26 @@ class Curves:
             self._writer.add_scalar(f"epoch/{name}", value, epoch)
 
     def widths(self, before: dict[str, list[int]], after: dict[str, list[int]]) -> None:
-        """Output channels a layer: a picture of both, and the share that is left as a scalar a layer."""
-        import matplotlib
-
-        matplotlib.use("agg")
-        from matplotlib import pyplot
-
+        """Output channels a layer: a picture of those made narrower, and the share that is left as a scalar a layer."""
         layers = [name for name in after if len(after[name]) > 1]
-        figure, axes = pyplot.subplots(figsize=(max(6.0, 0.22 * len(layers)), 4.5), layout="constrained")
-        axes.bar(range(len(layers)), [before[name][0] for name in layers], color="#d5dbe3", label="before")
-        axes.bar(range(len(layers)), [after[name][0] for name in layers], color="#2f6fb2", label="after")
-        axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=6)
-        axes.set_ylabel("output channels")
-        axes.margins(x=0.01)
-        axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-        self._writer.add_figure("widths", figure)
-        for position, name in enumerate(layers):
-            self._writer.add_scalar("widths/share_left_by_layer", after[name][0] / before[name][0], position)
+        pairs = {name: (before[name][0], after[name][0]) for name in layers}
+        if narrower := {name: pair for name, pair in pairs.items() if pair[1] < pair[0]}:
+            self.figure("widths", plot_widths(narrower))
+        for position, (old, new) in enumerate(pairs.values()):
+            self._writer.add_scalar("widths/share_left_by_layer", new / old, position)
 
     def figure(self, name: str, figure: Figure) -> None:
-        """A matplotlib picture, which is closed."""
+        """A matplotlib picture."""
         self._writer.add_figure(name, figure)
 
     def table_row(self, settings: dict[str, bool | int | float | str], figures: dict[str, float]) -> None:
-        """The stage as a row of TensorBoard's HPARAMS tab.
+        """The stage as a row of TensorBoard's HPARAMS tab: its settings, and `figures` by the tags of their scalars.
 
-        Written as this writer's own summaries: `SummaryWriter.add_hparams` would open a second, timestamped run.
+        Written as this writer's own summaries: `SummaryWriter.add_hparams` would open a second, timestamped run. The
+        summary of a whole experiment is left out: TensorBoard then reads all runs and shows first what differs.
         """
-        named = {f"figures/{name}": value for name, value in figures.items()}
-        for summary in hparams(settings, named):
+        _, start, end = hparams(settings, {})
+        for summary in (start, end):
             self._writer.file_writer.add_summary(summary)
-        for name, value in named.items():
+        for name, value in figures.items():
             self._writer.add_scalar(name, value)

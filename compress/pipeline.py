@@ -33,6 +33,7 @@ from compress.models import check_model
 from compress.quantization.export import export_onnx
 from compress.quantization.inspect import inspect_quantization, require_quantized
 from compress.quantization.target import choose_target, mismatch
+from compress.report.figures import stage_figures
 from compress.report.sensitivity import plot_sensitivity, to_png
 from compress.report.write import write_run
 from compress.restore import restore, restore_float
@@ -116,7 +117,7 @@ def _finished(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], 
         log.info("%s: taken from the cache", name)
         files.finish_stage(stage, record | {"config": asdict(run.config)})
         with Curves(stage.parent / "tensorboard" / stage.name) as curves:
-            curves.table_row(_settings(run.config, name), _figures(files.read_json(stage / files.METRICS)))
+            _show(curves, name, [*done, stage], run)
     if record["conditions"] != run.conditions():
         log.info("%s: its files are written and measured anew", name)
         return _export_again(name, stage, done, record, run)
@@ -146,7 +147,7 @@ def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
         if result.sensitivity:
             _write_sensitivity(result.sensitivity, stage, curves)
         metrics = _deploy(name, stage, done[0] if done else stage, spent, run)
-        curves.table_row(_settings(config, name), _figures(metrics))
+        _show(curves, name, [*done, stage], run)
     record = {
         "key": files.digest_of(inputs),
         "inputs": inputs,
@@ -224,6 +225,13 @@ def _check_int8(path: Path, spec: Spec) -> list[dict[str, str]]:
     return [{"layer": name, "reason": reason} for name, reason in floats.items() if name not in chosen]
 
 
+def _show(curves: Curves, name: str, stages: list[Path], run: _Run) -> None:
+    """The last of `stages` in TensorBoard: its pictures, and its row in the table of all runs."""
+    for title, figure in stage_figures(stages).items():
+        curves.figure(title, figure)
+    curves.table_row(_settings(run.config, name), _figures(files.read_json(stages[-1] / files.METRICS)))
+
+
 def _write_sensitivity(table: dict[str, Any], stage: Path, curves: Curves) -> None:
     """The table and its plot, into the stage's folder and TensorBoard."""
     figure = plot_sensitivity(table)
@@ -299,19 +307,23 @@ def _summary_rows(done: list[Path]) -> list[dict[str, Any]]:
 
 
 def _settings(config: Config, stage: str) -> dict[str, bool | int | float | str]:
-    """TensorBoard's hparams: the stages' own settings, and of the others those that are not the default.
+    """TensorBoard's hparams: the settings of the stages that are run, and of the others those that are not the default.
 
-    TensorBoard sorts them by name and shows the first few: the capital brings the stage to the front.
+    TensorBoard shows the first few: those that differ between runs, by name. The capital brings the stage to the front.
     """
     flat: dict[str, bool | int | float | str] = {"Stage": stage}
     for (name, value, _), (_, default, _) in zip(describe(config), describe(Config()), strict=True):
-        if name.split(".")[0] in STAGES or value != default:
+        section = name.split(".")[0]
+        if section in config.stages or (section not in STAGES and value != default):
             flat[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
     return flat
 
 
 def _figures(metrics: dict[str, Any]) -> dict[str, float]:
-    """The numbers of metrics.json, what ships first."""
+    """The numbers of metrics.json by their tags.
+
+    TensorBoard's table shows the first five by name: the capital brings what ships to the front.
+    """
     first = ("deployed_top1_percent", "top1_delta_points", "size_bytes", "latency_ms_p50", "speedup_vs_teacher")
-    names = [*first, *(name for name in metrics if name not in first)]
-    return {name: metrics[name] for name in names if isinstance(metrics[name], (int, float))}
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+    return {f"{'Key_figures' if name in first else 'figures'}/{name}": value for name, value in numbers.items()}

@@ -1,5 +1,6 @@
 """The chain as a whole: every file is there and true, stages compose, and nothing half-written is trusted."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -10,7 +11,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 from compress import pipeline
 from compress.artifact import write_tensors
@@ -71,6 +74,7 @@ def test_metrics_have_every_figure_of_the_contract(finished: Path) -> None:
         nulls = {key for key, value in metrics.items() if value is None}
         assert nulls == set(metrics["unavailable"])
         assert all(isinstance(cause, str) and cause for cause in metrics["unavailable"].values())
+        assert ("mcnemar_p_value" in nulls) == (name == "01_teacher")  # which is compared to itself
         assert metrics["images"] == 45
         assert metrics["size_bytes"] == (finished / name / ONNX).stat().st_size
         assert 0 < metrics["latency_ms_p50"] <= metrics["latency_ms_p95"]
@@ -268,11 +272,40 @@ def test_tensorboard_has_curves_widths_and_hparams(finished: Path) -> None:
         tags = events.Tags()
         assert {"step/loss", "step/learning_rate", "epoch/val_loss", "epoch/val_top1_percent"} <= set(tags["scalars"])
         assert len(events.Scalars("epoch/val_loss")) == trained
-        assert "figures/deployed_top1_percent" in tags["scalars"]
-        assert ("widths" in tags["images"]) == (name == "02_prune")
+        assert {"Key_figures/deployed_top1_percent", "Key_figures/size_bytes"} <= set(tags["scalars"])
         metrics = read_json(finished / name / "metrics.json")
         assert events.Scalars("figures/macs")[0].value == pytest.approx(metrics["macs"])
-        assert "_hparams_/session_start_info" in events.summary_metadata
+        assert hparams(events)["Stage"].string_value == name[3:]
+        assert hparams(events)["prune.ratio"].number_value == 0.5
+        assert metadata.EXPERIMENT_TAG not in events.summary_metadata  # TensorBoard makes it, of all runs
+
+
+def hparams(events: EventAccumulator) -> dict:
+    """The settings in a stage's row of TensorBoard's table."""
+    content = events.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
+    return dict(metadata.parse_session_start_info_plugin_data(content).hparams)
+
+
+# Pixels (width, height), 110 an inch: of the page's charts, and of 3 classes; the others grow with their rows.
+PICTURES = {
+    "accuracy_against_latency": (506, 341),
+    "accuracy_against_size": (506, 341),
+    "confusion_matrix": (462, 462),
+    "time_by_layer": (660, None),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_tensorboard_has_the_pictures_of_each_stage(finished: Path, name: str) -> None:
+    events = EventAccumulator(str(finished / "tensorboard" / name)).Reload()
+    wanted = PICTURES | ({"widths": (660, None)} if name == "02_prune" else {})
+    assert set(events.Tags()["images"]) == set(wanted)
+    for title, (width, height) in wanted.items():
+        (event,) = events.Images(title)
+        picture = Image.open(io.BytesIO(event.encoded_image_string))
+        picture.load()
+        assert picture.size == (event.width, event.height) == (width, height or event.height)
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 20  # something is drawn
 
 
 def test_a_run_ends_with_its_report(finished: Path) -> None:
@@ -333,7 +366,9 @@ def test_a_layer_kept_in_float_is_in_every_record(mixed: tuple[Path, Config]) ->
     teacher, last = (read_json(path / "metrics.json") for path in (folder / "01_teacher", stage))
     assert last["deployed_top1_percent"] > teacher["deployed_top1_percent"] - 10
     events = EventAccumulator(str(folder / "tensorboard" / "02_quantize")).Reload()
-    assert events.Tags()["images"] == ["sensitivity"]
+    assert set(events.Tags()["images"]) == {*PICTURES, "sensitivity"}
+    assert {name.split(".")[0] for name in hparams(events)} >= {"Stage", "teacher", "quantize"}
+    assert not any(name.startswith(("prune.", "distill.")) for name in hparams(events))  # which did not run
 
 
 def test_a_mixed_network_is_restored_as_it_was_measured(mixed: tuple[Path, Config], tiny_npz: Path) -> None:

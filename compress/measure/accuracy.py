@@ -102,10 +102,13 @@ def target_accuracy(name: str, found: Predictions) -> dict[str, object]:
     }
 
 
-def against_teacher(found: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor]) -> dict[str, object]:
-    """File against file on the same images: agreement, and the points gained with their interval."""
+def against_teacher(found: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor] | None) -> dict[str, object]:
+    """File against file on the same images: agreement, and the points gained with their interval.
+
+    `teacher` is None for the teacher itself, of which there is nothing to test.
+    """
     labels = found["labels"]
-    mine, theirs = found["deployed_top1"], teacher["deployed_top1"]
+    mine, theirs = found["deployed_top1"], (teacher or found)["deployed_top1"]
     gained = int(((mine == labels) & (theirs != labels)).sum())
     lost = int(((mine != labels) & (theirs == labels)).sum())
     delta, interval = paired_difference(gained, lost, len(labels))
@@ -113,5 +116,5 @@ def against_teacher(found: dict[str, torch.Tensor], teacher: dict[str, torch.Ten
         "teacher_agreement_percent": 100 * int((mine == theirs).sum()) / len(labels),
         "top1_delta_points": delta,
         "top1_delta_ci95_points": list(interval),
-        "mcnemar_p_value": mcnemar_p_value(gained, lost),
+        "mcnemar_p_value": mcnemar_p_value(gained, lost) if teacher else Missing("the teacher is compared to itself"),
     }

@@ -60,7 +60,7 @@ def measure_stage(
     params, macs = count_cost(float_network(saved.spec), data.shape)
     figures = {
         **accuracy_figures(found),
-        **against_teacher(predictions, reference or predictions),
+        **against_teacher(predictions, reference),
         "params": params,
         "macs": macs,
         **deployed_figures(folder / ONNX, teacher / ONNX, data.shape, config, threads),

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-_WIDTH, _HEIGHT = 460, 310
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 440, 40, 262  # of the plotted area
+WIDTH, HEIGHT = 460, 310
+LEFT, RIGHT, TOP, BOTTOM = 46, 440, 40, 262  # of the plotted area
 _LETTER, _LINE = 8.0, 13  # pixels that a letter and a line of a label take
 _LONGEST = 22  # letters of a label
 
@@ -41,6 +41,16 @@ class Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
+@dataclass(frozen=True)
+class Label:
+    """A point's name: `x` is its "start", "middle" or "end", as `anchor` says, and `y` its baseline, in pixels."""
+
+    text: str
+    x: float
+    y: float
+    anchor: str
+
+
 def scatter(
     points: Sequence[Point],
     name: str,
@@ -54,19 +64,20 @@ def scatter(
 
     `name` tells this chart from others on the page; `front` is a Pareto front, from the cheapest on.
     """
-    x = Axis(0.0, 1.12 * max(point.x for point in points) or 1.0, _LEFT, _RIGHT)
-    y = _accuracy_axis(points)
+    x, y = scales(points)
     parts = [_grid(x, y, x_label, y_label)]
     if front:
         parts.append(_front(front, x, y))
     parts += [_whisker(point, x, y) for point in points] + [_mark(point, x, y) for point in points]
-    parts += _labels(points, _stairs(front, x, y), x, y) if labelled else []
+    if labelled:
+        placed = zip(points, place_labels(points, x, y, _stairs(front, x, y)), strict=True)
+        parts += [_link(p, _text(at.x, at.y, at.text, f"label {p.kind}", at.anchor)) for p, at in placed]
     described = "; ".join(point.note for point in points)
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="{}" aria-labelledby="{}-title {}-desc">'
         '<title id="{}-title">{}</title><desc id="{}-desc">{}</desc>{}</svg>'
     ).format(
-        _WIDTH, _HEIGHT, "group" if any(point.href for point in points) else "img",
+        WIDTH, HEIGHT, "group" if any(point.href for point in points) else "img",
         name, name, name, title, name, described, Markup("").join(parts),
     )  # fmt: skip
 
@@ -89,23 +100,42 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(step * index, 10) for index in range(first, last + 1)]
 
 
-def _accuracy_axis(points: Sequence[Point]) -> Axis:
+def scales(points: Sequence[Point]) -> tuple[Axis, Axis]:
+    """The cost's axis, from 0, and the accuracy's, around all intervals."""
     low, high = min(point.low for point in points), max(point.high for point in points)
     room = 0.08 * max(high - low, 1.0)
-    return Axis(max(0.0, low - room), min(100.0, high + room), _BOTTOM, _TOP)
+    cost = Axis(0.0, 1.12 * max(point.x for point in points) or 1.0, LEFT, RIGHT)
+    return cost, Axis(max(0.0, low - room), min(100.0, high + room), BOTTOM, TOP)
+
+
+def place_labels(points: Sequence[Point], x: Axis, y: Axis, lines: Sequence[Box] = ()) -> list[Label]:
+    """A label beside each point, where it covers the least of `lines`, other labels, points and whiskers."""
+    taken = list(lines)
+    for point in points:
+        at, height = x.at(point.x), y.at(point.y)
+        taken.append((at - 6, height - 6, at + 6, height + 6))
+        taken.append((at - 2, y.at(point.high), at + 2, y.at(point.low)))
+    found = []
+    for point in points:
+        text = point.label if len(point.label) <= _LONGEST else f"{point.label[: _LONGEST - 1]}…"
+        places = _places(x.at(point.x), y.at(point.y), _LETTER * len(text))
+        _, box = min(places, key=lambda place: place[0] + sum(_overlap(place[1], other) for other in taken))
+        taken.append(box)
+        found.append(_label(box, x.at(point.x), text))
+    return found
 
 
 def _grid(x: Axis, y: Axis, x_label: str, y_label: str) -> Markup:
     lines = []
     for value in ticks(y.low, y.high):
-        lines.append(_line(_LEFT, y.at(value), _RIGHT, y.at(value), "grid"))
-        lines.append(_text(_LEFT - 8, y.at(value) + 4, f"{value:g}", "tick", "end"))
+        lines.append(_line(LEFT, y.at(value), RIGHT, y.at(value), "grid"))
+        lines.append(_text(LEFT - 8, y.at(value) + 4, f"{value:g}", "tick", "end"))
     for value in ticks(x.low, x.high):
-        lines.append(_line(x.at(value), _BOTTOM, x.at(value), _BOTTOM + 4, "axis"))
-        lines.append(_text(x.at(value), _BOTTOM + 18, f"{value:g}", "tick", "middle"))
-    lines.append(_line(_LEFT, _BOTTOM, _RIGHT, _BOTTOM, "axis"))
+        lines.append(_line(x.at(value), BOTTOM, x.at(value), BOTTOM + 4, "axis"))
+        lines.append(_text(x.at(value), BOTTOM + 18, f"{value:g}", "tick", "middle"))
+    lines.append(_line(LEFT, BOTTOM, RIGHT, BOTTOM, "axis"))
     lines.append(_text(0, 16, y_label, "axis-label", "start"))
-    lines.append(_text(_RIGHT, _BOTTOM + 40, x_label, "axis-label", "end"))
+    lines.append(_text(RIGHT, BOTTOM + 40, x_label, "axis-label", "end"))
     return Markup("").join(lines)
 
 
@@ -124,9 +154,9 @@ def _mark(point: Point, x: Axis, y: Axis) -> Markup:
 
 def _front(front: Sequence[Point], x: Axis, y: Axis) -> Markup:
     """Stairs: at each cost, the best accuracy that a run of that cost or less reaches."""
-    path = f"M{x.at(front[0].x):.1f} {_BOTTOM}V{y.at(front[0].y):.1f}"
+    path = f"M{x.at(front[0].x):.1f} {BOTTOM}V{y.at(front[0].y):.1f}"
     path += "".join(f"H{x.at(point.x):.1f}V{y.at(point.y):.1f}" for point in front[1:])
-    return Markup('<path class="front" d="{}H{}"/>').format(path, _RIGHT)
+    return Markup('<path class="front" d="{}H{}"/>').format(path, RIGHT)
 
 
 def _stairs(front: Sequence[Point], x: Axis, y: Axis) -> list[Box]:
@@ -134,34 +164,17 @@ def _stairs(front: Sequence[Point], x: Axis, y: Axis) -> list[Box]:
     boxes: list[Box] = []
     for at, point in enumerate(front):
         left, height = x.at(point.x), y.at(point.y)
-        right, top = (x.at(front[at + 1].x), y.at(front[at + 1].y)) if at + 1 < len(front) else (_RIGHT, height)
+        right, top = (x.at(front[at + 1].x), y.at(front[at + 1].y)) if at + 1 < len(front) else (RIGHT, height)
         boxes += [(left, height - 1, right, height + 1), (right - 1, top, right + 1, height)]
     return boxes
 
 
-def _labels(points: Sequence[Point], lines: list[Box], x: Axis, y: Axis) -> list[Markup]:
-    """A label beside each point, where it covers the least of `lines`, other labels, points and whiskers."""
-    taken = list(lines)
-    for point in points:
-        at, height = x.at(point.x), y.at(point.y)
-        taken.append((at - 6, height - 6, at + 6, height + 6))
-        taken.append((at - 2, y.at(point.high), at + 2, y.at(point.low)))
-    found = []
-    for point in points:
-        label = point.label if len(point.label) <= _LONGEST else f"{point.label[: _LONGEST - 1]}…"
-        places = _places(x.at(point.x), y.at(point.y), _LETTER * len(label))
-        _, box = min(places, key=lambda place: place[0] + sum(_overlap(place[1], other) for other in taken))
-        taken.append(box)
-        found.append(_link(point, _label(box, x.at(point.x), label, point.kind)))
-    return found
-
-
-def _label(box: Box, at: float, text: str, kind: str) -> Markup:
+def _label(box: Box, at: float, text: str) -> Label:
     """The text in its box, on the side that is next to the point at `at`."""
     edge, anchor = (box[0] + box[2]) / 2, "middle"
     if box[0] > at or box[2] < at:
         edge, anchor = (box[0], "start") if box[0] > at else (box[2], "end")
-    return _text(edge, box[3] - 3, text, f"label {kind}", anchor)
+    return Label(text, edge, box[3] - 3, anchor)
 
 
 def _places(x: float, y: float, width: float) -> list[tuple[float, Box]]:
@@ -172,7 +185,7 @@ def _places(x: float, y: float, width: float) -> list[tuple[float, Box]]:
         corners = [(right, y - _LINE / 2), (left, y - _LINE / 2), (x - width / 2, above), (x - width / 2, below)]
         corners += [(right, above), (left, above), (right, below), (left, below)]
         found += [(cost, (left, top, left + width, top + _LINE)) for left, top in corners]
-    inside = [(c, b) for c, b in found if b[0] >= _LEFT and b[2] <= _WIDTH and b[1] >= 20 and b[3] <= _BOTTOM]
+    inside = [(c, b) for c, b in found if b[0] >= LEFT and b[2] <= WIDTH and b[1] >= 20 and b[3] <= BOTTOM]
     return inside or found[:1]
 
 

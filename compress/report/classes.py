@@ -1,5 +1,6 @@
 """Which classes the deployable file takes for one another, and which of them lost most against the teacher."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ from markupsafe import Markup
 from compress.report.load import Run
 
 _MOST_CLASSES = 100  # drawn as a matrix; of more, only the most frequent mistakes are listed
-_WITH_COUNTS, _WITH_NAMES = 15, 40  # up to so many classes a cell shows its count, and an axis its names
+WITH_COUNTS, WITH_NAMES = 15, 40  # up to so many classes a cell shows its count, and an axis its names
 _LETTERS = 14  # of a class's name beside the matrix
 _SHOWN = 8  # rows of each list
 
@@ -80,6 +81,21 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
     return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
+def opacities(counts: np.ndarray) -> np.ndarray:
+    """How strongly each cell (K, K) is coloured, 0 to 1: by its share of its class's images; 0 without one.
+
+    Of a mistake, the root of its share: one image in a hundred must still be seen.
+    """
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    strengths = np.where(np.eye(len(counts), dtype=bool), 0.08 + 0.3 * shares, 0.2 + 0.35 * shares**0.5)
+    return np.where(counts > 0, strengths, 0.0)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Classes' names cut to the room beside a matrix."""
+    return [name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…" for name in names]
+
+
 def class_losses(counts: np.ndarray, theirs: np.ndarray, names: list[str]) -> list[ClassLoss]:
     """The classes with test images, the one that lost most first."""
     found = [
@@ -129,9 +145,9 @@ def _loss_takeaway(losses: list[ClassLoss]) -> str:
 def _matrix(counts: np.ndarray, names: list[str]) -> Markup:
     """The matrix as SVG: grey on the diagonal, the accent where the file is wrong, darker for a larger share."""
     size = len(names)
-    cell = 36 if size <= _WITH_COUNTS else 16 if size <= _WITH_NAMES else 7
-    shown = [name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…" for name in names]
-    margin = 30 + (7 * max(len(name) for name in shown) if size <= _WITH_NAMES else 0)
+    cell = 36 if size <= WITH_COUNTS else 16 if size <= WITH_NAMES else 7
+    shown = short_names(names)
+    margin = 30 + (7 * max(len(name) for name in shown) if size <= WITH_NAMES else 0)
     side = margin + cell * size + 2
     parts = [
         Markup('<text class="axis-label" x="{}" y="12">predicted</text>').format(margin),
@@ -140,10 +156,11 @@ def _matrix(counts: np.ndarray, names: list[str]) -> Markup:
         ).format(margin),
         Markup('<rect class="frame" x="{0}" y="{0}" width="{1}" height="{1}"/>').format(margin, cell * size),
     ]
-    if size <= _WITH_NAMES:
+    if size <= WITH_NAMES:
         parts += [_class_name(name, margin, margin + cell * (at + 0.5), cell) for at, name in enumerate(shown)]
+    strengths = opacities(counts)
     for row, column in zip(*np.nonzero(counts), strict=True):
-        parts.append(_cell(counts, int(row), int(column), margin, cell, names))
+        parts.append(_cell(counts, strengths, int(row), int(column), margin, cell, names))
     return Markup(
         '<svg class="chart matrix" viewBox="0 0 {0} {0}" style="max-width:{1}px" role="img" '
         'aria-labelledby="matrix-title matrix-desc"><title id="matrix-title">Confusion matrix</title>'
@@ -163,13 +180,13 @@ def _class_name(name: str, margin: int, middle: float, cell: int) -> Markup:
     return row + Markup(f'<text class="tick" {place}>') + name + Markup("</text>")
 
 
-def _cell(counts: np.ndarray, row: int, column: int, margin: int, cell: int, names: list[str]) -> Markup:
+def _cell(
+    counts: np.ndarray, strengths: np.ndarray, row: int, column: int, margin: int, cell: int, names: list[str]
+) -> Markup:
     images, of = int(counts[row, column]), int(counts[row].sum())
-    # Of a mistake, the root of its share: one image in a hundred must still be seen.
-    strength = 0.08 + 0.3 * images / of if row == column else 0.2 + 0.35 * (images / of) ** 0.5
     x, y = margin + cell * column, margin + cell * row
     text = Markup("")
-    if len(names) <= _WITH_COUNTS:
+    if len(names) <= WITH_COUNTS:
         text = Markup('<text class="count" x="{}" y="{}" text-anchor="middle">{}</text>').format(
             x + cell / 2, y + cell / 2 + 4, images
         )
@@ -178,5 +195,5 @@ def _cell(counts: np.ndarray, row: int, column: int, margin: int, cell: int, nam
         'fill-opacity="{:.2f}"/>{}</g>'
     ).format(
         names[row], names[column], images, of, "right" if row == column else "wrong",
-        x + 1, y + 1, cell - 1, cell - 1, strength, text,
+        x + 1, y + 1, cell - 1, cell - 1, strengths[row, column], text,
     )  # fmt: skip

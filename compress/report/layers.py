@@ -11,7 +11,7 @@ from compress.files import MODEL
 from compress.report.load import Run, Stage
 from compress.units import three_digits
 
-_SHOWN = 20  # of the nodes of a profile, the slowest; the others are summed
+SHOWN_NODES = 20  # of the nodes of a profile, the slowest; the others are summed
 _LEAST_SHARE = 0.01  # of a file's time: operators with less in both files are summed
 
 
@@ -87,12 +87,12 @@ def profile_chart(run: Run) -> Chart | None:
     nodes = sorted(profile["nodes"], key=lambda node: -node["ms"])
     total, longest = sum(node["ms"] for node in nodes), nodes[0]["ms"] or 1.0
     bars = [
-        Bar(node["name"], _ms(node["ms"], total), 100 * node["ms"] / longest, note=node["operator"], strong=True)
-        for node in nodes[:_SHOWN]
+        Bar(node["name"], time_text(node["ms"], total), 100 * node["ms"] / longest, note=node["operator"], strong=True)
+        for node in nodes[:SHOWN_NODES]
     ]
-    if rest := nodes[_SHOWN:]:
+    if rest := nodes[SHOWN_NODES:]:
         ms = sum(node["ms"] for node in rest)
-        bars.append(Bar(f"the other {len(rest)} nodes", _ms(ms, total), 0.0, note="summed, no bar"))
+        bars.append(Bar(f"the other {len(rest)} nodes", time_text(ms, total), 0.0, note="summed, no bar"))
     operators = _operators(profile, run.teacher.profile if len(run.stages) > 1 else None)
     threads = f"{profile['threads']} thread" + ("s" if profile["threads"] != 1 else "")
     return Chart(
@@ -104,7 +104,7 @@ def profile_chart(run: Run) -> Chart | None:
     )
 
 
-def _ms(value: float, total: float) -> str:
+def time_text(value: float, total: float) -> str:
     return f"{three_digits(value)} ms · {100 * value / total:.1f} %"
 
 

@@ -6,26 +6,28 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-INT8, FLOAT = "#9fb3c8", "#d1495b"
+from compress.report.figures import ACCENT, MARK
+
+INT8, FLOAT = MARK, ACCENT
 INCHES_A_LAYER = 0.17
 
 
 def plot_sensitivity(table: dict[str, Any]) -> Figure:
     """A bar a layer, in the network's order from the top, of sensitivity.json's content."""
     rows = table["layers"]
-    figure = Figure(figsize=(8, 2.2 + INCHES_A_LAYER * len(rows)), layout="constrained")
+    figure = Figure(figsize=(6.4, 2.2 + INCHES_A_LAYER * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     colours = [FLOAT if row["kept_float"] else INT8 for row in rows]
     axes.barh(range(len(rows)), [row["kl_nats"] for row in rows], color=colours, height=0.75)
     axes.axvline(0, color="black", linewidth=0.6)
-    axes.set_yticks(range(len(rows)), [row["layer"] for row in rows], fontsize=7)
+    axes.set_yticks(range(len(rows)), [row["layer"] for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(
         "KL divergence from the float network when this layer alone is int8, in nats\n"
         f"(all of them int8: {table['int8_kl_nats']:.3g})"
     )
     axes.set_ylabel("layer")
-    axes.set_title(_title(table), fontsize=10, loc="left")
+    figure.suptitle(_title(table), x=0.01, ha="left", fontsize=9)
     axes.grid(axis="x", color="#e3e7ec", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -163,8 +163,8 @@ def trade_offs(run: Run) -> list[TradeOff]:
     if len(run.stages) > 1:
         latency += f"; the teacher, in turns with it, {milliseconds(teacher_latency(run))}"
         size += f", the teacher's {size_text(theirs['size_bytes'])}"
-    timed = _chart(run, "latency", "latency_ms_p50", 1, "latency of one image, median, ms  (left is better)")
-    weighed = _chart(run, "size", "size_bytes", scale, f"size of model.onnx, {unit}  (left is better)")
+    timed = _chart(run, "latency", "latency_ms_p50", 1, LATENCY_LABEL)
+    weighed = _chart(run, "size", "size_bytes", scale, size_label(unit))
     return [
         TradeOff("Accuracy against latency", f"{latency}.", timed),
         TradeOff("Accuracy against size", f"{size}.", weighed),
@@ -185,6 +185,11 @@ def _chart(run: Run, name: str, key: str, scale: float, x_label: str) -> Markup:
 
 
 ACCURACY_LABEL = "top-1 accuracy, %, with 95 % interval  (up is better)"
+LATENCY_LABEL = "latency of one image, median, ms  (left is better)"
+
+
+def size_label(unit: str) -> str:
+    return f"size of model.onnx, {unit}  (left is better)"
 
 
 def _point(run: Run, stage: Stage, x: float) -> Point:

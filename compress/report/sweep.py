@@ -12,7 +12,7 @@ from compress.report.load import Run, failure, is_run, load_run, stage_folders
 from compress.report.markdown import bullets, escape, table
 from compress.report.page import render
 from compress.report.settings import flat
-from compress.report.stages import ACCURACY_LABEL, TradeOff, byte_scale, milliseconds
+from compress.report.stages import ACCURACY_LABEL, LATENCY_LABEL, TradeOff, byte_scale, milliseconds, size_label
 from compress.report.verdict import interval, percent, signed, times_smaller, times_text
 from compress.units import count_text, size_text, three_digits
 
@@ -210,8 +210,8 @@ def _trade_offs(sweep: Sweep) -> list[TradeOff]:
     fast = [_point(entry, entry.latency_ms) for entry in sweep.entries]
     small = [_point(entry, entry.size_bytes / scale) for entry in sweep.entries]
     return [
-        _trade_off("latency", fast, "latency of one image, median, ms  (left is better)"),
-        _trade_off("size", small, f"size of model.onnx, {unit}  (left is better)"),
+        _trade_off("latency", fast, LATENCY_LABEL),
+        _trade_off("size", small, size_label(unit)),
     ]
 
 
