@@ -15,6 +15,7 @@ import torch
 
 from compress import files
 from compress.artifact import Spec, write_model, write_tensors
+from compress.checkpoint import Checkpoint
 from compress.config import Config, describe
 from compress.console import print_summary
 from compress.context import Context
@@ -79,6 +80,7 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
             record = _export_again(name, stage, done, record, run)
         else:
             log.info("%s: taken from %s", name, stage)
+        files.remove_training(stage)
         parent = _identity(record)
         done.append(stage)
 
@@ -100,9 +102,11 @@ def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
     teacher = restore(done[0], run.device) if done else None
     seed = _stage_seed(config, name)
     _seed_everything(seed)
+    minutes = config.train.checkpoint_minutes
+    checkpoint = Checkpoint(files.training_file(stage), files.digest_of(inputs), minutes)
     with Curves(stage.parent / "tensorboard" / stage.name) as curves:
-        section = getattr(config, name)
-        result = STAGES[name](current, section, Context(data, teacher, config.train, run.device, seed, curves))
+        context = Context(data, teacher, config.train, run.device, seed, curves, checkpoint)
+        result = STAGES[name](current, getattr(config, name), context)
         write_model(result, stage)
         export_onnx(result.network.cpu(), stage / files.ONNX, data.shape)
         left_out = result.left_out + (_check_int8(stage / files.ONNX, result.spec) if result.spec.quantization else [])
@@ -201,10 +205,11 @@ def _write_sensitivity(table: dict[str, Any], stage: Path, curves: Curves) -> No
 def _inputs(name: str, config: Config, data: Data, parent: dict[str, str] | None) -> dict[str, Any]:
     """All that decides what a stage computes."""
     elsewhere = ("root", "workers")  # the fingerprint tells what was read, wherever it lay
+    aside = "checkpoint_minutes"  # changes nothing that is computed
     return {
         "stage": name,
         "settings": asdict(getattr(config, name)),
-        "train": asdict(config.train),
+        "train": {key: value for key, value in asdict(config.train).items() if key != aside},
         "data": {key: value for key, value in asdict(config.data).items() if key not in elsewhere},
         "data_fingerprint": data.fingerprint,
         "seed": config.seed,
