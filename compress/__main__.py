@@ -7,14 +7,17 @@ import sys
 import traceback
 from pathlib import Path
 
-from compress.errors import UserError
+from compress.errors import Stopped, UserError
 from compress.help import CONF, help_page
 
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 def main() -> int:
-    """Runs the command line; returns the exit status: 0, 2 for a user's own mistake, 1 for a fault of ours."""
+    """Runs the command line; returns the exit status: 0, 2 for a user's own mistake, 1 for a fault of ours.
+
+    128 and the signal's number where a signal ended a training.
+    """
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_page())
         return 0
@@ -28,12 +31,14 @@ def main() -> int:
     from compress.compose import explain, register, to_config
 
     sweeps: set[Path] = set()  # the folder that a multirun's jobs write into
+    places: list[str] = []  # the override that leads the same command to where it was
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def run(composed: DictConfig) -> None:
         job = HydraConfig.get()
         if job.mode == RunMode.MULTIRUN:
             sweeps.add(Path(job.sweep.dir))
+        places.append(f"hydra.sweep.dir={job.sweep.dir}" if sweeps else f"hydra.run.dir={job.runtime.output_dir}")
         try:
             config = to_config(composed)
             from compress.study import run_study  # after the check: torch takes seconds to import
@@ -54,6 +59,9 @@ def main() -> int:
                 from compress.report.write import write_sweep  # it takes as long to import as the rest of the start
 
                 write_sweep(folder)
+    except Stopped as stop:
+        print(f"compress: {stop}; to go on: the same command with {places[-1]}", file=sys.stderr)
+        return 128 + stop.signal
     except UserError as error:
         print(f"compress: {error}", file=sys.stderr)
         return 2

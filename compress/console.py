@@ -25,8 +25,8 @@ class Bar:
 
 
 @contextmanager
-def progress(name: str, steps: int) -> Iterator[Bar]:
-    """A bar of `steps` on the terminal; it goes when the work is done, the log keeps the figures."""
+def progress(name: str, steps: int, done: int = 0) -> Iterator[Bar]:
+    """A bar of `steps` on the terminal, `done` before; it goes when the work is done, the log keeps the figures."""
     columns = (
         TextColumn("{task.description:>10}"),
         BarColumn(),
@@ -35,7 +35,7 @@ def progress(name: str, steps: int) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=get_console(), transient=True, disable=not get_console().is_terminal) as bars:
-        yield Bar(bars, bars.add_task(name, total=steps, note=""))
+        yield Bar(bars, bars.add_task(name, total=steps, completed=done, note=""))
 
 
 def print_summary(rows: list[dict]) -> None:

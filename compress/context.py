@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from compress.artifact import Artifact
+from compress.checkpoint import Checkpoint
 from compress.config import TrainConfig
 from compress.curves import Curves
 from compress.data.splits import Data
@@ -20,3 +21,4 @@ class Context:
     device: torch.device
     seed: int  # the stage's own, drawn from the run's seed and the stage's name
     curves: Curves
+    checkpoint: Checkpoint | None = None  # where its training is kept; None: a training that is stopped is lost

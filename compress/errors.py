@@ -1,4 +1,6 @@
-"""The one exception for a user's own mistake: it is shown as a single line, never as a traceback."""
+"""What ends a run in a single line and never in a traceback: a user's own mistake, and a signal."""
+
+from signal import Signals
 
 
 class UserError(Exception):
@@ -13,3 +15,17 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"received {self.received}; expected {self.expected}; to mend it: {self.mend}"
+
+
+class Stopped(BaseException):
+    """A signal came while a network was trained, and the state of that training is saved.
+
+    No Exception: what goes on after a fault, as the next job of a multirun does, must not go on after this.
+    """
+
+    def __init__(self, signal: Signals, where: str):
+        super().__init__(signal, where)
+        self.signal, self.where = signal, where
+
+    def __str__(self) -> str:
+        return f"received {self.signal.name} {self.where}; its state is saved"

@@ -11,6 +11,7 @@ MODEL, SPEC, ONNX = "model.safetensors", "model.json", "model.onnx"
 METRICS, PREDICTIONS, STAGE = "metrics.json", "predictions.safetensors", "stage.json"
 SENSITIVITY, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
 PROFILE, EXAMPLES = "profile.json", "examples.safetensors"
+TRAINING = "training.safetensors"  # of a stage under way, behind the name of its folder
 REPEATS, CONTROLS = "repeats.json", "controls.json"  # of a run
 
 _OWN = "digest"  # of stage.json's other content, in itself
@@ -43,6 +44,17 @@ def fresh_folder(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
+def training_file(stage: Path) -> Path:
+    """Where the training of a stage is kept while it is under way: beside its folder, which each start empties."""
+    return stage.with_name(f"{stage.name}.{TRAINING}")
+
+
+def remove_training(stage: Path) -> None:
+    """Of a finished stage: what was kept of its training, whole or half-written."""
+    for path in (training_file(stage), _part(training_file(stage))):
+        path.unlink(missing_ok=True)
+
+
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of each file but stage.json."""
     return {
@@ -54,12 +66,16 @@ def digests(folder: Path) -> dict[str, str]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all: a temporary name, synced, then renamed."""
-    part = path.with_name(path.name + ".part")
+    part = _part(path)
     with part.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
 
 
 def write_json(path: Path, value: Any) -> None:

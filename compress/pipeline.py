@@ -16,6 +16,7 @@ import torch
 from compress import files
 from compress.artifact import Spec, write_model, write_tensors
 from compress.cache import Cache
+from compress.checkpoint import Checkpoint
 from compress.code import code_digest
 from compress.config import Config, describe
 from compress.console import print_summary
@@ -87,6 +88,7 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     for number, name in enumerate(config.stages, 1):
         stage = folder / f"{number:02d}_{name}"
         record = _finished(name, stage, done, _inputs(name, run, parent), run)
+        files.remove_training(stage)
         parent = _identity(record)
         done.append(stage)
 
@@ -134,10 +136,12 @@ def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
     teacher = restore(done[0], run.device) if done else None
     seed = _stage_seed(config, name)
     _seed_everything(seed)
+    minutes = config.train.checkpoint_minutes
+    checkpoint = Checkpoint(files.training_file(stage), files.digest_of(inputs), minutes)
     with Curves(stage.parent / "tensorboard" / stage.name) as curves:
-        section = getattr(config, name)
+        context = Context(data, teacher, config.train, run.device, seed, curves, checkpoint)
         with spending(config.measure.country, run.device) as spent:
-            result = STAGES[name](current, section, Context(data, teacher, config.train, run.device, seed, curves))
+            result = STAGES[name](current, getattr(config, name), context)
         write_model(result, stage)
         export_onnx(result.network.cpu(), stage / files.ONNX, data.shape)
         left_out = result.left_out + (_check_int8(stage / files.ONNX, result.spec) if result.spec.quantization else [])
@@ -244,11 +248,12 @@ def _inputs(name: str, run: _Run, parent: dict[str, str] | None) -> dict[str, An
     """All that decides what a stage computes."""
     config, data = run.config, run.data
     elsewhere = ("root", "workers")  # the fingerprint tells what was read, wherever it lay
+    aside = "checkpoint_minutes"  # changes nothing that is computed
     target = {"target": choose_target(config.quantize.target, cpu_flags())} if name == "quantize" else {}
     return {
         "stage": name,
         "settings": asdict(getattr(config, name)) | target,
-        "train": asdict(config.train),
+        "train": {key: value for key, value in asdict(config.train).items() if key != aside},
         "data": {key: value for key, value in asdict(config.data).items() if key not in elsewhere},
         "data_fingerprint": data.fingerprint,
         "seed": config.seed,

@@ -1,9 +1,9 @@
 """The one training loop: a stage brings its network and its loss, and the best epoch's weights stay in the network."""
 
-import copy
 import logging
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -12,7 +12,9 @@ from compress.config import TrainConfig
 from compress.console import Bar, progress
 from compress.context import Context
 from compress.data.splits import Split
-from compress.errors import UserError
+from compress.errors import Stopped, UserError
+from compress.signals import stop_requests
+from compress.training import Training
 
 log = logging.getLogger(__name__)
 
@@ -32,40 +34,50 @@ def train(
     """Trains `network` in place, keeps the epoch with the best validation accuracy, returns a row an epoch.
 
     The learning rate rises to `lr` over `train.warmup` of the steps and falls to 0 along a cosine. The network ends in
-    eval mode. Raises UserError, which names the step, where the loss is not finite.
+    eval mode. A training that `context.checkpoint` holds goes on behind its last step; `before_epoch` must then do for
+    its epoch what the calls for those before it did. Raises UserError, which names the step, where a loss or a weight
+    is not finite, and Stopped once a signal has come and the state is saved.
     """
     network.to(context.device, memory_format=torch.channels_last)
-    steps = epochs * context.data.train.steps()
-    optimizer = _optimizer(network, lr, context.train)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, steps, context.train.warmup))
-    generator = torch.Generator().manual_seed(context.seed)
-    rows, best = [], None
-    with progress(name, steps) as bar:
-        for epoch in range(1, epochs + 1):
-            before_epoch(epoch)
-            train_loss, train_top1 = _epoch(network, loss, context, name, optimizer, schedule, generator, bar)
-            val_loss, val_top1 = validate(network, context.data.val, context.device)
+    training = _begin(network, context, name, epochs, lr)
+    requests = stop_requests() if context.checkpoint else nullcontext([])
+    with progress(name, training.steps, training.step) as bar, requests as signals:
+
+        def keep() -> None:
+            """Saves the state where it is time, or where a signal has come: then it ends the run."""
+            if context.checkpoint and (signals or context.checkpoint.is_due()):
+                _require_finite_weights(training)
+                context.checkpoint.save(training.tensors(), training.values())
+            if signals:
+                raise Stopped(signals[0], f"after step {training.step} of {training.steps} of {name}")
+
+        while training.epoch <= epochs:
+            before_epoch(training.epoch)
+            _finish_steps(training, loss, context, keep, bar)
+            val_loss, val_top1 = validate(network, context.data.val, context.device, keep)
+            _require_finite("a validation loss", val_loss, training.step, training)
             row = {
-                "train_loss": train_loss,
-                "train_top1_percent": train_top1,
+                "train_loss": training.total_loss / training.seen,
+                "train_top1_percent": 100 * training.correct / training.seen,
                 "val_loss": val_loss,
                 "val_top1_percent": val_top1,
             }
-            rows.append(row)
-            context.curves.epoch(epoch, **row)
-            figures = f"loss {train_loss:.3f}, train {train_top1:.2f} %, val {val_top1:.2f} %"
-            log.info("%s: epoch %d of %d, %s", name, epoch, epochs, figures)
+            training.finish_epoch(row, [val_top1, -val_loss])
+            context.curves.epoch(len(training.rows), **row)
+            figures = f"loss {row['train_loss']:.3f}, train {row['train_top1_percent']:.2f} %, val {val_top1:.2f} %"
+            log.info("%s: epoch %d of %d, %s", name, len(training.rows), epochs, figures)
             bar.note(figures)
-            if best is None or (val_top1, -val_loss) > best[0]:
-                best = ((val_top1, -val_loss), epoch, copy.deepcopy(network.state_dict()))
-    if best is not None:
-        network.load_state_dict(best[2])
-        log.info("%s: kept epoch %d, the best on validation", name, best[1])
+            keep()
+    if training.best:
+        network.load_state_dict(training.best)
+        log.info("%s: kept epoch %d, the best on validation", name, training.best_epoch)
     network.eval()
-    return rows
+    return training.rows
 
 
-def validate(network: nn.Module, split: Split, device: torch.device) -> tuple[float, float]:
+def validate(
+    network: nn.Module, split: Split, device: torch.device, after_batch: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
     """Mean cross-entropy, and top-1 in percent."""
     network.eval()
     total, correct = 0.0, 0
@@ -74,6 +86,7 @@ def validate(network: nn.Module, split: Split, device: torch.device) -> tuple[fl
             logits, labels = network(to_device(images, device)), labels.to(device)
             total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             correct += int((logits.argmax(1) == labels).sum())
+            after_batch()
     return total / len(split), 100 * correct / len(split)
 
 
@@ -82,34 +95,63 @@ def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     return images.to(device, memory_format=torch.channels_last)
 
 
-def _epoch(
-    network: nn.Module,
-    loss: Loss,
-    context: Context,
-    name: str,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    generator: torch.Generator,
-    bar: Bar,
-) -> tuple[float, float]:
-    """One pass over the training images; mean loss, and top-1 in percent."""
+def _begin(network: nn.Module, context: Context, name: str, epochs: int, lr: float) -> Training:
+    """A training before its first step, or as it was when it was saved, with its curves written up to there."""
+    an_epoch = context.data.train.steps()
+    optimizer = _optimizer(network, lr, context.train)
+    factor = lambda step: _lr_factor(step, epochs * an_epoch, context.train.warmup)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    generator = torch.Generator().manual_seed(context.seed)
+    training = Training(name, epochs, an_epoch, network, optimizer, schedule, generator)
+    saved = context.checkpoint.load() if context.checkpoint else None
+    if saved:
+        training.restore(*saved)
+        for step, value in enumerate(training.losses):
+            context.curves.step(step, loss=value, learning_rate=training.lr(step))
+        for epoch, row in enumerate(training.rows, 1):
+            context.curves.epoch(epoch, **row)
+        log.info("%s: goes on after step %d of %d", name, training.step, training.steps)
+    return training
+
+
+def _finish_steps(training: Training, loss: Loss, context: Context, keep: Callable[[], None], bar: Bar) -> None:
+    """The steps that are left of the epoch under way: all of them, some, or none."""
+    network, optimizer, generator = training.network, training.optimizer, training.generator
+    split = context.data.train
     network.train()
-    seen, total, correct = 0, 0.0, 0
-    for images, labels in context.data.train.shuffled(generator, context.data.augmentation):
+    if training.order is None:
+        training.order = split.shuffle(generator)
+    for images, labels in split.augmented(training.order, generator, context.data.augmentation, training.batches):
         images, labels = to_device(images, context.device), labels.to(context.device)
         value, logits = loss(network, images, labels)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
-        step, current = schedule.last_epoch, value.item()
-        if not math.isfinite(current):
-            raise UserError(f"a loss of {current} at step {step} of {name}", "a finite one", f"lower {name}.lr")
+        current = value.item()
+        _require_finite("a loss", current, training.step + 1, training)
         optimizer.step()
-        context.curves.step(step, loss=current, learning_rate=optimizer.param_groups[0]["lr"])
-        schedule.step()
-        seen, total = seen + len(labels), total + current * len(labels)
-        correct += int((logits.detach().argmax(1) == labels).sum())
+        context.curves.step(training.step, loss=current, learning_rate=training.lr(training.step))
+        training.schedule.step()
+        training.finish_batch(current, int((logits.detach().argmax(1) == labels).sum()), len(labels))
         bar.advance()
-    return total / seen, 100 * correct / seen
+        keep()
+
+
+def _require_finite_weights(training: Training) -> None:
+    """A finite loss can have a gradient that is not: such weights must not take the place of the last good ones."""
+    for parameter in training.network.parameters():
+        _require_finite("a weight", parameter.detach().abs().max().item(), training.step, training)
+
+
+def _require_finite(what: str, value: float, step: int, training: Training) -> None:
+    """Raises UserError, which names stage, epoch and step (the first is 1), for a NaN or an infinity."""
+    if not math.isfinite(value):
+        epoch = math.ceil(step / training.steps_an_epoch)
+        raise UserError(
+            f"{what} of {value} at step {step} of {training.steps} (epoch {epoch}) of {training.name}, "
+            f"where the learning rate is {training.lr(step - 1):.3g}",
+            "a finite one",
+            f"lower {training.name}.lr",
+        )
 
 
 def _optimizer(network: nn.Module, lr: float, config: TrainConfig) -> torch.optim.Optimizer:

@@ -1,5 +1,6 @@
 """A folder of image files, decoded as they are needed: for sets that do not fit into memory."""
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ class Files:
             num_workers=self.workers,
             collate_fn=_collate,
             generator=torch.Generator().manual_seed(0),  # else a pass would draw from the stage's own random numbers
+            worker_init_fn=_leave_signals_to_parent,
         )
         start = 0
         for images in loader:
@@ -102,6 +104,15 @@ class _Decoder(torch.utils.data.Dataset):
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return f"{self.paths[at]}: {error}"
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Ctrl-C and job schedulers signal all processes of a run; the training finishes its step, for which it needs us.
+
+    A worker ends when its loader does, or its parent.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(items: list[torch.Tensor | str]) -> torch.Tensor | str:

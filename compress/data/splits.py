@@ -59,15 +59,23 @@ class Split:
         for images, labels in self.pixels.stream(self.index, self.batch_size):
             yield self._normalise(images), labels
 
-    def shuffled(self, generator: torch.Generator, augmentation: Augmentation) -> Iterator[Batch]:
-        """One epoch in random order, augmented; a rest of fewer images than batch norm can bear is left out."""
-        order = self.index[torch.randperm(len(self.index), generator=generator)]
-        for images, labels in self.pixels.stream(order, self.batch_size):
+    def shuffle(self, generator: torch.Generator) -> torch.Tensor:
+        """A random order of the images for `augmented`: positions in `pixels`, (N,)."""
+        return self.index[torch.randperm(len(self.index), generator=generator)]
+
+    def augmented(
+        self, order: torch.Tensor, generator: torch.Generator, augmentation: Augmentation, done: int = 0
+    ) -> Iterator[Batch]:
+        """One epoch in `order`, behind its first `done` batches, augmented.
+
+        A rest of fewer images than batch norm can bear is left out.
+        """
+        for images, labels in self.pixels.stream(order[done * self.batch_size :], self.batch_size):
             if len(labels) >= min(self.batch_size, len(self), 32):
                 yield self._normalise(augmentation(images, generator)), labels
 
     def steps(self) -> int:
-        """Batches in an epoch of `shuffled`."""
+        """Batches in an epoch of `augmented`."""
         whole, rest = divmod(len(self), self.batch_size)
         return whole + (rest >= min(self.batch_size, len(self), 32))
 

@@ -1,5 +1,8 @@
 """Data sets: splits that repeat, images that arrive unharmed, and faults that are named before any work."""
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -92,15 +95,17 @@ def test_batches_keep_images_and_labels_together(tmp_path: Path) -> None:
 def test_shuffled_epochs_differ_and_repeat(tmp_path: Path) -> None:
     data = load_data(npz(tmp_path), 0)
 
-    def labels(generator: torch.Generator) -> list[int]:
-        plain = Augmentation(0, False)
-        return torch.cat([labels for _, labels in data.train.shuffled(generator, plain)]).tolist()
+    def epoch(generator: torch.Generator, done: int = 0) -> list[list[int]]:
+        order = data.train.shuffle(generator)
+        return [labels.tolist() for _, labels in data.train.augmented(order, generator, Augmentation(0, False), done)]
 
     generator = torch.Generator().manual_seed(0)
-    first, second = labels(generator), labels(generator)
+    first, second = epoch(generator), epoch(generator)
     assert first != second
-    assert labels(torch.Generator().manual_seed(0)) == first
-    assert len(list(data.train.shuffled(generator, Augmentation(0, False)))) == data.train.steps()
+    assert epoch(torch.Generator().manual_seed(0)) == first
+    assert len(first) == data.train.steps() > 1
+    for done in range(len(first) + 1):
+        assert epoch(torch.Generator().manual_seed(0), done) == first[done:]
 
 
 def test_colour_and_resizing(tmp_path: Path) -> None:
@@ -228,3 +233,15 @@ def test_a_class_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train" / "emu").mkdir()
     with pytest.raises(UserError, match="emu without an image"):
         load_data(config, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_of_a_run_leaves_the_decoders_at_work(tmp_path: Path, number: int) -> None:
+    config = image_folder(tmp_path, count=24)
+    config.workers = 1
+    pixels = load_data(config, 0).test.pixels
+    batches = pixels.stream(torch.arange(48), 4)
+    seen = len(next(batches)[1])
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, number)
+    assert seen + sum(len(labels) for _, labels in batches) == 48
