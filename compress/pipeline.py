@@ -18,7 +18,7 @@ from compress.artifact import Spec, write_model, write_tensors
 from compress.cache import Cache
 from compress.checkpoint import Checkpoint
 from compress.code import code_digest
-from compress.config import Config, describe
+from compress.config import Config
 from compress.console import print_summary
 from compress.context import Context
 from compress.curves import Curves
@@ -38,6 +38,7 @@ from compress.report.figures import stage_figures
 from compress.report.sensitivity import plot_sensitivity, to_png
 from compress.report.write import write_run
 from compress.restore import restore, restore_float
+from compress.rows import summary_rows, table_figures, table_settings
 from compress.stages import STAGES, check_order
 
 log = logging.getLogger("compress")
@@ -92,7 +93,7 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
         parent = _identity(record)
         done.append(stage)
 
-    rows = _summary_rows(done)
+    rows = summary_rows(done)
     summary = {"seed": config.seed, "data": config.data.name, "stages": rows}
     files.write_json(folder / "summary.json", summary)
     print_summary(rows)
@@ -233,7 +234,7 @@ def _show(curves: Curves, name: str, stages: list[Path], run: _Run) -> None:
     """The last of `stages` in TensorBoard: its pictures, and its row in the table of all runs."""
     for title, figure in stage_figures(stages).items():
         curves.figure(title, figure)
-    curves.table_row(_settings(run.config, name), _figures(files.read_json(stages[-1] / files.METRICS)))
+    curves.table_row(table_settings(run.config, name), table_figures(files.read_json(stages[-1] / files.METRICS)))
 
 
 def _write_sensitivity(table: dict[str, Any], stage: Path, curves: Curves) -> None:
@@ -289,46 +290,3 @@ def _seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def _summary_rows(done: list[Path]) -> list[dict[str, Any]]:
-    """A row a stage: its metrics, and each against the teacher's."""
-    rows = []
-    for stage in done:
-        metrics = files.read_json(stage / files.METRICS)
-        teacher = rows[0]["metrics"] if rows else metrics
-        rows.append(
-            {
-                "stage": stage.name,
-                "metrics": metrics,
-                "times_smaller": teacher["size_bytes"] / metrics["size_bytes"],
-                "times_faster": metrics["speedup_vs_teacher"],
-                "times_fewer_macs": teacher["macs"] / metrics["macs"],
-                "times_fewer_params": teacher["params"] / metrics["params"],
-                "points_lost": 0.0 - metrics["top1_delta_points"],
-            }
-        )
-    return rows
-
-
-def _settings(config: Config, stage: str) -> dict[str, bool | int | float | str]:
-    """TensorBoard's hparams: the settings of the stages that are run, and of the others those that are not the default.
-
-    TensorBoard shows the first few: those that differ between runs, by name. The capital brings the stage to the front.
-    """
-    flat: dict[str, bool | int | float | str] = {"Stage": stage}
-    for (name, value, _), (_, default, _) in zip(describe(config), describe(Config()), strict=True):
-        section = name.split(".")[0]
-        if section in config.stages or (section not in STAGES and value != default):
-            flat[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return flat
-
-
-def _figures(metrics: dict[str, Any]) -> dict[str, float]:
-    """The numbers of metrics.json by their tags.
-
-    TensorBoard's table shows the first five by name: the capital brings what ships to the front.
-    """
-    first = ("deployed_top1_percent", "top1_delta_points", "size_bytes", "latency_ms_p50", "speedup_vs_teacher")
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-    return {f"{'Key_figures' if name in first else 'figures'}/{name}": value for name, value in numbers.items()}

@@ -13,6 +13,7 @@ LAYERS = [
     {"study"},
     {"controls"},
     {"pipeline"},
+    {"rows"},
     {"stages"},
     {"measure"},
     {"restore"},
