@@ -106,7 +106,7 @@ def test_a_target_that_is_no_longer_asked_for_goes(trained: Path, tiny_npz: Path
     config = config_for(tiny_npz)
     config.stages = ["teacher"]
     record = read_json(folder / FOLDERS[0] / STAGE)
-    record["config"]["export"]["targets"].append("openvino")
+    record["conditions"]["export"]["targets"].append("openvino")
     (folder / FOLDERS[0] / "model.xml").write_text("<net/>")
     metrics = read_json(folder / FOLDERS[0] / METRICS)
     taken = {"training_energy_kwh_estimate": 0.5, "training_co2_kg_estimate": None}
