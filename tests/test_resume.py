@@ -340,9 +340,8 @@ def test_the_key_does_not_depend_on_how_often_is_saved(chain: Chain) -> None:
     """It would cost every run that was made with another one, and changes nothing that is computed."""
     often = replace(chain.config, train=replace(chain.config.train, checkpoint_minutes=0.5))
     other = replace(chain.config, train=replace(chain.config.train, momentum=0.5))
-    found, same, changed = (
-        pipeline._inputs("teacher", config, chain.data, None) for config in (chain.config, often, other)
-    )
+    runs = (pipeline._Run(config, chain.data, torch.device("cpu"), 1, None) for config in (chain.config, often, other))
+    found, same, changed = (pipeline._inputs("teacher", run, None) for run in runs)
     assert found == same != changed
 
 

@@ -24,6 +24,7 @@ CONTROL_NAMES = ["random_pruned", "finetuned_without_distillation", "dense_from_
 def config_for(npz: Path, cache: Path) -> Config:
     config = replace(make_tiny_config(npz), cache=CacheConfig(str(cache)))
     config.quantize = replace(config.quantize, mode="ptq")
+    config.teacher.epochs = 1
     config.repeat.seeds = [3]
     config.controls = True
     return config

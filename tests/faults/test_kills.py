@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.long)])
 def test_killed_runs_end_like_one_that_was_not(tmp_path: Path, tiny_npz: Path, kills: int) -> None:
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "tests.faults.killing", tiny_npz, tmp_path, str(kills), str(kills)]
