@@ -19,8 +19,8 @@ _OWN = "digest"  # of stage.json's other content, in itself
 
 def finish_stage(folder: Path, record: dict[str, Any]) -> None:
     """Writes stage.json, last and by rename: `record` with the digest of every other file there, and its own."""
-    record = {name: value for name, value in record.items() if name != _OWN} | {"files": digests(folder)}
-    write_json(folder / STAGE, record | {_OWN: digest_of(record)})
+    record = record | {"files": digests(folder)}
+    write_json(folder / STAGE, record | {_OWN: _own_digest(record)})
 
 
 def finished_stage(folder: Path, key: str) -> dict[str, Any] | None:
@@ -32,8 +32,11 @@ def finished_stage(folder: Path, key: str) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or record.get("key") != key or record.get("files") != digests(folder):
         return None
-    own = digest_of({name: value for name, value in record.items() if name != _OWN})
-    return record if record.get(_OWN) == own and content == _as_json(record) else None
+    return record if record.get(_OWN) == _own_digest(record) and content == _as_json(record) else None
+
+
+def _own_digest(record: dict[str, Any]) -> str:
+    return digest_of({name: value for name, value in record.items() if name != _OWN})
 
 
 def fresh_folder(folder: Path) -> None:

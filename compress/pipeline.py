@@ -124,21 +124,20 @@ def _finished(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], 
     if record["conditions"] != run.conditions():
         log.info("%s: its files are written and measured anew", name)
         return _export_again(name, stage, done, record, run)
-    return files.finished_stage(stage, key)
+    return record
 
 
 def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: _Run) -> dict[str, Any]:
     """Computes one stage from the folders of those before it, writes its folder, returns stage.json's record."""
     log.info("%s: starts", name)
-    start = time.perf_counter()
+    start, key = time.perf_counter(), files.digest_of(inputs)
     files.fresh_folder(stage)
     config, data = run.config, run.data
     current = restore(done[-1], run.device) if done else None
     teacher = restore(done[0], run.device) if done else None
     seed = _stage_seed(config, name)
     _seed_everything(seed)
-    minutes = config.train.checkpoint_minutes
-    checkpoint = Checkpoint(files.training_file(stage), files.digest_of(inputs), minutes)
+    checkpoint = Checkpoint(files.training_file(stage), key, config.train.checkpoint_minutes)
     with Curves(stage.parent / "tensorboard" / stage.name) as curves:
         context = Context(data, teacher, config.train, run.device, seed, curves, checkpoint)
         with spending(config.measure.country, run.device) as spent:
@@ -154,7 +153,7 @@ def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
         metrics = _deploy(name, stage, done[0] if done else stage, spent, run)
         _show(curves, name, [*done, stage], run)
     record = {
-        "key": files.digest_of(inputs),
+        "key": key,
         "inputs": inputs,
         "config": asdict(config),
         "device": str(run.device),

@@ -18,6 +18,11 @@ def three_digits(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
 
 
+def threads_text(count: int) -> str:
+    """E.g. "2 threads"."""
+    return f"{count} thread" + ("s" if count != 1 else "")
+
+
 def _in_units(value: float, base: int, units: Sequence[str]) -> str:
     unit = 0
     while value >= base and unit < len(units) - 1:

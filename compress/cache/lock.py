@@ -69,16 +69,13 @@ def _acquire(folder: Path, name: str, waiting: Callable[[dict], None] | None) ->
 
 
 def _create(folder: Path, name: str, generation: int) -> Path | None:
-    """The lock's file, written whole; None where another process was first."""
+    """The lock's file; None where another process was first."""
     path = folder / f"{name}.{generation}.lock"
-    part = folder / f"{name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.part"
-    part.write_text(_content(0), encoding="utf-8")
     try:
-        os.link(part, path)  # fails where the name is there, as a rename would not
+        with path.open("x", encoding="utf-8") as file:
+            file.write(_content(0))
     except FileExistsError:
         return None
-    finally:
-        part.unlink()
     return path
 
 

@@ -17,7 +17,7 @@ from compress.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Poin
 from compress.report.classes import WITH_COUNTS, WITH_NAMES, confusion, opacities, short_names
 from compress.report.layers import SHOWN_NODES, time_text
 from compress.report.stages import ACCURACY_LABEL, LATENCY_LABEL, byte_scale, size_label
-from compress.units import three_digits
+from compress.units import threads_text, three_digits
 
 INK, SOFT, GRID, MARK, ACCENT = "#15181c", "#59616b", "#eceef0", "#bcc3cb", "#0a5cad"  # the page's, in light
 
@@ -108,7 +108,7 @@ def plot_times(profile: dict[str, Any], stage: str) -> Figure:
         values.append(time_text(sum(node["ms"] for node in rest), total))
     figure, axes = _bar_chart(names, values)
     axes.barh(range(len(shown)), [node["ms"] for node in shown], color=ACCENT, height=_BAR)
-    threads = f"{profile['threads']} thread" + ("s" if profile["threads"] != 1 else "")
+    threads = threads_text(profile["threads"])
     what = f"{three_digits(total)} ms of one image, mean of {profile['runs']:,} runs with the profiler on, {threads}"
     _title(figure, f"Where the time goes in {stage}/model.onnx, the slowest node first\n{what}")
     return figure

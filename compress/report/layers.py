@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from compress.files import MODEL
 from compress.report.load import Run, Stage
-from compress.units import three_digits
+from compress.units import threads_text, three_digits
 
 SHOWN_NODES = 20  # of the nodes of a profile, the slowest; the others are summed
 _LEAST_SHARE = 0.01  # of a file's time: operators with less in both files are summed
@@ -94,7 +94,7 @@ def profile_chart(run: Run) -> Chart | None:
         ms = sum(node["ms"] for node in rest)
         bars.append(Bar(f"the other {len(rest)} nodes", time_text(ms, total), 0.0, note="summed, no bar"))
     operators = _operators(profile, run.teacher.profile if len(run.stages) > 1 else None)
-    threads = f"{profile['threads']} thread" + ("s" if profile["threads"] != 1 else "")
+    threads = threads_text(profile["threads"])
     return Chart(
         f"{operators[0].name} takes {operators[0].share_percent:.0f} % of the {three_digits(total)} ms of one image; "
         f"the slowest node, {nodes[0]['name']}, takes {100 * nodes[0]['ms'] / total:.0f} %. "

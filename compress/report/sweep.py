@@ -14,7 +14,7 @@ from compress.report.page import render
 from compress.report.settings import flat
 from compress.report.stages import ACCURACY_LABEL, LATENCY_LABEL, TradeOff, byte_scale, milliseconds, size_label
 from compress.report.verdict import interval, percent, signed, times_smaller, times_text
-from compress.units import count_text, size_text, three_digits
+from compress.units import count_text, size_text, threads_text, three_digits
 
 _BETTER = {"latency": "faster", "size": "smaller"}
 _NAMED = 8  # runs of a front that its sentence names
@@ -254,7 +254,7 @@ def _basis(sweep: Sweep) -> str:
         return ""
     metrics = sweep.entries[0].run.last.metrics
     place = metrics["environment"]
-    threads = f"{place['threads']} thread" + ("s" if place["threads"] != 1 else "")
+    threads = threads_text(place["threads"])
     return (
         f"Of each run the last stage's model.onnx, in ONNX Runtime {place['versions']['onnxruntime']} on "
         f"{place['cpu']}, {threads}; accuracy on {metrics['images']:,} test images; points, smaller and faster "

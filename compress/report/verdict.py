@@ -1,6 +1,7 @@
 """Says in words what a run won and what it cost, and claims no difference that the images cannot tell."""
 
 from compress.report.load import Run, Stage
+from compress.units import threads_text
 
 _SAME = 0.05  # a ratio this near to 1 is called the same
 
@@ -35,7 +36,7 @@ def basis(run: Run) -> str:
     """On what the verdict rests: which files, which images, which machine."""
     metrics = run.last.metrics
     place = metrics["environment"]
-    threads = f"{place['threads']} thread" + ("s" if place["threads"] != 1 else "")
+    threads = threads_text(place["threads"])
     files = "its" if len(run.stages) == 1 else f"{run.last.name}'s against {run.teacher.name}'s"
     return (
         f"Measured on the deployable files, {files} model.onnx, in ONNX Runtime {place['versions']['onnxruntime']} on "

@@ -10,19 +10,11 @@ from compress.config import MeasureConfig
 from compress.measure.cost import count_cost
 from compress.measure.deployed import deployed_figures, profile
 from compress.measure.environment import environment
-from compress.models import Architecture, build
-from compress.quantization import executed_operators, export_onnx
+from compress.quantization import executed_operators
 
-SHAPE = (1, 8, 8)
+from .conftest import SHAPE
+
 QUICK = MeasureConfig(batch_size=2, repetitions=3)
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("file") / "model.onnx"
-    export_onnx(build(Architecture("resnet8", "small", 1, 3)).eval(), path, SHAPE)
-    return path
 
 
 def test_every_figure_is_taken(file: Path) -> None:

@@ -6,16 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
 from compress.measure import deployed, energy
 from compress.measure.deployed import joule_per_image
 from compress.measure.energy import count_joules, no_counter
 from compress.measure.figures import Missing
-from compress.models import Architecture, build
-from compress.quantization.export import export_onnx
 
-SHAPE = (1, 8, 8)
+from .conftest import SHAPE
+
 WRAPS_AT = 262_143_328_850  # microjoules, as on a real CPU
 
 needs_codecarbon = pytest.mark.skipif(find_spec("codecarbon") is None, reason="the extra energy is not installed")
@@ -100,11 +98,3 @@ def test_a_counter_that_may_not_be_read_is_named_with_the_mend(counters: Path, m
 def test_without_the_extra_nothing_is_counted(counters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy, "find_spec", lambda name: None)
     assert 'pip install "compress[energy]"' in no_counter(counters)
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("file") / "model.onnx"
-    export_onnx(build(Architecture("resnet8", "small", 1, 3)).eval(), path, SHAPE)
-    return path

@@ -1,0 +1,20 @@
+"""The tiny float file that the measuring process is tried on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from compress.models import Architecture, build
+from compress.quantization import export_onnx
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(scope="session")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float model.onnx for images of `SHAPE` and three classes."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("file") / "model.onnx"
+    export_onnx(build(Architecture("resnet8", "small", 1, 3)).eval(), path, SHAPE)
+    return path
