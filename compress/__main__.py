@@ -28,7 +28,7 @@ def main() -> int:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    from compress.compose import explain, register, to_config
+    from compress.compose import explain, register, to_config, with_own_folders
 
     sweeps: set[Path] = set()  # the folder that a multirun's jobs write into
     places: list[str] = []  # the override that leads the same command to where it was
@@ -50,8 +50,9 @@ def main() -> int:
             raise
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit
-    register()
     try:
+        register(sys.argv[1:])
+        sys.argv[1:] = with_own_folders(sys.argv[1:])
         try:
             run()
         finally:

@@ -1,20 +1,102 @@
 """Where Hydra ends: recipes and schema go in as config groups, plain dataclasses and one-line errors come out."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from compress.config import Config, check
 from compress.errors import UserError
 from compress.help import RECIPES
 
 
-def register() -> None:
-    """Makes the schema and recipes/*.yaml known to Hydra, each recipe an option of the group `recipe`."""
+def register(overrides: Sequence[str] = ()) -> None:
+    """Makes the schema and recipes/*.yaml known to Hydra, each recipe an option of the group `recipe`.
+
+    So is each file that `overrides` name, as in recipe=outputs/best.yaml. Raises UserError for one that is no recipe.
+    """
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for path in sorted(RECIPES.glob("*.yaml")):
-        store.store(group="recipe", name=path.stem, package="_global_", node=OmegaConf.load(path))
+        store.store(group="recipe", name=path.stem, package="_global_", node=read_recipe(path))
+    for name in recipe_files(overrides):
+        *folders, file = (part for part in name.split("/") if part)  # as Hydra splits it, a leading slash or not
+        group = "/".join(["recipe", *folders])
+        store.store(group=group, name=file, package="_global_", node=read_recipe(Path(name)))
+
+
+def recipe_files(overrides: Sequence[str]) -> list[str]:
+    """The files among the recipes that a command line asks for, as they are typed."""
+    named = [text.removeprefix("recipe=") for text in overrides if text.startswith("recipe=")]
+    return [
+        name for text in named for name in (part.strip("'\"") for part in text.split(",")) if name.endswith(".yaml")
+    ]
+
+
+def with_own_folders(arguments: list[str]) -> list[str]:
+    """The command line with outputs/<the file's name>/ where Hydra would make a folder of the recipe's whole path."""
+    files = recipe_files(arguments)
+    if not files:
+        return arguments
+    at = next(i for i, text in enumerate(arguments) if text.startswith("recipe=")) + 1
+    name, now = Path(files[0]).stem, "${now:%Y-%m-%d}_${now:%H-%M-%S}"
+    folders = {
+        "hydra.run.dir": f"outputs/{name}/{now}",
+        "hydra.sweep.dir": f"outputs/{name}/sweep_{now}",
+    }
+    typed = {text.partition("=")[0] for text in arguments}
+    return [
+        *arguments[:at],
+        *(f"{key}={folder}" for key, folder in folders.items() if key not in typed),
+        *arguments[at:],
+    ]
+
+
+def read_recipe(path: Path) -> DictConfig:
+    """A recipe, which may come from a stranger: settings of this project and nothing that Hydra would act on.
+
+    Raises UserError for a file that is missing or no YAML, and for one with Hydra's own settings, a `_target_`, an
+    interpolation (a resolver may run code or read what it should not) or a default other than a data set.
+    """
+    expected = "a recipe: keys of python -m compress --help with plain values, and at most a data set under defaults"
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"recipe={path}, which cannot be read: {error}", expected, "mend the path or the file"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"recipe={path} with {type(content).__name__}", expected, "write key: value, a line each")
+    settings = {name: value for name, value in content.items() if name != "defaults"}
+    strange = _strange(settings) or _strange_default(content.get("defaults", []))
+    if strange:
+        raise UserError(f"recipe={path} with {strange}", expected, "remove it, if you trust the rest")
+    return OmegaConf.create(content)
+
+
+def _strange(content: Any) -> str | None:
+    """The first thing in a recipe that is more than a setting."""
+    if isinstance(content, dict):
+        owned = [name for name in content if not isinstance(name, str) or name.startswith("_") or name == "hydra"]
+        return f"the key {owned[0]}" if owned else next(filter(None, map(_strange, content.values())), None)
+    if isinstance(content, list):
+        return next(filter(None, map(_strange, content)), None)
+    return f"the interpolation {content}" if isinstance(content, str) and "${" in content else None
+
+
+def _strange_default(defaults: Any) -> str | None:
+    """Hydra would follow other entries to any config that it can find, packages of its own search path included."""
+    for entry in defaults if isinstance(defaults, list) else [defaults]:
+        named = (
+            isinstance(entry, dict) and list(entry) == ["override /data"] and isinstance(entry["override /data"], str)
+        )
+        if not named or not entry["override /data"].replace("_", "").isalnum():
+            return f"{entry} under defaults"
+    return None
 
 
 def to_config(composed: DictConfig) -> Config:

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from compress.errors import UserError
+
 MODEL, SPEC, ONNX = "model.safetensors", "model.json", "model.onnx"
 METRICS, PREDICTIONS, STAGE = "metrics.json", "predictions.safetensors", "stage.json"
 SENSITIVITY, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
@@ -93,6 +95,15 @@ def _as_json(value: Any) -> bytes:
 def read_json(path: Path) -> Any:
     """What `write_json` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file or folder `name` of `folder`. Raises UserError for a name that a record has and that leads elsewhere."""
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise UserError(
+            f"{folder} with a record of {name!r}", "names of files in that folder", "do not use this folder"
+        )
+    return folder / name
 
 
 def digest_of_file(path: str | Path | None) -> str | None:

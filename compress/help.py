@@ -14,6 +14,7 @@ _PAGE = """\
 Compresses a trained image classifier: prune, distill, quantize to int8, a folder a stage.
 
     python -m compress recipe=NAME [group=option ...] [key=value ...]
+    python -m compress recipe=FILE.yaml
     python -m compress --multirun recipe=NAME prune.ratio=0.3,0.5,0.7
 
 Recipes (recipe=NAME)

@@ -22,6 +22,7 @@ from compress.files import (
     SPEC,
     STAGE,
     digest_of_file,
+    inside,
 )
 
 SUMMARY, LOG = "summary.json", "compress.log"
@@ -97,7 +98,7 @@ def load_run(folder: Path) -> Run:
         stages=stages,
         unfinished=[name for name in wanted if name not in {stage.name for stage in stages}],
         remarks=[remark for stage in stages for remark in _changes(stage)],
-        overrides=yaml.safe_load(overrides.read_text(encoding="utf-8")) if overrides.is_file() else None,
+        overrides=_read_yaml(overrides) if overrides.is_file() else None,
         repeats=_read_json(folder / REPEATS) if (folder / REPEATS).is_file() else None,
         controls=_read_json(folder / CONTROLS) if (folder / CONTROLS).is_file() else None,
     )
@@ -122,7 +123,7 @@ def stage_folders(folder: Path) -> list[Path]:
     """The finished stages of a run: those of its summary, or while there is none, those that are there."""
     summary = folder / SUMMARY
     if summary.is_file():
-        return [folder / row["stage"] for row in _read_json(summary)["stages"]]
+        return [inside(folder, row["stage"]) for row in _read_json(summary)["stages"]]
     return sorted(path.parent for path in folder.glob(f"[0-9][0-9]_*/{STAGE}"))
 
 
@@ -153,6 +154,13 @@ def _read_json(path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from error
+
+
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return load(path.read_bytes())
@@ -172,7 +180,7 @@ def _changes(stage: Stage) -> list[str]:
     """The files whose digest is no longer the one in stage.json, and those that are gone."""
     found = []
     for name, digest in stage.record["files"].items():
-        path = stage.folder / name
+        path = inside(stage.folder, name)
         if not path.is_file():
             found.append(f"{stage.name}/{name} is missing.")
         elif digest_of_file(path) != digest:
