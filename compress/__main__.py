@@ -1,85 +1,49 @@
-"""The command line: composes the config, checks it and hands it to the pipeline."""
+"""The command line: Hydra composes the config and starts what it asks for, here its end is told."""
 
-import errno
-import logging
 import os
 import sys
 import traceback
-from pathlib import Path
 
-from compress.errors import Stopped, UserError
+from compress.errors import Stopped
 from compress.help import CONF, help_page
-
-_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 def main() -> int:
     """Runs the command line; returns the exit status: 0, 2 for a user's own mistake, 1 for a fault of ours.
 
-    128 and the signal's number where a signal ended a training.
+    128 and the signal's number where a signal ended it.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_page())
         return 0
     import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
-    from hydra.types import RunMode
-    from omegaconf import DictConfig
-    from omegaconf.errors import OmegaConfBaseException
 
-    from compress.compose import explain, register, to_config, with_own_folders
-
-    sweeps: set[Path] = set()  # the folder that a multirun's jobs write into
-    places: list[str] = []  # the override that leads the same command to where it was
-
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    def run(composed: DictConfig) -> None:
-        job = HydraConfig.get()
-        if job.mode == RunMode.MULTIRUN:
-            sweeps.add(Path(job.sweep.dir))
-        places.append(f"hydra.sweep.dir={job.sweep.dir}" if sweeps else f"hydra.run.dir={job.runtime.output_dir}")
-        try:
-            config = to_config(composed)
-            from compress.study import run_study  # after the check: torch takes seconds to import
-
-            run_study(config, Path(job.runtime.output_dir))
-        except Exception as error:
-            if sweeps:  # the other jobs go on, and the sweep's page says why this one ended
-                logging.getLogger("compress").error("%s", error)
-            raise
+    from compress.compose import ending, register, with_own_folders
+    from compress.launch.job import run
+    from compress.launch.options import register_launchers
+    from compress.launch.sweep import explain_launcher, outcome, place, write_page
+    from compress.signals import stoppable
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit
     try:
         register(sys.argv[1:])
+        register_launchers()
         sys.argv[1:] = with_own_folders(sys.argv[1:])
-        try:
-            run()
-        finally:
-            for folder in sweeps:
-                from compress.report.write import write_sweep  # it takes as long to import as the rest of the start
-
-                write_sweep(folder)
+        with stoppable():
+            try:
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run)()
+            finally:
+                write_page()
+        status, line = outcome()
     except Stopped as stop:
-        print(f"compress: {stop}; to go on: the same command with {places[-1]}", file=sys.stderr)
-        return 128 + stop.signal
-    except UserError as error:
-        print(f"compress: {error}", file=sys.stderr)
-        return 2
-    except (HydraException, OmegaConfBaseException) as error:
-        print(f"compress: {explain(error)}", file=sys.stderr)
-        return 2
+        status, line = 128 + stop.signal, f"{stop}; to go on: the same command with {place()}"
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
-            mistake = UserError(
-                str(error), "files that can be written, and room for them", "free space or change hydra.run.dir"
-            )
-            print(f"compress: {mistake}", file=sys.stderr)
-            return 2
-        traceback.print_exc()
-        print(f"compress: stopped by a fault of its own: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+        status, line = ending(explain_launcher(error))
+        if status == 1:
+            traceback.print_exc()
+    if line:
+        print(f"compress: {line}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Where Hydra ends: recipes and schema go in as config groups, plain dataclasses and one-line errors come out."""
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -12,6 +14,8 @@ from yaml import YAMLError
 from compress.config import Config, check
 from compress.errors import UserError
 from compress.help import RECIPES
+
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 def register(overrides: Sequence[str] = ()) -> None:
@@ -122,3 +126,15 @@ def explain(error: Exception) -> UserError:
         names = [line for line in lines[at + 1 :] if " " not in line and not line.startswith("Config")]
         return UserError(" ".join(lines[:at]), f"one of {', '.join(dict.fromkeys(names))}", "name one of these")
     return UserError(" ".join(lines), "keys and values that exist", "see python -m compress --help")
+
+
+def ending(error: Exception) -> tuple[int, str]:
+    """Exit status and last line of a run that `error` has ended: 2 for a user's own mistake, 1 for a fault of ours."""
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        error = explain(error)
+    elif isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+        room = "free space or change hydra.run.dir"
+        error = UserError(str(error), "files that can be written, and room for them", room)
+    if isinstance(error, UserError):
+        return 2, str(error)
+    return 1, f"stopped by a fault of its own: {type(error).__name__}: {' '.join(str(error).split())}"

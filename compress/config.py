@@ -191,7 +191,7 @@ class Config:
     )
     seed: int = option(0, "of splits, weights, augmentation and order", low=0, high=2**31 - 1)
     device: str = option("auto", "where training runs", choices=("auto", "cpu", "cuda"))
-    threads: int = option(0, "of torch and ONNX Runtime; 0: one a core", low=0, high=1024)
+    threads: int = option(0, "of torch and ONNX Runtime; 0: one a core, of those that this job has", low=0, high=1024)
 
 
 def check(config: Any, prefix: str = "") -> None:

@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 class Stopped(BaseException):
-    """A signal came while a network was trained, and the state of that training is saved.
+    """A signal has come; `where` says at what point, and what is kept.
 
     No Exception: what goes on after a fault, as the next job of a multirun does, must not go on after this.
     """
@@ -28,4 +28,4 @@ class Stopped(BaseException):
         self.signal, self.where = signal, where
 
     def __str__(self) -> str:
-        return f"received {self.signal.name} {self.where}; its state is saved"
+        return f"received {self.signal.name}{self.where}"

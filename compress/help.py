@@ -16,6 +16,7 @@ Compresses a trained image classifier: prune, distill, quantize to int8, a folde
     python -m compress recipe=NAME [group=option ...] [key=value ...]
     python -m compress recipe=FILE.yaml
     python -m compress --multirun recipe=NAME prune.ratio=0.3,0.5,0.7
+    python -m compress --multirun hydra/launcher=joblib ...      jobs beside each other; ray, submitit_slurm: too
 
 Recipes (recipe=NAME)
 {recipes}

@@ -1,7 +1,6 @@
 """The whole flow: each stage is taken as it is or run, saved, measured; the next one reads what was saved."""
 
 import logging
-import os
 import random
 import shutil
 import time
@@ -21,6 +20,7 @@ from compress.code import code_digest
 from compress.config import Config
 from compress.console import print_summary
 from compress.context import Context
+from compress.cores import cores
 from compress.curves import Curves
 from compress.data import load_data
 from compress.data.splits import Data
@@ -271,7 +271,7 @@ def _identity(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _prepare_machine(config: Config) -> tuple[torch.device, int]:
-    threads = config.threads or len(os.sched_getaffinity(0))
+    threads = config.threads or cores()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # else the first steps on nearly dead weights take many times as long
     if config.device == "cuda" and not torch.cuda.is_available():

@@ -1,9 +1,18 @@
-"""SIGTERM and SIGINT while a network is trained: they ask for the end, and the loop ends where its state is whole."""
+"""SIGTERM and SIGINT: anywhere they end a run in an orderly way, and a training where its state is whole."""
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from _thread import interrupt_main
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from compress.errors import Stopped
+
+_ENDS = (signal.SIGTERM, signal.SIGINT)
+_PARENT = os.getppid()  # as it was at the start: who is orphaned gets another one
+_LOOK_S = 1.0
 
 
 @contextmanager
@@ -14,23 +23,64 @@ def stop_requests() -> Iterator[list[signal.Signals]]:
     ignored, and a thread other than the main one, which Python lets handle no signal, receives none.
     """
     received: list[signal.Signals] = []
-    outside = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                outside[number] = signal.getsignal(number)
 
     def note(number: int, frame: object) -> None:
         received.append(signal.Signals(number))
         if signal.SIGINT in outside:
             signal.signal(signal.SIGINT, outside[signal.SIGINT])
 
-    for number in outside:
-        signal.signal(number, note)
-    try:
+    with _handled(note) as outside:
         yield received
-    finally:
-        for number, handler in outside.items():
-            signal.signal(number, handler)
     if received:
         signal.raise_signal(received[0])
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM and SIGINT raise Stopped, but in a training inside, which ends as `stop_requests` lets it."""
+    with _handled(raise_stopped):
+        yield
+
+
+def raise_stopped(number: int, frame: object) -> None:
+    """A handler of signals."""
+    raise Stopped(signal.Signals(number), "; what was finished or saved before is kept")
+
+
+@contextmanager
+def interrupted_by(sign: Path) -> Iterator[None]:
+    """As one SIGINT, once the file `sign` is there, or the process that started this one is gone.
+
+    A signal that is blocked comes through so; a subprocess that the main thread waits for ends first.
+    """
+    done = threading.Event()
+
+    def look() -> None:
+        while not (sign.exists() or os.getppid() != _PARENT):
+            if done.wait(_LOOK_S):
+                return
+        interrupt_main(signal.SIGINT)
+
+    watch = threading.Thread(target=look, daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watch.join()
+
+
+@contextmanager
+def _handled(handler: Callable[[int, object], None]) -> Iterator[dict[signal.Signals, object]]:
+    """Has `handler` take both signals, where they are not ignored and this is the main thread; yields what did so."""
+    outside = {}
+    if threading.current_thread() is threading.main_thread():
+        outside = {number: signal.getsignal(number) for number in _ENDS}
+        outside = {number: found for number, found in outside.items() if found is not signal.SIG_IGN}
+    for number in outside:
+        signal.signal(number, handler)
+    try:
+        yield outside
+    finally:
+        for number, found in outside.items():
+            signal.signal(number, found)

@@ -11,21 +11,26 @@ from compress.config import Config
 from compress.controls import check_controls, run_controls
 from compress.errors import UserError
 from compress.files import CONTROLS, REPEATS, write_json
+from compress.measure.neighbours import announced
 from compress.pipeline import run_pipeline
 from compress.report.write import write_run
 
 log = logging.getLogger("compress")
 
 
-def run_study(config: Config, folder: Path) -> None:
+def run_study(config: Config, folder: Path, wait: bool = False) -> None:
     """The run in `folder`; those on `repeat.seeds` and the controls in folders of their own below it.
 
-    Each of them goes on where it was, as the run itself does. Raises UserError as `run_pipeline`, and where another
-    process writes into `folder`.
+    Each of them goes on where it was, as the run itself does. Where another process writes into `folder`, this one
+    waits for it, or else raises UserError. Raises UserError as `run_pipeline` does.
     """
     check_controls(config)
-    with held(folder, "run", lambda holder: _refuse(folder, holder)):
+    with held(folder, "run", lambda holder: (_wait if wait else _refuse)(folder, holder)), announced():
         _run_all(config, folder)
+
+
+def _wait(folder: Path, holder: dict[str, Any]) -> None:
+    log.info("waiting for process %s on %s, which writes into %s", holder.get("pid"), holder.get("host"), folder)
 
 
 def _refuse(folder: Path, holder: dict[str, Any]) -> None:

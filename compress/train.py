@@ -49,7 +49,9 @@ def train(
                 _require_finite_weights(training)
                 context.checkpoint.save(training.tensors(), training.values())
             if signals:
-                raise Stopped(signals[0], f"after step {training.step} of {training.steps} of {name}")
+                raise Stopped(
+                    signals[0], f" after step {training.step} of {training.steps} of {name}; its state is saved"
+                )
 
         while training.epoch <= epochs:
             before_epoch(training.epoch)

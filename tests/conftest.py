@@ -16,6 +16,7 @@ from compress.config import (
     QuantizeConfig,
     TeacherConfig,
 )
+from compress.measure import neighbours
 from compress.models import ZOO, Entry
 
 torch.set_num_threads(1)
@@ -54,6 +55,12 @@ def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def resnet8() -> None:
     """A network of three blocks, known to the zoo while the tests run."""
     ZOO["resnet8"] = Entry("He et al. 2015, section 4.2, with one block a group", depth=8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_neighbours(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests go on beside each other: none is told of another one's runs."""
+    neighbours.FOLDER = tmp_path_factory.mktemp("neighbours")
 
 
 def make_tiny_config(npz: Path) -> Config:

@@ -13,6 +13,7 @@ from compress.errors import UserError
 from compress.measure.cuda import PEAK_MEMORY, peak_memory, reset_peak_memory
 from compress.measure.energy import NOT_INSTALLED
 from compress.measure.figures import Missing
+from compress.measure.neighbours import runs_beside
 
 if TYPE_CHECKING:
     from codecarbon import OfflineEmissionsTracker
@@ -28,10 +29,11 @@ def spending(country: str | None, device: torch.device) -> Iterator[dict[str, An
     """Measures what is computed inside; the figures are in the dict once that is done.
 
     The energy is that of the whole machine, sampled by a thread: from counters where codecarbon finds any, else
-    modelled from the CPU's name and load and the size of the memory. CO2 is by the electricity mix of `country`, as
-    `require_country` takes it.
+    modelled from the CPU's name and load and the size of the memory, so there is none where other runs went on at the
+    start or the end. CO2 is by the electricity mix of `country`, as `require_country` takes it.
     """
     figures: dict[str, Any] = {}
+    beside = runs_beside()
     reset_peak_memory(device)
     if find_spec("codecarbon") is None:
         yield figures
@@ -44,7 +46,9 @@ def spending(country: str | None, device: torch.device) -> Iterator[dict[str, An
                 yield figures
             finally:
                 tracker.stop()
-        figures |= _estimate(tracker)
+        beside = max(beside, runs_beside())
+        shared = Missing(f"{beside} other runs went on beside it, and the estimate is of the whole machine")
+        figures |= dict.fromkeys((ENERGY, CO2), shared) if beside else _estimate(tracker)
     figures[PEAK_MEMORY] = peak_memory(device)
 
 

@@ -17,7 +17,8 @@ from compress.measure.cuda import cuda_latency
 from compress.measure.deployed import deployed_figures, joule_per_image, profile
 from compress.measure.environment import environment
 from compress.measure.examples import Examples
-from compress.measure.figures import with_causes
+from compress.measure.figures import Missing, with_causes
+from compress.measure.neighbours import runs_beside
 from compress.measure.targets import target_figures
 from compress.restore import float_network, restore, restore_float
 
@@ -48,6 +49,7 @@ def measure_stage(
     is what computing the stage took, `left_out` names the further targets whose files lie there, each with the layers
     that its runtime does not run as asked.
     """
+    beside = runs_beside()
     saved = restore(folder, device)
     runners = {"onnx": onnx_runner(folder / ONNX, threads)} | {
         name: load_target(name).open_runner(folder / TARGETS[name][0], threads) for name in left_out
@@ -65,10 +67,12 @@ def measure_stage(
         "macs": macs,
         **deployed_figures(folder / ONNX, teacher / ONNX, data.shape, config, threads),
         "targets": target_figures(folder, left_out, found, data.shape, config, threads),
-        "energy_joule_per_image": joule_per_image(folder / ONNX, data.shape, threads),
+        "energy_joule_per_image": Missing(f"{beside} other runs drew from the same counters")
+        if beside
+        else joule_per_image(folder / ONNX, data.shape, threads),
         **cuda_latency(folder, data.shape, device, config.repetitions),
         **spent,
-        "environment": environment(threads),
+        "environment": environment(threads) | {"runs_beside": max(beside, runs_beside())},
     }
     shown = None
     if examples:

@@ -21,13 +21,12 @@ from compress.files import (
     SENSITIVITY,
     SPEC,
     STAGE,
+    STATUS,
     digest_of_file,
     inside,
 )
 
 SUMMARY, LOG = "summary.json", "compress.log"
-
-_ERROR = " ERROR compress: "  # before the message of a line of the log
 
 
 @dataclass
@@ -112,11 +111,9 @@ def is_run(folder: Path) -> bool:
 
 
 def failure(folder: Path) -> str:
-    """Why a run ended early: the last error in its log, or where it stood."""
-    path = folder / LOG
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    errors = [line.partition(_ERROR)[2] for line in lines if _ERROR in line]
-    return errors[-1] if errors else "it stopped without an error in its log: it was interrupted, or still runs"
+    """Why a run ended early, as it wrote down itself, or what else can be said of it."""
+    status = _read_json(folder / STATUS) if (folder / STATUS).is_file() else {}
+    return status.get("error", "it ended without a word: it was killed, or still runs")
 
 
 def stage_folders(folder: Path) -> list[Path]:

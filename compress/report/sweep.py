@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from compress.errors import UserError
@@ -153,12 +154,23 @@ def cautions(sweep: Sweep) -> list[str]:
     if len(machines) > 1:
         named = "; ".join(sorted(f"{cpu}, {threads} threads" for cpu, threads in machines))
         found.append(f"The times are not comparable, they were taken on different machines or threads: {named}.")
+    busy = [entry.name for entry, item in zip(sweep.entries, metrics, strict=True) if _beside(item)]
+    if busy:
+        found.append(
+            f"Up to {max(map(_beside, metrics))} other runs went on while these were timed: {', '.join(busy)}. "
+            "The same command without a launcher and with other measure.repetitions only times them again."
+        )
     if len({entry.run.last.record["inputs"]["data_fingerprint"] for entry in sweep.entries}) > 1:
         found.append("The accuracies are not comparable: the runs have read different images.")
     changed = [entry.name for entry in sweep.entries if entry.run.remarks]
     if changed:
         found.append(f"Files are missing or were changed since they were written, in {', '.join(changed)}.")
     return found
+
+
+def _beside(metrics: dict[str, Any]) -> int:
+    """How many runs shared the machine with this one while it was measured."""
+    return metrics["environment"].get("runs_beside", 0)
 
 
 def sweep_rows(sweep: Sweep) -> list[Row]:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from compress.errors import UserError
-from compress.report.sweep import load_sweep, sweep_markdown, sweep_page, sweep_rows, sweep_verdict
+from compress.files import STATUS, write_json
+from compress.report.sweep import cautions, load_sweep, sweep_markdown, sweep_page, sweep_rows, sweep_verdict
 from compress.report.write import write_report
 from tests.report.tiny_run import write_tiny_run
 
@@ -29,11 +30,13 @@ def sweep_folder(tmp_path: Path) -> Path:
         size_bytes=30_000,
     )
     (tmp_path / "3").mkdir()
-    log = "2026-01-01 00:00:00,000 ERROR compress: received prune.ratio=0.94; expected <less>; to mend it: lower it\n"
-    (tmp_path / "3" / "compress.log").write_text(log)
+    (tmp_path / "3" / "compress.log").write_text("2026-01-01 00:00:00,000 ERROR compress: of an earlier start\n")
+    error = "received prune.ratio=0.94; expected <less>; to mend it: lower it"
+    write_json(tmp_path / "3" / STATUS, {"id": "a", "state": "failed", "error": error, "exit": 2})
     stopped = write_tiny_run(tmp_path / "4")
     (stopped / "summary.json").unlink()
     (stopped / "04_quantize" / "stage.json").unlink()
+    write_json(stopped / STATUS, {"id": "b", "state": "running"})
     return tmp_path
 
 
@@ -42,10 +45,7 @@ def test_every_run_is_there_in_the_order_of_the_jobs(sweep_folder: Path) -> None
     assert [entry.name for entry in sweep.entries] == ["0", "2", "10"]
     assert sweep.failed == [
         ("3", "received prune.ratio=0.94; expected <less>; to mend it: lower it (without a finished stage)"),
-        (
-            "4",
-            "it stopped without an error in its log: it was interrupted, or still runs (without 04_quantize)",
-        ),
+        ("4", "it ended without a word: it was killed, or still runs (without 04_quantize)"),
     ]
 
 
@@ -83,6 +83,14 @@ def test_figures_of_different_machines_are_not_compared_in_silence(tmp_path: Pat
     write_tiny_run(tmp_path / "a")
     write_tiny_run(tmp_path / "b", environment={"cpu": "Another", "threads": 4, "versions": {"onnxruntime": "1.23"}})
     assert "A CPU, 1 threads; Another, 4 threads" in sweep_page(load_sweep(tmp_path, "report.html"))
+
+
+def test_runs_that_were_timed_beside_others_are_named(tmp_path: Path) -> None:
+    place = {"cpu": "A CPU", "threads": 1, "versions": {"onnxruntime": "1.23"}}
+    for name, beside in (("a", {}), ("b", {"runs_beside": 0}), ("c", {"runs_beside": 3})):
+        write_tiny_run(tmp_path / name, environment=place | beside)
+    (line,) = cautions(load_sweep(tmp_path, "report.html"))
+    assert line.startswith("Up to 3 other runs went on while these were timed: c. ")
 
 
 def test_both_files_are_written_and_escaped(sweep_folder: Path) -> None:

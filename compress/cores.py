@@ -1,0 +1,56 @@
+"""How many threads a run may start: the cores that the system gives its process, divided where jobs run beside it."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """Cores of this process: those it is pinned to, or fewer where its control group's quota is lower."""
+    pinned = len(os.sched_getaffinity(0))
+    return max(1, min(pinned, int(min(_quotas(), default=pinned))))
+
+
+def share(launcher: Mapping[str, Any]) -> int:
+    """Cores of one of the jobs of a sweep; `launcher` is Hydra's node for what runs them."""
+    name = launcher["_target_"].rpartition(".")[2]
+    if name == "JoblibLauncher":
+        at_once = launcher["n_jobs"] or 1
+        return max(1, cores() // (at_once if at_once > 0 else max(1, cores() + 1 + at_once)))  # -1: as many as cores
+    if name in ("SlurmLauncher", "LocalLauncher"):
+        reserved = launcher["cpus_per_task"] or cores()
+    elif name == "RayLauncher":
+        reserved = launcher["ray"]["remote"].get("num_cpus", 1)  # a part of one, and 0, are one too
+    else:
+        reserved = cores()  # the jobs take turns
+    return max(1, min(int(reserved), cores()))
+
+
+def _quotas(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> list[float]:
+    """Cores that each control group of this process, and each around it, may keep busy; none where none is limited."""
+    paths = dict(line.split(":", 2)[1:] for line in own.read_text().splitlines()) if own.is_file() else {}
+    found = []
+    for controllers, path in paths.items():
+        if controllers == "":  # version 2
+            files = [folder / "cpu.max" for folder in _upwards(cgroups, path)]
+            texts = [file.read_text().split() for file in files if file.is_file()]
+        elif "cpu" in controllers.split(","):
+            folders = _upwards(cgroups / "cpu", path)
+            texts = [_version_1(folder) for folder in folders if (folder / "cpu.cfs_quota_us").is_file()]
+        else:
+            continue
+        found += [int(quota) / int(period) for quota, period in texts if quota not in ("max", "-1")]
+    return found
+
+
+def _upwards(root: Path, path: str) -> list[Path]:
+    """The folder of a control group and of those around it, as far as this process sees them."""
+    folder = root / path.lstrip("/")
+    return [place for place in (folder, *folder.parents) if place.is_relative_to(root)]
+
+
+def _version_1(folder: Path) -> list[str]:
+    return [(folder / name).read_text().strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]

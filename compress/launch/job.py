@@ -1,0 +1,80 @@
+"""One run as Hydra starts it: in the command's own process, or in one that a launcher has made for a job of a sweep."""
+
+import logging
+import signal
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import rich
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.logging import RichHandler
+
+from compress.compose import ending, to_config
+from compress.cores import share
+from compress.errors import Stopped
+from compress.files import STATUS, write_json
+from compress.signals import interrupted_by, stoppable
+
+STOP = "stop"  # a file in a sweep's folder: its jobs save what they do, and end
+
+log = logging.getLogger("compress")
+
+
+def run(composed: DictConfig) -> None:
+    """Runs what Hydra has composed, and leaves in the run's folder how that ended.
+
+    Of a sweep's job nothing is raised, for each launcher would do something else with it, but for Stopped where the
+    jobs take turns in the process of the command: it ends them all.
+    """
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    note = {"id": uuid.uuid4().hex}  # tells this start from those before it in the same folder
+    write_json(folder / STATUS, note | {"state": "running"})
+    try:
+        with _own_process(hydra) if runs_beside_others(hydra) else nullcontext():
+            _study(composed, folder, hydra)
+    except Stopped as stop:
+        write_json(folder / STATUS, note | {"state": "stopped", "error": str(stop), "exit": 128 + stop.signal})
+        if not runs_beside_others(hydra):
+            raise
+    except Exception as error:
+        status, line = ending(error)
+        write_json(folder / STATUS, note | {"state": "failed", "error": line, "exit": status})
+        if hydra.mode != RunMode.MULTIRUN:
+            raise
+        log.error("%s", line, exc_info=status == 1)
+    else:
+        write_json(folder / STATUS, note | {"state": "finished"})
+
+
+def runs_beside_others(hydra: HydraConf) -> bool:
+    """Whether a config is of a sweep whose jobs have processes of their own; `hydra` is its node of that name."""
+    return hydra.mode == RunMode.MULTIRUN and not hydra.launcher["_target_"].endswith(".BasicLauncher")
+
+
+def _study(composed: DictConfig, folder: Path, hydra: HydraConf) -> None:
+    config = to_config(composed)
+    if runs_beside_others(hydra):
+        config.threads = config.threads or share(OmegaConf.to_container(hydra.launcher))
+    from compress.study import run_study  # after the check: torch takes seconds to import
+
+    run_study(config, folder, wait=hydra.mode == RunMode.MULTIRUN)
+
+
+@contextmanager
+def _own_process(hydra: HydraConf) -> Iterator[None]:
+    """Fits a process that a launcher has made to a job: what it prints, and how it is stopped."""
+    rich.reconfigure(force_terminal=False)  # the bars of several jobs would overwrite each other
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, RichHandler):
+            handler.setFormatter(logging.Formatter(f"#{hydra.job.num} %(message)s"))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background has it ignored
+    if "submitit" in hydra.launcher["_target_"]:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends one while submitit queues the job again
+    with stoppable(), interrupted_by(Path(hydra.sweep.dir) / STOP):
+        yield
