@@ -38,6 +38,9 @@ class TeacherConfig:
     """The network to compress."""
 
     model: str = option("mobilenet_v2", "a name in the zoo")
+    factory: Optional[str] = option(
+        None, "package.module:function that returns a network of your own, in place of teacher.model"
+    )
     stem: str = option(
         "auto",
         "small: strides for few pixels; imagenet: as published; auto: small up to 64 pixels",
@@ -189,6 +192,9 @@ class Config:
     controls: bool = option(
         False, "also run plainer ways to such a network on the same budget, to tell what each step brings"
     )
+    preflight: bool = option(
+        False, "tell in seconds, without training, what can be pruned and quantized and what to expect of it"
+    )
     seed: int = option(0, "of splits, weights, augmentation and order", low=0, high=2**31 - 1)
     device: str = option("auto", "where training runs", choices=("auto", "cpu", "cuda"))
     threads: int = option(0, "of torch and ONNX Runtime; 0: one a core", low=0, high=1024)
@@ -219,7 +225,11 @@ def check(config: Any, prefix: str = "") -> None:
         _check_targets(config.targets)
     if isinstance(config, RepeatConfig) and len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"repeat.seeds={as_typed(config.seeds)}", "each seed once", "remove the repeated one")
-    if isinstance(config, TeacherConfig) and config.epochs == 0 and not (config.checkpoint or config.weights):
+    if (
+        isinstance(config, TeacherConfig)
+        and config.epochs == 0
+        and not (config.checkpoint or config.weights or config.factory)
+    ):
         raise UserError(
             "teacher.epochs=0 and no weights",
             "a trained teacher, or epochs to train one",

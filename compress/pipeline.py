@@ -31,6 +31,7 @@ from compress.measure.figures import taken_before
 from compress.measure.spent import SPENT, require_country, spending
 from compress.measure.stage import measure_stage
 from compress.models import check_model
+from compress.models.own import OWN, own_digest, prepare_own
 from compress.quantization.export import export_onnx
 from compress.quantization.inspect import inspect_quantization, require_quantized
 from compress.quantization.target import choose_target, mismatch
@@ -73,13 +74,16 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     Raises UserError for a mistake in the settings or the data.
     """
     check_order(config.stages)
-    check_model(config.teacher.model, "teacher.model")
+    if not config.teacher.factory:
+        check_model(config.teacher.model, "teacher.model")
     if config.distill.student:
         check_model(config.distill.student, "distill.student")
     require_installed(config.export.targets)
     require_country(config.measure.country)
-    device, threads = _prepare_machine(config)
+    device, threads = prepare_machine(config)
     data = load_data(config.data, config.seed)
+    if config.teacher.factory:
+        prepare_own(config.teacher.factory, data.shape, len(data.classes), config.seed)
     run = _Run(config, data, device, threads, Cache(Path(config.cache.dir)) if config.cache.enabled else None)
     sizes = ", ".join(f"{count} {split}" for split, count in data.sizes.items())
     log.info("%s: %s images, %d classes", config.data.name, sizes, len(data.classes))
@@ -260,6 +264,7 @@ def _inputs(name: str, run: _Run, parent: dict[str, str] | None) -> dict[str, An
         "device": run.device.type,
         "parent": parent,
         "checkpoint": files.digest_of_file(config.teacher.checkpoint) if name == "teacher" else None,
+        **({"own": own_digest(OWN[config.teacher.factory])} if name == "teacher" and config.teacher.factory else {}),
         "code": code_digest(STAGES[name].__module__, measure_stage.__module__, export_onnx.__module__),
         "versions": versions(),
     }
@@ -270,7 +275,8 @@ def _identity(record: dict[str, Any]) -> dict[str, str]:
     return {"key": record["key"]} | {name: record["files"][name] for name in (files.MODEL, files.SPEC)}
 
 
-def _prepare_machine(config: Config) -> tuple[torch.device, int]:
+def prepare_machine(config: Config) -> tuple[torch.device, int]:
+    """Sets torch up for a run; the device and the number of threads. Raises UserError for a GPU that is not there."""
     threads = config.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # else the first steps on nearly dead weights take many times as long

@@ -12,6 +12,7 @@ from compress.controls import check_controls, run_controls
 from compress.errors import UserError
 from compress.files import CONTROLS, REPEATS, write_json
 from compress.pipeline import run_pipeline
+from compress.preflight import run_preflight
 from compress.report.write import write_run
 
 log = logging.getLogger("compress")
@@ -24,6 +25,9 @@ def run_study(config: Config, folder: Path) -> None:
     process writes into `folder`.
     """
     check_controls(config)
+    if config.preflight:
+        run_preflight(config, folder)
+        return
     with held(folder, "run", lambda holder: _refuse(folder, holder)):
         _run_all(config, folder)
 
