@@ -26,6 +26,7 @@ from compress.data import load_data
 from compress.data.splits import Data
 from compress.errors import UserError
 from compress.export import TARGETS, Source, load_target, require_installed
+from compress.labelling import labelled_by
 from compress.measure.environment import cpu_flags, cpu_name, versions
 from compress.measure.figures import taken_before
 from compress.measure.spent import SPENT, require_country, spending
@@ -82,6 +83,12 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     require_country(config.measure.country)
     device, threads = prepare_machine(config)
     data = load_data(config.data, config.seed)
+    if not data.labelled and config.teacher.epochs:
+        raise UserError(
+            f"train images without labels and teacher.epochs={config.teacher.epochs}",
+            "a trained teacher, whose answers stand in for them",
+            "set teacher.epochs=0 and teacher.checkpoint=FILE, or give labels",
+        )
     if config.teacher.factory:
         prepare_own(config.teacher.factory, data.shape, len(data.classes), config.seed)
     run = _Run(config, data, device, threads, Cache(Path(config.cache.dir)) if config.cache.enabled else None)
@@ -139,6 +146,8 @@ def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
     config, data = run.config, run.data
     current = restore(done[-1], run.device) if done else None
     teacher = restore(done[0], run.device) if done else None
+    if teacher and not data.labelled:
+        data = labelled_by(teacher.network, data, run.device)
     seed = _stage_seed(config, name)
     _seed_everything(seed)
     checkpoint = Checkpoint(files.training_file(stage), key, config.train.checkpoint_minutes)
@@ -152,6 +161,8 @@ def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
         if result.spec.quantization and (remark := mismatch(result.spec.quantization["target"], cpu_flags())):
             log.warning("%s: %s", name, remark)
             result.notes["target"] = remark
+        if data is not run.data:
+            result.notes["labels"] = "the teacher's likeliest class of each train image: they have none of their own"
         if result.sensitivity:
             _write_sensitivity(result.sensitivity, stage, curves)
         metrics = _deploy(name, stage, done[0] if done else stage, spent, run)

@@ -18,7 +18,7 @@ LAYERS = [
     {"stages"},
     {"measure"},
     {"restore"},
-    {"losses", "pruning"},
+    {"losses", "pruning", "labelling"},
     {"train"},
     {"context", "training"},
     {"checkpoint", "signals"},
