@@ -50,6 +50,12 @@ class TeacherConfig:
     weights: Optional[str] = option(None, "torchvision's name of pretrained weights, e.g. IMAGENET1K_V1")
     epochs: int = option(12, "0 with a checkpoint: the teacher is taken as it is", low=0, high=10000)
     lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
+    freeze_epochs: int = option(
+        0, "fine-tuning: so many epochs at the start train the last layer alone", low=0, high=10000
+    )
+    lr_decay: float = option(
+        1.0, "fine-tuning: each block's learning rate is this share of that of the block behind it", low=0.01, high=1.0
+    )
 
 
 @dataclass

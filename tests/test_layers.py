@@ -18,7 +18,7 @@ LAYERS = [
     {"stages"},
     {"measure"},
     {"restore"},
-    {"losses", "pruning", "labelling"},
+    {"losses", "pruning", "labelling", "transfer"},
     {"train"},
     {"context", "training"},
     {"checkpoint", "signals"},

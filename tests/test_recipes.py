@@ -51,9 +51,9 @@ def small_config(recipe: str, folder: Path) -> Config:
     changes = [f"recipe={recipe}", *SMALL]
     for stage in ("teacher", "prune", "distill", "quantize"):
         changes.append(f"{stage}.epochs=1")
-    if recipe == "unlabelled_int8":
-        changes.append("data=npz")  # tests/test_labelling.py goes through images without labels
-    if recipe in ("fashion_mobilenet_int8", "mobilenet_int8_ptq", "unlabelled_int8"):
+    if recipe in ("transfer_mobilenet_int8", "unlabelled_int8"):  # files of images are tests/data's
+        changes += ["data=npz", "teacher.weights=null", "teacher.freeze_epochs=0"]
+    if recipe != "mobilenet_int8" and not recipe.startswith("resnet56"):
         changes.append("teacher.model=resnet8")  # MobileNetV2 goes through mobilenet_int8
     if recipe == "resnet56_cifar_int8":
         torch.manual_seed(0)

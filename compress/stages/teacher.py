@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+import torch
 from torch import nn
 
 from compress.artifact import Artifact, Spec
@@ -11,6 +12,7 @@ from compress.losses import label_loss
 from compress.models import Architecture, build
 from compress.models.checkpoint import load_checkpoint
 from compress.train import train
+from compress.transfer import freezing, lr_shares
 
 _SMALL_PIXELS = 64  # at 64 the published strides leave 2x2
 
@@ -20,7 +22,10 @@ def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact
     data = context.data
     network, architecture = untrained(config, data.shape, len(data.classes))
     loss = label_loss(context.train.label_smoothing)
-    history = train(network, loss, context, "teacher", config.epochs, config.lr)
+    image = torch.zeros(1, *data.shape)
+    before_epoch = freezing(network, image, config.freeze_epochs) if config.freeze_epochs else lambda epoch: None
+    shares = lr_shares(network, image, config.lr_decay) if config.lr_decay < 1 else None
+    history = train(network, loss, context, "teacher", config.epochs, config.lr, before_epoch, shares)
     spec = Spec(
         architecture=asdict(architecture),
         classes=data.classes,
