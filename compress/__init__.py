@@ -4,10 +4,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
+    from compress.api import Result
     from compress.predict import Classifier
 
 __version__ = "0.1.0"
+
+
+def run(recipe: str, **settings: "Any") -> "Result":
+    """Runs a recipe on a network and images in memory: `run("mobilenet_int8", model=, data=, overrides=, folder=)`.
+
+    `compress.api.run` has the details.
+    """
+    from compress.api import run
+
+    return run(recipe, **settings)
 
 
 def load(run: "str | Path") -> "Classifier":

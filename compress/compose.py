@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,7 +15,7 @@ from yaml import YAMLError
 
 from compress.config import Config, check
 from compress.errors import UserError
-from compress.help import RECIPES
+from compress.help import CONF, RECIPES
 
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
@@ -82,10 +84,13 @@ def read_recipe(path: Path) -> DictConfig:
     return OmegaConf.create(content)
 
 
+_CODE = ("hydra", "factory")  # keys whose values name code: Hydra's own, and teacher.factory
+
+
 def _strange(content: Any) -> str | None:
     """The first thing in a recipe that is more than a setting."""
     if isinstance(content, dict):
-        owned = [name for name in content if not isinstance(name, str) or name.startswith("_") or name == "hydra"]
+        owned = [name for name in content if not isinstance(name, str) or name.startswith("_") or name in _CODE]
         return f"the key {owned[0]}" if owned else next(filter(None, map(_strange, content.values())), None)
     if isinstance(content, list):
         return next(filter(None, map(_strange, content)), None)
@@ -101,6 +106,26 @@ def _strange_default(defaults: Any) -> str | None:
         if not named or not entry["override /data"].replace("_", "").isalnum():
             return f"{entry} under defaults"
     return None
+
+
+def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """The checked config of a recipe, by name or file, outside Hydra's command line.
+
+    Raises UserError for a recipe, a key or a value that cannot be.
+    """
+    arguments = [f"recipe={recipe}", *overrides]
+    register(arguments)
+    around = GlobalHydra.instance().hydra  # of a Hydra application that calls us
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            return to_config(compose("config", arguments))
+    except HydraException as error:
+        raise explain(error) from error
+    finally:
+        GlobalHydra.instance().clear()
+        if around is not None:
+            GlobalHydra.instance().initialize(around)
 
 
 def to_config(composed: DictConfig) -> Config:

@@ -38,6 +38,9 @@ class TeacherConfig:
     """The network to compress."""
 
     model: str = option("mobilenet_v2", "a name in the zoo")
+    factory: Optional[str] = option(
+        None, "package.module:function that returns a network of your own, in place of teacher.model"
+    )
     stem: str = option(
         "auto",
         "small: strides for few pixels; imagenet: as published; auto: small up to 64 pixels",
@@ -47,6 +50,12 @@ class TeacherConfig:
     weights: Optional[str] = option(None, "torchvision's name of pretrained weights, e.g. IMAGENET1K_V1")
     epochs: int = option(12, "0 with a checkpoint: the teacher is taken as it is", low=0, high=10000)
     lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
+    freeze_epochs: int = option(
+        0, "fine-tuning: so many epochs at the start train the last layer alone", low=0, high=10000
+    )
+    lr_decay: float = option(
+        1.0, "fine-tuning: each block's learning rate is this share of that of the block behind it", low=0.01, high=1.0
+    )
 
 
 @dataclass
@@ -189,6 +198,9 @@ class Config:
     controls: bool = option(
         False, "also run plainer ways to such a network on the same budget, to tell what each step brings"
     )
+    preflight: bool = option(
+        False, "tell in seconds, without training, what can be pruned and quantized and what to expect of it"
+    )
     seed: int = option(0, "of splits, weights, augmentation and order", low=0, high=2**31 - 1)
     device: str = option("auto", "where training runs", choices=("auto", "cpu", "cuda"))
     threads: int = option(0, "of torch and ONNX Runtime; 0: one a core, of those that this job has", low=0, high=1024)
@@ -219,7 +231,11 @@ def check(config: Any, prefix: str = "") -> None:
         _check_targets(config.targets)
     if isinstance(config, RepeatConfig) and len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"repeat.seeds={as_typed(config.seeds)}", "each seed once", "remove the repeated one")
-    if isinstance(config, TeacherConfig) and config.epochs == 0 and not (config.checkpoint or config.weights):
+    if (
+        isinstance(config, TeacherConfig)
+        and config.epochs == 0
+        and not (config.checkpoint or config.weights or config.factory)
+    ):
         raise UserError(
             "teacher.epochs=0 and no weights",
             "a trained teacher, or epochs to train one",

@@ -26,11 +26,13 @@ from compress.data import load_data
 from compress.data.splits import Data
 from compress.errors import UserError
 from compress.export import TARGETS, Source, load_target, require_installed
+from compress.labelling import labelled_by
 from compress.measure.environment import cpu_flags, cpu_name, versions
 from compress.measure.figures import taken_before
 from compress.measure.spent import SPENT, require_country, spending
 from compress.measure.stage import measure_stage
 from compress.models import check_model
+from compress.models.own import OWN, own_digest, prepare_own
 from compress.quantization.export import export_onnx
 from compress.quantization.inspect import inspect_quantization, require_quantized
 from compress.quantization.target import choose_target, mismatch
@@ -73,13 +75,22 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     Raises UserError for a mistake in the settings or the data.
     """
     check_order(config.stages)
-    check_model(config.teacher.model, "teacher.model")
+    if not config.teacher.factory:
+        check_model(config.teacher.model, "teacher.model")
     if config.distill.student:
         check_model(config.distill.student, "distill.student")
     require_installed(config.export.targets)
     require_country(config.measure.country)
-    device, threads = _prepare_machine(config)
+    device, threads = prepare_machine(config)
     data = load_data(config.data, config.seed)
+    if not data.labelled and config.teacher.epochs:
+        raise UserError(
+            f"train images without labels and teacher.epochs={config.teacher.epochs}",
+            "a trained teacher, whose answers stand in for them",
+            "set teacher.epochs=0 and teacher.checkpoint=FILE, or give labels",
+        )
+    if config.teacher.factory:
+        prepare_own(config.teacher.factory, data.shape, len(data.classes), config.seed)
     run = _Run(config, data, device, threads, Cache(Path(config.cache.dir)) if config.cache.enabled else None)
     sizes = ", ".join(f"{count} {split}" for split, count in data.sizes.items())
     log.info("%s: %s images, %d classes", config.data.name, sizes, len(data.classes))
@@ -135,6 +146,8 @@ def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
     config, data = run.config, run.data
     current = restore(done[-1], run.device) if done else None
     teacher = restore(done[0], run.device) if done else None
+    if teacher and not data.labelled:
+        data = labelled_by(teacher.network, data, run.device)
     seed = _stage_seed(config, name)
     _seed_everything(seed)
     checkpoint = Checkpoint(files.training_file(stage), key, config.train.checkpoint_minutes)
@@ -148,6 +161,8 @@ def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
         if result.spec.quantization and (remark := mismatch(result.spec.quantization["target"], cpu_flags())):
             log.warning("%s: %s", name, remark)
             result.notes["target"] = remark
+        if data is not run.data:
+            result.notes["labels"] = "the teacher's likeliest class of each train image: they have none of their own"
         if result.sensitivity:
             _write_sensitivity(result.sensitivity, stage, curves)
         metrics = _deploy(name, stage, done[0] if done else stage, spent, run)
@@ -260,6 +275,7 @@ def _inputs(name: str, run: _Run, parent: dict[str, str] | None) -> dict[str, An
         "device": run.device.type,
         "parent": parent,
         "checkpoint": files.digest_of_file(config.teacher.checkpoint) if name == "teacher" else None,
+        **({"own": own_digest(OWN[config.teacher.factory])} if name == "teacher" and config.teacher.factory else {}),
         "code": code_digest(STAGES[name].__module__, measure_stage.__module__, export_onnx.__module__),
         "versions": versions(),
     }
@@ -270,7 +286,8 @@ def _identity(record: dict[str, Any]) -> dict[str, str]:
     return {"key": record["key"]} | {name: record["files"][name] for name in (files.MODEL, files.SPEC)}
 
 
-def _prepare_machine(config: Config) -> tuple[torch.device, int]:
+def prepare_machine(config: Config) -> tuple[torch.device, int]:
+    """Sets torch up for a run; the device and the number of threads. Raises UserError for a GPU that is not there."""
     threads = config.threads or cores()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # else the first steps on nearly dead weights take many times as long

@@ -31,9 +31,10 @@ class Classifier:
             self.path.read_bytes(), options, providers=["CPUExecutionProvider"]
         )
 
-    def predict(self, images: Sequence[str | Path | Image.Image]) -> list[dict[str, float]]:
-        """Of each image, a file or a Pillow image: every class with its probability, the likeliest first.
+    def predict(self, images: Sequence[str | Path | Image.Image | np.ndarray]) -> list[dict[str, float]]:
+        """Of each image every class with its probability, the likeliest first.
 
+        An image is a file, an array uint8 (H, W), (H, W, 1) or (H, W, 3), or a Pillow image.
         Raises UserError for a file that holds no image.
         """
         found = []
@@ -87,15 +88,24 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _open(image: str | Path | Image.Image) -> Image.Image:
+def _open(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
     try:
         with Image.open(image) as opened:
             opened.load()
             return opened
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{image}: {error}", "an image that can be decoded", "name another file") from error
+
+
+def _from_array(image: np.ndarray) -> Image.Image:
+    pixels = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise UserError(f"an array {image.dtype} {image.shape}", "uint8 (H, W), (H, W, 1) or (H, W, 3)", "convert it")
+    return Image.fromarray(pixels)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

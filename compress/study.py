@@ -13,6 +13,7 @@ from compress.errors import UserError
 from compress.files import CONTROLS, REPEATS, write_json
 from compress.measure.neighbours import announced
 from compress.pipeline import run_pipeline
+from compress.preflight import run_preflight
 from compress.report.write import write_run
 
 log = logging.getLogger("compress")
@@ -25,6 +26,9 @@ def run_study(config: Config, folder: Path, wait: bool = False) -> None:
     waits for it, or else raises UserError. Raises UserError as `run_pipeline` does.
     """
     check_controls(config)
+    if config.preflight:
+        run_preflight(config, folder)
+        return
     with held(folder, "run", lambda holder: (_wait if wait else _refuse)(folder, holder)), announced():
         _run_all(config, folder)
 

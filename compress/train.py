@@ -30,16 +30,18 @@ def train(
     epochs: int,
     lr: float,
     before_epoch: Callable[[int], None] = lambda epoch: None,
+    lr_shares: dict[str, float] | None = None,
 ) -> list[dict[str, float]]:
     """Trains `network` in place, keeps the epoch with the best validation accuracy, returns a row an epoch.
 
     The learning rate rises to `lr` over `train.warmup` of the steps and falls to 0 along a cosine. The network ends in
     eval mode. A training that `context.checkpoint` holds goes on behind its last step; `before_epoch` must then do for
-    its epoch what the calls for those before it did. Raises UserError, which names the step, where a loss or a weight
-    is not finite, and Stopped once a signal has come and the state is saved.
+    its epoch what the calls for those before it did. `lr_shares` tells of each parameter which share of the learning
+    rate it gets; the largest is 1. Raises UserError, which names the step, where a loss or a weight is not finite, and
+    Stopped once a signal has come and the state is saved.
     """
     network.to(context.device, memory_format=torch.channels_last)
-    training = _begin(network, context, name, epochs, lr)
+    training = _begin(network, context, name, epochs, lr, lr_shares)
     requests = stop_requests() if context.checkpoint else nullcontext([])
     with progress(name, training.steps, training.step) as bar, requests as signals:
 
@@ -54,6 +56,7 @@ def train(
                 )
 
         while training.epoch <= epochs:
+            network.train()
             before_epoch(training.epoch)
             _finish_steps(training, loss, context, keep, bar)
             val_loss, val_top1 = validate(network, context.data.val, context.device, keep)
@@ -97,10 +100,12 @@ def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     return images.to(device, memory_format=torch.channels_last)
 
 
-def _begin(network: nn.Module, context: Context, name: str, epochs: int, lr: float) -> Training:
+def _begin(
+    network: nn.Module, context: Context, name: str, epochs: int, lr: float, lr_shares: dict[str, float] | None
+) -> Training:
     """A training before its first step, or as it was when it was saved, with its curves written up to there."""
     an_epoch = context.data.train.steps()
-    optimizer = _optimizer(network, lr, context.train)
+    optimizer = _optimizer(network, lr, context.train, lr_shares or {})
     factor = lambda step: _lr_factor(step, epochs * an_epoch, context.train.warmup)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     generator = torch.Generator().manual_seed(context.seed)
@@ -120,7 +125,6 @@ def _finish_steps(training: Training, loss: Loss, context: Context, keep: Callab
     """The steps that are left of the epoch under way: all of them, some, or none."""
     network, optimizer, generator = training.network, training.optimizer, training.generator
     split = context.data.train
-    network.train()
     if training.order is None:
         training.order = split.shuffle(generator)
     for images, labels in split.augmented(training.order, generator, context.data.augmentation, training.batches):
@@ -156,12 +160,18 @@ def _require_finite(what: str, value: float, step: int, training: Training) -> N
         )
 
 
-def _optimizer(network: nn.Module, lr: float, config: TrainConfig) -> torch.optim.Optimizer:
+def _optimizer(
+    network: nn.Module, lr: float, config: TrainConfig, lr_shares: dict[str, float]
+) -> torch.optim.Optimizer:
     """Weight decay on matrices and filters only (He et al. 2019, "Bag of tricks", section 3.1)."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    trained = [(lr_shares.get(name, 1.0), value) for name, value in network.named_parameters() if value.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": params, "weight_decay": decay, "lr": share * lr}
+        for share in sorted({share for share, _ in trained}, reverse=True)  # the first is the rate that is shown
+        for decay, params in (
+            (config.weight_decay, [value for own, value in trained if own == share and value.ndim > 1]),
+            (0.0, [value for own, value in trained if own == share and value.ndim <= 1]),
+        )
     ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr)

@@ -10,6 +10,7 @@ from compress.config import Config, DataConfig, PruneConfig, QuantizeConfig, Tea
 from compress.errors import UserError
 from compress.help import CONF, RECIPES, help_page
 
+CALIBRATED = ("mobilenet_int8_ptq", "resnet56_cifar_int8", "unlabelled_int8")  # the others train with the rounding
 RECIPE_NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
@@ -63,7 +64,7 @@ def test_a_correction_after_training_is_refused_with_training(asked: str) -> Non
 def test_every_recipe_composes(recipe: str) -> None:
     config = composed(f"recipe={recipe}", "teacher.checkpoint=file.pth")
     assert config.stages == ["teacher", "prune", "distill", "quantize"]
-    assert config.quantize.mode == ("ptq" if recipe in ("mobilenet_int8_ptq", "resnet56_cifar_int8") else "qat")
+    assert config.quantize.mode == ("ptq" if recipe in CALIBRATED else "qat")
 
 
 def test_the_ptq_recipe_differs_from_its_sibling_in_the_mode_alone() -> None:

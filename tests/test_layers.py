@@ -9,16 +9,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "compress"
 
 # From the top; a part may import from those below its own line, and from its own line where that is said.
 LAYERS = [
-    {"__main__", "predict"},
-    {"launch"},
+    {"__main__", "api"},
+    {"launch", "predict"},
     {"study"},
-    {"controls"},
+    {"controls", "preflight"},
     {"pipeline"},
     {"rows"},
     {"stages"},
     {"measure"},
     {"restore"},
-    {"losses", "pruning"},
+    {"losses", "pruning", "labelling", "transfer"},
     {"train"},
     {"context", "training"},
     {"checkpoint", "signals"},
@@ -32,7 +32,7 @@ LAYERS = [
     {"errors", "units", ""},
 ]
 INSIDE_ONE_LAYER = {("compose", "config"), ("compose", "help"), ("help", "config")}
-PYTHON_FACE = {("", "predict")}  # what `import compress` offers, imported when it is called
+PYTHON_FACE = {("", "predict"), ("", "api")}  # what `import compress` offers, imported when it is called
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

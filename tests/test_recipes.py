@@ -42,7 +42,7 @@ def test_a_recipe_runs_to_its_end(recipe: str, tmp_path: Path, monkeypatch: pyte
     assert [row["stage"] for row in summary["stages"]] == ["01_teacher", "02_prune", "03_distill", "04_quantize"]
     last = summary["stages"][-1]
     assert last["times_smaller"] > 4
-    assert last["times_fewer_macs"] > 1.9
+    assert last["times_fewer_macs"] > 0.95 / (1 - config.prune.ratio)
     assert (tmp_path / "04_quantize" / "model.onnx").is_file()
 
 
@@ -51,7 +51,9 @@ def small_config(recipe: str, folder: Path) -> Config:
     changes = [f"recipe={recipe}", *SMALL]
     for stage in ("teacher", "prune", "distill", "quantize"):
         changes.append(f"{stage}.epochs=1")
-    if recipe in ("fashion_mobilenet_int8", "mobilenet_int8_ptq"):
+    if recipe in ("transfer_mobilenet_int8", "unlabelled_int8"):  # files of images are tests/data's
+        changes += ["data=npz", "teacher.weights=null", "teacher.freeze_epochs=0"]
+    if recipe != "mobilenet_int8" and not recipe.startswith("resnet56"):
         changes.append("teacher.model=resnet8")  # MobileNetV2 goes through mobilenet_int8
     if recipe == "resnet56_cifar_int8":
         torch.manual_seed(0)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from compress.config import DataConfig
-from compress.data.splits import Memory
+from compress.data.splits import NO_LABEL, Memory
 from compress.errors import UserError
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> uint8 images (N, H, W[, C]), labels (N,)
@@ -37,7 +37,10 @@ def cifar10(config: DataConfig) -> tuple[Arrays, list[str]]:
 
 
 def npz(config: DataConfig) -> tuple[Arrays, list[str]]:
-    """A file in MedMNIST's layout: `<split>_images` uint8 (N, H, W[, C]) and `<split>_labels` (N,) or (N, 1)."""
+    """A file in MedMNIST's layout: `<split>_images` uint8 (N, H, W[, C]) and `<split>_labels` (N,) or (N, 1).
+
+    train_labels may be missing: then train has no labels, and the classes are those of test.
+    """
     path = _existing(config)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -53,7 +56,8 @@ def npz(config: DataConfig) -> tuple[Arrays, list[str]]:
         if split not in arrays:
             names = ", ".join(sorted(found)) or "none of them"
             raise UserError(f"{path} with {names}", f"{split}_images and {split}_labels", "add the missing arrays")
-    count = int(arrays["train"][1].max(initial=0)) + 1
+    labels = arrays["train" if "train_labels" in found else "test"][1]
+    count = int(labels.max(initial=0)) + 1
     return arrays, [str(label) for label in range(count)]
 
 
@@ -66,6 +70,8 @@ def _npz_split(found: dict[str, np.ndarray], split: str, path: Path) -> tuple[np
             "uint8 (N, H, W) or (N, H, W, 1 or 3)",
             "convert the array",
         )
+    if labels is None and split == "train":
+        labels = np.full(len(images), NO_LABEL)
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels is None or labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):

@@ -10,11 +10,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from compress.config import DataConfig
-from compress.data.splits import Batch, digest
+from compress.data.splits import NO_LABEL, Batch, digest
 from compress.errors import UserError
 from compress.pixels import middle_square
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+_NEEDED = ("train", "test")
 
 
 @dataclass
@@ -47,26 +50,45 @@ class Files:
 def imagefolder(config: DataConfig) -> tuple[dict[str, Files], list[str], list[str]]:
     """`root/train/<class>/*`, `root/test/<class>/*` and perhaps `root/val/<class>/*`.
 
-    Returns the splits, the class names and a digest of each split's files. Raises UserError for a missing folder, a
-    class that train lacks, or an empty file.
+    A train folder with images and no folders in it has no labels; the classes are then those of test. Returns the
+    splits, the class names and a digest of each split's files. Raises UserError for a missing folder, a class that
+    train lacks, or an empty file.
     """
     root = Path(config.root) if config.root else None
     if root is None or not root.is_dir():
         raise UserError(f"data.root={config.root}", "a folder that exists", "set data.root=FOLDER")
-    for split in ("train", "test"):
+    for split in _NEEDED:
         if not (root / split).is_dir():
             found = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
             raise UserError(f"{root} with {found}", "folders train and test (and val)", f"add {root / split}")
-    classes = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
+    folders = {split: sorted(path.name for path in (root / split).iterdir() if path.is_dir()) for split in _NEEDED}
+    classes = folders["train"] or folders["test"]
     splits, digests = {}, []
     for split in ("train", "val", "test"):
         if (root / split).is_dir():
-            paths, labels = _list_split(root / split, classes)
+            labelled = split != "train" or folders["train"]
+            paths, labels = _list_split(root / split, classes) if labelled else _list_unlabelled(root / split)
             splits[split] = Files(paths, torch.tensor(labels, dtype=torch.int64), config.image_size, config.workers)
             digests.append(
                 digest(*(part for path in paths for part in (str(path.relative_to(root)), path.read_bytes())))
             )
     return splits, classes, digests
+
+
+def _list_unlabelled(folder: Path) -> tuple[list[Path], list[int]]:
+    paths = _images(folder)
+    return paths, [NO_LABEL] * len(paths)
+
+
+def _images(folder: Path) -> list[Path]:
+    """The image files below a folder. Raises UserError where there is none, or one is empty."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    if not found:
+        raise UserError(f"{folder} without an image", f"files ending in {' '.join(sorted(EXTENSIONS))}", "add images")
+    empty = next((path for path in found if path.stat().st_size == 0), None)
+    if empty:
+        raise UserError(f"{empty}, 0 bytes", "an image", "repair or remove that file")
+    return found
 
 
 def _list_split(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
@@ -76,14 +98,7 @@ def _list_split(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]
             raise UserError(
                 f"class {place}", f"one of train's: {', '.join(classes[:10])}", "add it to train, or remove it"
             )
-        found = sorted(path for path in place.rglob("*") if path.suffix.lower() in EXTENSIONS)
-        if not found:
-            raise UserError(
-                f"{place} without an image", f"files ending in {' '.join(sorted(EXTENSIONS))}", "add images"
-            )
-        empty = next((path for path in found if path.stat().st_size == 0), None)
-        if empty:
-            raise UserError(f"{empty}, 0 bytes", "an image", "repair or remove that file")
+        found = _images(place)
         paths += found
         labels += [classes.index(place.name)] * len(found)
     return paths, labels

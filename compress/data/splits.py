@@ -13,6 +13,8 @@ from compress.errors import UserError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
+NO_LABEL = -1  # of an image whose class nobody has told
+
 
 class Pixels(Protocol):
     """Labelled images: held in memory, or decoded as they are asked for."""
@@ -102,6 +104,11 @@ class Data:
     fingerprint: str  # of every image, every label and which split each is in
 
     @property
+    def labelled(self) -> bool:
+        """Whether the train images have labels of their own."""
+        return not bool((self.train.labels == NO_LABEL).any())
+
+    @property
     def sizes(self) -> dict[str, int]:
         return {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
 
@@ -127,10 +134,16 @@ def hold_out(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Te
 
 
 def check_labels(labels: dict[str, torch.Tensor], classes: int, source: str) -> None:
-    """Raises UserError unless every label of every split is in 0..classes-1 and train has two classes or more."""
-    if len(labels["train"]) and len(labels["train"].unique()) < 2:
+    """Raises UserError unless every label of every split is in 0..classes-1 and train has two classes or more.
+
+    The train split may have no label at all.
+    """
+    unlabelled = len(labels["train"]) > 0 and bool((labels["train"] == NO_LABEL).all())
+    if len(labels["train"]) and not unlabelled and len(labels["train"].unique()) < 2:
         raise UserError(f"{source}: one class only in train", "two classes or more", "add images of another class")
     for split, values in labels.items():
+        if split == "train" and unlabelled:
+            continue
         if len(values) == 0:
             raise UserError(f"{source}: no images in {split}", "at least one", "add images to that split")
         low, high = int(values.min()), int(values.max())

@@ -1,5 +1,6 @@
 """The zoo: a name -> a network, for the classes, the channels and the size of image asked for."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from torch import nn
 from compress.errors import UserError
 from compress.models import stems
 from compress.models.cifar_resnet import CifarResNet
+from compress.models.own import OWN
 
 
 @dataclass
@@ -43,17 +45,20 @@ class Architecture:
 
 
 def check_model(name: str, key: str) -> None:
-    """Raises UserError where the zoo has no such name."""
-    if name not in ZOO:
+    """Raises UserError where neither the zoo nor the user has a network of that name."""
+    if name not in ZOO and name not in OWN:
         raise UserError(f"{key}={name}", f"one of {', '.join(ZOO)}", "name one of these")
 
 
 def build(architecture: Architecture, weights: str | None = None) -> nn.Module:
     """A network with fresh weights, or with torchvision's pretrained ones (the classifier fresh where classes differ).
 
-    Raises UserError for an unknown model or unknown weights.
+    A network of the user's own comes with the weights that it was given with. Raises UserError for an unknown model or
+    unknown weights.
     """
     check_model(architecture.model, "model")
+    if architecture.model in OWN:
+        return copy.deepcopy(OWN[architecture.model])
     entry = ZOO[architecture.model]
     if entry.depth is not None:
         if weights:

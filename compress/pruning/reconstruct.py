@@ -32,7 +32,7 @@ def reconstruct(
     `kept` names the filters that are left of each layer that lost some; `images` is (N, C, H, W). The figures are
     squared errors as shares of the target's variance. Raises UserError where the network cannot be traced.
     """
-    graph = _trace(original)
+    graph = trace(original)
     errors = {}
     with _without_inplace(network, original):
         pair = Lockstep(graph, network.eval(), original.eval(), list(images.split(_CHUNK)))
@@ -134,7 +134,8 @@ def _adopt_statistics(norm: nn.BatchNorm2d, inputs: list[Tensor]) -> None:
     norm.bias.copy_(shift + mean * scale)
 
 
-def _trace(network: nn.Module) -> fx.Graph:
+def trace(network: nn.Module) -> fx.Graph:
+    """The graph of the network's own layers. Raises UserError where its forward pass branches on values."""
     try:
         return fx.symbolic_trace(network).graph
     except (fx.proxy.TraceError, TypeError) as error:

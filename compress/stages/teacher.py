@@ -2,6 +2,9 @@
 
 from dataclasses import asdict
 
+import torch
+from torch import nn
+
 from compress.artifact import Artifact, Spec
 from compress.config import TeacherConfig
 from compress.context import Context
@@ -9,6 +12,7 @@ from compress.losses import label_loss
 from compress.models import Architecture, build
 from compress.models.checkpoint import load_checkpoint
 from compress.train import train
+from compress.transfer import freezing, lr_shares
 
 _SMALL_PIXELS = 64  # at 64 the published strides leave 2x2
 
@@ -16,13 +20,12 @@ _SMALL_PIXELS = 64  # at 64 the published strides leave 2x2
 def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact:
     """Builds `config.model` for the data's classes and channels and trains it with cross-entropy."""
     data = context.data
-    stem = config.stem if config.stem != "auto" else "small" if data.shape[1] <= _SMALL_PIXELS else "imagenet"
-    architecture = Architecture(config.model, stem, data.shape[0], len(data.classes))
-    network = build(architecture, config.weights)
-    if config.checkpoint:
-        load_checkpoint(network, config.checkpoint)
+    network, architecture = untrained(config, data.shape, len(data.classes))
     loss = label_loss(context.train.label_smoothing)
-    history = train(network, loss, context, "teacher", config.epochs, config.lr)
+    image = torch.zeros(1, *data.shape)
+    before_epoch = freezing(network, image, config.freeze_epochs) if config.freeze_epochs else lambda epoch: None
+    shares = lr_shares(network, image, config.lr_decay) if config.lr_decay < 1 else None
+    history = train(network, loss, context, "teacher", config.epochs, config.lr, before_epoch, shares)
     spec = Spec(
         architecture=asdict(architecture),
         classes=data.classes,
@@ -35,3 +38,13 @@ def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact
         },
     )
     return Artifact(network, spec, notes={"history": history})
+
+
+def untrained(config: TeacherConfig, shape: tuple[int, int, int], classes: int) -> tuple[nn.Module, Architecture]:
+    """The network before its first epoch, for images (C, H, W), and what builds it again."""
+    stem = config.stem if config.stem != "auto" else "small" if shape[1] <= _SMALL_PIXELS else "imagenet"
+    architecture = Architecture(config.factory or config.model, stem, shape[0], classes)
+    network = build(architecture, config.weights)
+    if config.checkpoint:
+        load_checkpoint(network, config.checkpoint)
+    return network, architecture

@@ -43,6 +43,7 @@ def test_a_recipe_from_a_file_is_taken(tmp_path: Path, monkeypatch: pytest.Monke
         ("_target_: os.system\n", "_target_"),
         ("hydra:\n  launcher:\n    _target_: os.system\n", "the key hydra"),
         ("hydra:\n  sweeper:\n    n: 1\n", "the key hydra"),
+        ("teacher:\n  factory: os:system\n", "the key factory"),
         ("data:\n  root: ${oc.env:HOME}\n", "interpolation"),
         ("export:\n  targets: ['${eval:1+1}']\n", "interpolation"),
         ("prune:\n  ratio: !!python/object/apply:os.system [id]\n", "cannot be read"),

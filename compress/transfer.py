@@ -1,0 +1,56 @@
+"""Fine-tuning of a pretrained network on few images: what lies deep learns late and slowly, or not at all."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def blocks(network: nn.Module, image: torch.Tensor) -> list[nn.Module]:
+    """The parts of `network` that have weights, in the order in which `image` (1, C, H, W) first meets them.
+
+    Its children are the parts, and of a sequence its own children.
+    """
+    parts = [
+        part
+        for child in network.children()
+        for part in (child.children() if isinstance(child, nn.Sequential) else [child])
+        if any(True for _ in part.parameters())
+    ]
+    met: list[nn.Module] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda module, inputs, part=part: met.append(part))
+        for part in parts
+        for module in part.modules()
+    ]
+    training = network.training
+    with torch.no_grad():
+        network.eval()(image)
+    network.train(training)
+    for hook in hooks:
+        hook.remove()
+    return list(dict.fromkeys(met))
+
+
+def lr_shares(network: nn.Module, image: torch.Tensor, decay: float) -> dict[str, float]:
+    """Of each parameter, by name, the share of the learning rate that it gets: `decay` to the power of its depth.
+
+    The last block has depth 0 (Howard & Ruder 2018, "ULMFiT", section 3.2, "discriminative fine-tuning").
+    """
+    order = blocks(network, image)
+    depth = {id(value): len(order) - 1 - at for at, part in enumerate(order) for value in part.parameters()}
+    return {name: decay ** depth.get(id(value), 0) for name, value in network.named_parameters()}
+
+
+def freezing(network: nn.Module, image: torch.Tensor, epochs: int) -> Callable[[int], None]:
+    """What to call before each epoch: up to `epochs` the last block alone learns, behind them all do.
+
+    A frozen block computes as in deployment, with batch norm's statistics left as they were.
+    """
+    deep = blocks(network, image)[:-1]
+
+    def before_epoch(epoch: int) -> None:
+        for part in deep:
+            part.train(epoch > epochs).requires_grad_(epoch > epochs)
+
+    return before_epoch

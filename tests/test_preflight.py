@@ -1,0 +1,75 @@
+"""The preflight tells what a run would find, and trains nothing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from compress.config import Config
+from compress.errors import UserError
+from compress.files import METRICS, SPEC, STAGE, read_json
+from compress.models.own import OWN, own_digest, prepare_own
+from compress.pipeline import run_pipeline
+from compress.preflight import PREFLIGHT, run_preflight
+from compress.study import run_study
+
+SHAPE = (1, 8, 8)
+
+
+def own(config: Config, function: str) -> Config:
+    config.teacher = replace(config.teacher, factory=f"tests.own_networks:{function}", epochs=1)
+    config.quantize = replace(config.quantize, mode="ptq")
+    return config
+
+
+def test_what_it_expects_is_what_the_run_finds(tmp_path: Path, tiny_config: Config) -> None:
+    """On a network of the user's own, named by its function."""
+    config = own(tiny_config, "plain")
+    run_study(replace(config, preflight=True), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [PREFLIGHT]
+    found = read_json(tmp_path / PREFLIGHT)
+    run_pipeline(config, tmp_path)
+    stages = {"teacher": "01_teacher", "float": "02_prune", "int8": "04_quantize"}
+    for name, stage in stages.items():
+        metrics = read_json(tmp_path / stage / METRICS)
+        assert (found["expected"][name]["macs"], found["expected"][name]["params"]) == (
+            metrics["macs"],
+            metrics["params"],
+        )
+        assert found["expected"][name]["size_bytes"] == pytest.approx(metrics["size_bytes"], rel=0.01)
+    widths = read_json(tmp_path / "02_prune" / SPEC)["widths"]
+    lost = {row["layer"]: row["left"] for row in found["layers"] if row["left"] < row["filters"]}
+    assert lost == {name: width[0] for name, width in widths.items() if name in lost}
+    kept = {row["layer"]: row["reason"] for row in found["layers"] if row["left"] == row["filters"]}
+    assert kept == {row["layer"]: row["reason"] for row in read_json(tmp_path / "02_prune" / STAGE)["left_out"]}
+    left_out = read_json(tmp_path / "04_quantize" / STAGE)["left_out"]
+    assert [row["layer"] for row in found["stays_float"]] == [row["layer"] for row in left_out]
+
+
+def test_a_network_that_cannot_be_traced_is_told_with_the_cause(tmp_path: Path, tiny_config: Config) -> None:
+    with pytest.raises(UserError, match=r"branching, which cannot be .*data-dependent"):
+        run_preflight(own(tiny_config, "branching"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("os.system", "package.module:function"),
+        ("tests.nowhere:plain", "No module named"),
+        ("tests.own_networks:missing", "missing"),
+        ("tests.own_networks:no_network", "returned str"),
+        ("tests.own_networks:three_grey_classes", "(2, 3) for two images"),
+    ],
+)
+def test_a_function_that_gives_no_such_network_is_refused(name: str, part: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        prepare_own(name, SHAPE, 4, seed=0)
+    assert part in str(refusal.value)
+
+
+def test_a_functions_weights_are_the_seeds() -> None:
+    digests = []
+    for seed in (0, 0, 1):
+        prepare_own("tests.own_networks:plain", SHAPE, 3, seed)
+        digests.append(own_digest(OWN["tests.own_networks:plain"]))
+    assert digests[0] == digests[1] != digests[2]
