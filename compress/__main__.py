@@ -7,8 +7,9 @@ import sys
 import traceback
 from pathlib import Path
 
-from compress.errors import Stopped, UserError
+from compress.errors import Stopped, UserError, tell
 from compress.help import CONF, help_page
+from compress.torchrun import rank, world_size
 
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
@@ -19,8 +20,11 @@ def main() -> int:
     128 and the signal's number where a signal ended a training.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_page())
+        if rank() == 0:
+            print(help_page())
         return 0
+    if rank() > 0:
+        return _follow()
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -60,25 +64,49 @@ def main() -> int:
 
                 write_sweep(folder)
     except Stopped as stop:
-        print(f"compress: {stop}; to go on: the same command with {places[-1]}", file=sys.stderr)
+        tell(f"{stop}; to go on: the same command with {places[-1]}")
         return 128 + stop.signal
     except UserError as error:
-        print(f"compress: {error}", file=sys.stderr)
+        tell(str(error))
         return 2
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"compress: {explain(error)}", file=sys.stderr)
+        tell(str(explain(error)))
         return 2
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
             mistake = UserError(
                 str(error), "files that can be written, and room for them", "free space or change hydra.run.dir"
             )
-            print(f"compress: {mistake}", file=sys.stderr)
+            tell(str(mistake))
             return 2
-        traceback.print_exc()
-        print(f"compress: stopped by a fault of its own: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return _fault(error)
+    if world_size() > 1:
+        from compress.devices import dismiss
+
+        dismiss()
     return 0
+
+
+def _follow() -> int:
+    """The exit status of a process that another one leads."""
+    from compress.compute import follow
+
+    try:
+        follow()
+    except Stopped as stop:
+        return 128 + stop.signal
+    except UserError as error:
+        tell(str(error))
+        return 2
+    except Exception as error:
+        return _fault(error)
+    return 0
+
+
+def _fault(error: Exception) -> int:
+    traceback.print_exc()
+    tell(f"stopped by a fault of its own: {type(error).__name__}: {error}")
+    return 1
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from compress.config import Config
 from compress.controls import check_controls, run_controls
 from compress.errors import UserError
 from compress.files import CONTROLS, REPEATS, write_json
+from compress.memory import is_out_of_memory
 from compress.pipeline import run_pipeline
 from compress.report.write import write_run
 
@@ -25,7 +26,14 @@ def run_study(config: Config, folder: Path) -> None:
     """
     check_controls(config)
     with held(folder, "run", lambda holder: _refuse(folder, holder)):
-        _run_all(config, folder)
+        try:
+            _run_all(config, folder)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                str(error), "memory for what a step of training leaves free", "lower data.batch_size"
+            ) from error
 
 
 def _refuse(folder: Path, holder: dict[str, Any]) -> None:
