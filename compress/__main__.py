@@ -4,8 +4,9 @@ import os
 import sys
 import traceback
 
-from compress.errors import Stopped
+from compress.errors import Stopped, UserError, tell
 from compress.help import CONF, help_page
+from compress.torchrun import rank, world_size
 
 
 def main() -> int:
@@ -14,8 +15,11 @@ def main() -> int:
     128 and the signal's number where a signal ended it.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_page())
+        if rank() == 0:
+            print(help_page())
         return 0
+    if rank() > 0:
+        return _follow()
     import hydra
 
     from compress.compose import ending, register, with_own_folders
@@ -42,8 +46,34 @@ def main() -> int:
         if status == 1:
             traceback.print_exc()
     if line:
-        print(f"compress: {line}", file=sys.stderr)
+        tell(line)
+    if world_size() > 1 and status == 0:  # of one that fails torchrun ends the others
+        from compress.devices import dismiss
+
+        dismiss()
     return status
+
+
+def _follow() -> int:
+    """The exit status of a process that another one leads."""
+    from compress.compute import follow
+
+    try:
+        follow()
+    except Stopped as stop:
+        return 128 + stop.signal
+    except UserError as error:
+        tell(str(error))
+        return 2
+    except Exception as error:
+        return _fault(error)
+    return 0
+
+
+def _fault(error: Exception) -> int:
+    traceback.print_exc()
+    tell(f"stopped by a fault of its own: {type(error).__name__}: {error}")
+    return 1
 
 
 if __name__ == "__main__":

@@ -138,6 +138,11 @@ class TrainConfig:
     weight_decay: float = option(5e-4, "on weights; never on biases and batch norm", low=0.0, high=1.0)
     warmup: float = option(0.1, "share of the steps in which the learning rate rises", low=0.0, high=0.9)
     label_smoothing: float = option(0.0, "share of each label spread over all classes", low=0.0, high=0.9)
+    precision: str = option(
+        "auto",
+        "of the layers while they train, never of the weights; auto: bf16 on a GPU that has it, else float32",
+        choices=("auto", "float32", "bf16"),
+    )
     checkpoint_minutes: float = option(
         10.0, "how often a training under way is saved, for a killed run to go on; 0: after each step", low=0, high=1e5
     )

@@ -11,6 +11,11 @@ from rich.table import Table
 from compress.units import count_text, size_text
 
 
+def silence() -> None:
+    """From here on this process shows no bar and no table: another one of its run does."""
+    get_console().quiet = True
+
+
 class Bar:
     """One line of progress with a remark behind it."""
 
@@ -34,7 +39,9 @@ def progress(name: str, steps: int, done: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=get_console(), transient=True, disable=not get_console().is_terminal) as bars:
+    with Progress(
+        *columns, console=get_console(), transient=True, disable=get_console().quiet or not get_console().is_terminal
+    ) as bars:
         yield Bar(bars, bars.add_task(name, total=steps, completed=done, note=""))
 
 

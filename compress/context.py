@@ -1,6 +1,7 @@
 """What every stage may use besides its own settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -9,6 +10,7 @@ from compress.checkpoint import Checkpoint
 from compress.config import TrainConfig
 from compress.curves import Curves
 from compress.data.splits import Data
+from compress.devices import Ranks
 
 
 @dataclass
@@ -22,3 +24,5 @@ class Context:
     seed: int  # the stage's own, drawn from the run's seed and the stage's name
     curves: Curves
     checkpoint: Checkpoint | None = None  # where its training is kept; None: a training that is stopped is lost
+    ranks: Ranks = field(default_factory=Ranks)  # the processes that train together
+    notes: dict[str, Any] = field(default_factory=dict)  # for stage.json: what came up on the way

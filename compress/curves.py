@@ -12,11 +12,14 @@ from compress.report.figures import plot_widths
 
 
 class Curves:
-    """Writes one stage's curves to `folder`; what an interrupted run left there is replaced."""
+    """Writes one stage's curves to `folder`, or nowhere; what an interrupted run left there is replaced."""
 
-    def __init__(self, folder: Path):
-        shutil.rmtree(folder, ignore_errors=True)
-        self._writer = SummaryWriter(str(folder))
+    def __init__(self, folder: Path | None):
+        if folder is None:
+            self._writer = _Nowhere()
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._writer = SummaryWriter(str(folder))
 
     def __enter__(self) -> "Curves":
         return self
@@ -60,3 +63,13 @@ class Curves:
             self._writer.file_writer.add_summary(summary)
         for name, value in figures.items():
             self._writer.add_scalar(name, value)
+
+
+class _Nowhere:
+    """What a stage asks of a SummaryWriter, in a process that only helps to train."""
+
+    def add_scalar(self, *_: object) -> None: ...
+
+    def add_figure(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,6 +1,9 @@
 """What ends a run in a single line and never in a traceback: a user's own mistake, and a signal."""
 
+import sys
 from signal import Signals
+
+from compress.torchrun import last_words, rank
 
 
 class UserError(Exception):
@@ -29,3 +32,10 @@ class Stopped(BaseException):
 
     def __str__(self) -> str:
         return f"received {self.signal.name}{self.where}"
+
+
+def tell(message: str) -> None:
+    """The last line of a process that failed, on stderr; one of several says which it is."""
+    line = f"compress: {message}" if rank() == 0 else f"compress, process {rank()}: {message}"
+    print(line, file=sys.stderr, flush=True)
+    last_words(line)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from compress.errors import UserError
-from compress.train import Loss
+from compress.step import Loss
 
 
 def distillation(
@@ -27,7 +27,7 @@ def label_loss(smoothing: float) -> Loss:
     """The loss of a network that learns from labels alone; `smoothing` is the share spread over all classes."""
 
     def loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = network(images)
+        logits = network(images).float()
         return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits
 
     return loss
@@ -59,16 +59,19 @@ def teacher_loss(
 
     `hints` are `tapped` outputs of the student and of the teacher; the relative error of each pair is added with
     `hint_weight` (Romero et al. 2015, "FitNets", equation 3, without the regressor: the shapes are equal here).
+    All of it is computed in float32, whatever the networks' precision.
     """
     own, wanted = hints
 
     def loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        for outputs in hints:
+            outputs.clear()  # a step that ran out of memory left its own here, with all that they hold on to
         with torch.no_grad():
-            teacher_logits = teacher(images)
-        logits = network(images)
+            teacher_logits = teacher(images).float()
+        logits = network(images).float()
         value = distillation(logits, teacher_logits, labels, temperature, alpha)
         for layer, features in own.items():
-            value = value + hint_weight * relative_error(features, wanted[layer])
+            value = value + hint_weight * relative_error(features.float(), wanted[layer].float())
         return value, logits
 
     return loss

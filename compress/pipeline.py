@@ -1,69 +1,35 @@
 """The whole flow: each stage is taken as it is or run, saved, measured; the next one reads what was saved."""
 
 import logging
-import random
 import shutil
 import time
-import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from compress import files
 from compress.artifact import Spec, write_model, write_tensors
-from compress.cache import Cache
-from compress.checkpoint import Checkpoint
-from compress.code import code_digest
+from compress.compute import Job, Run, compute_stage, prepare, stage_inputs, stage_seed
 from compress.config import Config
 from compress.console import print_summary
-from compress.context import Context
-from compress.cores import cores
 from compress.curves import Curves
-from compress.data import load_data
-from compress.data.splits import Data
-from compress.errors import UserError
 from compress.export import TARGETS, Source, load_target, require_installed
-from compress.labelling import labelled_by
-from compress.measure.environment import cpu_flags, cpu_name, versions
+from compress.measure.environment import cpu_flags, versions
 from compress.measure.figures import taken_before
 from compress.measure.spent import SPENT, require_country, spending
 from compress.measure.stage import measure_stage
 from compress.models import check_model
-from compress.models.own import OWN, own_digest, prepare_own
 from compress.quantization.export import export_onnx
 from compress.quantization.inspect import inspect_quantization, require_quantized
-from compress.quantization.target import choose_target, mismatch
+from compress.quantization.target import mismatch
 from compress.report.figures import stage_figures
 from compress.report.sensitivity import plot_sensitivity, to_png
 from compress.report.write import write_run
-from compress.restore import restore, restore_float
+from compress.restore import restore_float
 from compress.rows import summary_rows, table_figures, table_settings
-from compress.stages import STAGES, check_order
+from compress.stages import check_order
 
 log = logging.getLogger("compress")
-
-
-@dataclass
-class _Run:
-    """What all stages of a run share."""
-
-    config: Config
-    data: Data
-    device: torch.device
-    threads: int
-    cache: Cache | None
-
-    def conditions(self) -> dict[str, Any]:
-        """What the files and figures of a stage depend on besides its weights."""
-        return {
-            "export": asdict(self.config.export),
-            "measure": asdict(self.config.measure),
-            "threads": self.threads,
-            "cpu": cpu_name(),
-        }
 
 
 def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
@@ -81,25 +47,17 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
         check_model(config.distill.student, "distill.student")
     require_installed(config.export.targets)
     require_country(config.measure.country)
-    device, threads = prepare_machine(config)
-    data = load_data(config.data, config.seed)
-    if not data.labelled and config.teacher.epochs:
-        raise UserError(
-            f"train images without labels and teacher.epochs={config.teacher.epochs}",
-            "a trained teacher, whose answers stand in for them",
-            "set teacher.epochs=0 and teacher.checkpoint=FILE, or give labels",
-        )
-    if config.teacher.factory:
-        prepare_own(config.teacher.factory, data.shape, len(data.classes), config.seed)
-    run = _Run(config, data, device, threads, Cache(Path(config.cache.dir)) if config.cache.enabled else None)
-    sizes = ", ".join(f"{count} {split}" for split, count in data.sizes.items())
-    log.info("%s: %s images, %d classes", config.data.name, sizes, len(data.classes))
+    run = prepare(config)
+    sizes = ", ".join(f"{count} {split}" for split, count in run.data.sizes.items())
+    log.info("%s: %s images, %d classes", config.data.name, sizes, len(run.data.classes))
+    if run.ranks.world > 1:
+        log.info("%d processes share each batch", run.ranks.world)
 
     done: list[Path] = []
     parent = None
     for number, name in enumerate(config.stages, 1):
         stage = folder / f"{number:02d}_{name}"
-        record = _finished(name, stage, done, _inputs(name, run, parent), run)
+        record = _finished(name, stage, done, stage_inputs(name, run, parent), run)
         files.remove_training(stage)
         parent = _identity(record)
         done.append(stage)
@@ -113,7 +71,7 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _finished(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: _Run) -> dict[str, Any]:
+def _finished(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: Run) -> dict[str, Any]:
     """stage.json's record of a stage that is there, that the cache has, or that is computed now."""
     key = files.digest_of(inputs)
     record = files.finished_stage(stage, key)
@@ -138,41 +96,32 @@ def _finished(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], 
     return record
 
 
-def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: _Run) -> dict[str, Any]:
+def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: Run) -> dict[str, Any]:
     """Computes one stage from the folders of those before it, writes its folder, returns stage.json's record."""
     log.info("%s: starts", name)
-    start, key = time.perf_counter(), files.digest_of(inputs)
+    start = time.perf_counter()
     files.fresh_folder(stage)
     config, data = run.config, run.data
-    current = restore(done[-1], run.device) if done else None
-    teacher = restore(done[0], run.device) if done else None
-    if teacher and not data.labelled:
-        data = labelled_by(teacher.network, data, run.device)
-    seed = _stage_seed(config, name)
-    _seed_everything(seed)
-    checkpoint = Checkpoint(files.training_file(stage), key, config.train.checkpoint_minutes)
     with Curves(stage.parent / "tensorboard" / stage.name) as curves:
-        context = Context(data, teacher, config.train, run.device, seed, curves, checkpoint)
         with spending(config.measure.country, run.device) as spent:
-            result = STAGES[name](current, getattr(config, name), context)
+            result = compute_stage(Job(name, stage, list(done), inputs), run, curves)
         write_model(result, stage)
         export_onnx(result.network.cpu(), stage / files.ONNX, data.shape)
         left_out = result.left_out + (_check_int8(stage / files.ONNX, result.spec) if result.spec.quantization else [])
         if result.spec.quantization and (remark := mismatch(result.spec.quantization["target"], cpu_flags())):
             log.warning("%s: %s", name, remark)
             result.notes["target"] = remark
-        if data is not run.data:
-            result.notes["labels"] = "the teacher's likeliest class of each train image: they have none of their own"
         if result.sensitivity:
             _write_sensitivity(result.sensitivity, stage, curves)
         metrics = _deploy(name, stage, done[0] if done else stage, spent, run)
         _show(curves, name, [*done, stage], run)
     record = {
-        "key": key,
+        "key": files.digest_of(inputs),
         "inputs": inputs,
         "config": asdict(config),
         "device": str(run.device),
         "threads": run.threads,
+        "processes": run.ranks.world,
         "conditions": run.conditions(),
         "versions": versions(),
         "duration_s": round(time.perf_counter() - start, 3),
@@ -190,7 +139,7 @@ def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
     return files.finished_stage(stage, record["key"])
 
 
-def _export_again(name: str, stage: Path, done: list[Path], record: dict[str, Any], run: _Run) -> dict[str, Any]:
+def _export_again(name: str, stage: Path, done: list[Path], record: dict[str, Any], run: Run) -> dict[str, Any]:
     """Writes and measures a whole stage for other targets, beside its folder, and then puts it in its place.
 
     What was trained is never at risk: until the very end the old folder is whole. TensorBoard keeps its row.
@@ -209,13 +158,13 @@ def _export_again(name: str, stage: Path, done: list[Path], record: dict[str, An
     return files.finished_stage(stage, record["key"])
 
 
-def _deploy(name: str, stage: Path, teacher: Path, spent: dict[str, Any], run: _Run) -> dict[str, Any]:
+def _deploy(name: str, stage: Path, teacher: Path, spent: dict[str, Any], run: Run) -> dict[str, Any]:
     """Writes the further targets of a stage that has its model.onnx, measures all, returns metrics.json's content."""
     config, data = run.config, run.data
     left_out, calibration = {}, None
     targets = [target for target in config.export.targets if target in TARGETS]
     if targets and name == "quantize":
-        samples = data.train.take(config.quantize.calibration_samples, _stage_seed(config, name))
+        samples = data.train.take(config.quantize.calibration_samples, stage_seed(config, name))
         calibration = [images for images, _ in samples.batches()]
     for target in targets:
         source = Source(stage, stage / files.ONNX, restore_float(stage), calibration, data.shape)
@@ -244,7 +193,7 @@ def _check_int8(path: Path, spec: Spec) -> list[dict[str, str]]:
     return [{"layer": name, "reason": reason} for name, reason in floats.items() if name not in chosen]
 
 
-def _show(curves: Curves, name: str, stages: list[Path], run: _Run) -> None:
+def _show(curves: Curves, name: str, stages: list[Path], run: Run) -> None:
     """The last of `stages` in TensorBoard: its pictures, and its row in the table of all runs."""
     for title, figure in stage_figures(stages).items():
         curves.figure(title, figure)
@@ -259,50 +208,6 @@ def _write_sensitivity(table: dict[str, Any], stage: Path, curves: Curves) -> No
     curves.figure("sensitivity", figure)
 
 
-def _inputs(name: str, run: _Run, parent: dict[str, str] | None) -> dict[str, Any]:
-    """All that decides what a stage computes."""
-    config, data = run.config, run.data
-    elsewhere = ("root", "workers")  # the fingerprint tells what was read, wherever it lay
-    aside = "checkpoint_minutes"  # changes nothing that is computed
-    target = {"target": choose_target(config.quantize.target, cpu_flags())} if name == "quantize" else {}
-    return {
-        "stage": name,
-        "settings": asdict(getattr(config, name)) | target,
-        "train": {key: value for key, value in asdict(config.train).items() if key != aside},
-        "data": {key: value for key, value in asdict(config.data).items() if key not in elsewhere},
-        "data_fingerprint": data.fingerprint,
-        "seed": config.seed,
-        "device": run.device.type,
-        "parent": parent,
-        "checkpoint": files.digest_of_file(config.teacher.checkpoint) if name == "teacher" else None,
-        **({"own": own_digest(OWN[config.teacher.factory])} if name == "teacher" and config.teacher.factory else {}),
-        "code": code_digest(STAGES[name].__module__, measure_stage.__module__, export_onnx.__module__),
-        "versions": versions(),
-    }
-
-
 def _identity(record: dict[str, Any]) -> dict[str, str]:
     """What a stage's child depends on: how it was made, and the very weights."""
     return {"key": record["key"]} | {name: record["files"][name] for name in (files.MODEL, files.SPEC)}
-
-
-def prepare_machine(config: Config) -> tuple[torch.device, int]:
-    """Sets torch up for a run; the device and the number of threads. Raises UserError for a GPU that is not there."""
-    threads = config.threads or cores()
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # else the first steps on nearly dead weights take many times as long
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda", "a GPU that torch can use", "set device=auto or device=cpu")
-    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if cuda else "cpu"), threads
-
-
-def _stage_seed(config: Config, name: str) -> int:
-    """A stage's own seed: it then does not matter what ran before it."""
-    return zlib.crc32(f"{config.seed} {name}".encode())
-
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import nn
 
+from compress.compute import prepare_machine
 from compress.config import Config
 from compress.data import load_data
 from compress.data.splits import Data
@@ -23,7 +24,6 @@ from compress.measure.environment import cpu_flags
 from compress.models import build, check_model
 from compress.models.own import prepare_own
 from compress.models.widths import read_widths
-from compress.pipeline import prepare_machine
 from compress.pruning.filters import prune_filters
 from compress.pruning.reconstruct import trace
 from compress.quantization.export import export_onnx

@@ -12,6 +12,7 @@ from compress.controls import check_controls, run_controls
 from compress.errors import UserError
 from compress.files import CONTROLS, REPEATS, write_json
 from compress.measure.neighbours import announced
+from compress.memory import is_out_of_memory
 from compress.pipeline import run_pipeline
 from compress.preflight import run_preflight
 from compress.report.write import write_run
@@ -30,7 +31,14 @@ def run_study(config: Config, folder: Path, wait: bool = False) -> None:
         run_preflight(config, folder)
         return
     with held(folder, "run", lambda holder: (_wait if wait else _refuse)(folder, holder)), announced():
-        _run_all(config, folder)
+        try:
+            _run_all(config, folder)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                str(error), "memory for what a step of training leaves free", "lower data.batch_size"
+            ) from error
 
 
 def _wait(folder: Path, holder: dict[str, Any]) -> None:

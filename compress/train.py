@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from signal import Signals
 
 import torch
 from torch import nn
@@ -12,14 +13,13 @@ from compress.config import TrainConfig
 from compress.console import Bar, progress
 from compress.context import Context
 from compress.data.splits import Split
+from compress.devices import Ranks, Relieved
 from compress.errors import Stopped, UserError
 from compress.signals import stop_requests
+from compress.step import Loss, Step, agree_on_parts, in_parts, split_batch
 from compress.training import Training
 
 log = logging.getLogger(__name__)
-
-# (network, images (N, C, H, W), labels (N,)) -> (loss, logits (N, K))
-Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def train(
@@ -37,29 +37,35 @@ def train(
     The learning rate rises to `lr` over `train.warmup` of the steps and falls to 0 along a cosine. The network ends in
     eval mode. A training that `context.checkpoint` holds goes on behind its last step; `before_epoch` must then do for
     its epoch what the calls for those before it did. `lr_shares` tells of each parameter which share of the learning
-    rate it gets; the largest is 1. Raises UserError, which names the step, where a loss or a weight is not finite, and
-    Stopped once a signal has come and the state is saved.
+    rate it gets; the largest is 1. Each of `context.ranks` takes its part of every batch; all end
+    with the same weights, and those that do not lead leave their stage by `Relieved`. Raises UserError, which names
+    the step, where a loss or a weight is not finite, and Stopped once a signal has come and the state is saved.
     """
     network.to(context.device, memory_format=torch.channels_last)
+    ranks, checkpoint = context.ranks, context.checkpoint
     training = _begin(network, context, name, epochs, lr, lr_shares)
-    requests = stop_requests() if context.checkpoint else nullcontext([])
-    with progress(name, training.steps, training.step) as bar, requests as signals:
+    requests = stop_requests() if checkpoint else nullcontext([])
+    if ranks.world > 1:
+        agree_on_parts(training, loss, context)
+    with progress(name, training.steps, training.step) as bar, requests as signals, ranks.joined(network) as joined:
 
         def keep() -> None:
             """Saves the state where it is time, or where a signal has come: then it ends the run."""
-            if context.checkpoint and (signals or context.checkpoint.is_due()):
+            due = bool(checkpoint) and ranks.leads and checkpoint.is_due()
+            signal, due = ranks.largest(signals[0] if signals else 0, due)
+            if signal or due:
                 _require_finite_weights(training)
-                context.checkpoint.save(training.tensors(), training.values())
-            if signals:
-                raise Stopped(
-                    signals[0], f" after step {training.step} of {training.steps} of {name}; its state is saved"
-                )
+                if ranks.leads:
+                    checkpoint.save(training.tensors(), training.values())
+            if signal:
+                where = f" after step {training.step} of {training.steps} of {name}; its state is saved"
+                raise Stopped(Signals(int(signal)), where)
 
         while training.epoch <= epochs:
             network.train()
             before_epoch(training.epoch)
-            _finish_steps(training, loss, context, keep, bar)
-            val_loss, val_top1 = validate(network, context.data.val, context.device, keep)
+            _finish_steps(training, joined, loss, context, keep, bar)
+            val_loss, val_top1 = validate(network, context.data.val, context.device, keep, ranks, training.parts)
             _require_finite("a validation loss", val_loss, training.step, training)
             row = {
                 "train_loss": training.total_loss / training.seen,
@@ -73,6 +79,10 @@ def train(
             log.info("%s: epoch %d of %d, %s", name, len(training.rows), epochs, figures)
             bar.note(figures)
             keep()
+    if not ranks.leads:
+        raise Relieved
+    if training.parts > 1:
+        context.notes["out_of_memory"] = in_parts(training.parts)
     if training.best:
         network.load_state_dict(training.best)
         log.info("%s: kept epoch %d, the best on validation", name, training.best_epoch)
@@ -81,17 +91,29 @@ def train(
 
 
 def validate(
-    network: nn.Module, split: Split, device: torch.device, after_batch: Callable[[], None] = lambda: None
+    network: nn.Module,
+    split: Split,
+    device: torch.device,
+    after_batch: Callable[[], None] = lambda: None,
+    ranks: Ranks | None = None,
+    parts: int = 1,
 ) -> tuple[float, float]:
-    """Mean cross-entropy, and top-1 in percent."""
+    """Mean cross-entropy, and top-1 in percent; in float32, each batch in so many parts.
+
+    Several processes share the images; `after_batch` is then not called, as their numbers of batches may differ.
+    """
+    ranks = ranks or Ranks()
     network.eval()
     total, correct = 0.0, 0
     with torch.no_grad():
-        for images, labels in split.batches():
-            logits, labels = network(to_device(images, device)), labels.to(device)
-            total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-            correct += int((logits.argmax(1) == labels).sum())
-            after_batch()
+        for batch in split.batches(ranks.part):
+            for images, labels in split_batch(*batch, parts):
+                logits, labels = network(to_device(images, device)), labels.to(device)
+                total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+                correct += int((logits.argmax(1) == labels).sum())
+            if ranks.world == 1:
+                after_batch()
+    total, correct = ranks.sums(total, correct)
     return total / len(split), 100 * correct / len(split)
 
 
@@ -110,7 +132,7 @@ def _begin(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     generator = torch.Generator().manual_seed(context.seed)
     training = Training(name, epochs, an_epoch, network, optimizer, schedule, generator)
-    saved = context.checkpoint.load() if context.checkpoint else None
+    saved = context.ranks.in_turn(context.checkpoint.load) if context.checkpoint else None
     if saved:
         training.restore(*saved)
         for step, value in enumerate(training.losses):
@@ -121,23 +143,23 @@ def _begin(
     return training
 
 
-def _finish_steps(training: Training, loss: Loss, context: Context, keep: Callable[[], None], bar: Bar) -> None:
+def _finish_steps(
+    training: Training, joined: nn.Module, loss: Loss, context: Context, keep: Callable[[], None], bar: Bar
+) -> None:
     """The steps that are left of the epoch under way: all of them, some, or none."""
-    network, optimizer, generator = training.network, training.optimizer, training.generator
-    split = context.data.train
+    generator, split, ranks = training.generator, context.data.train, context.ranks
+    step = Step(training, joined, loss, context)
     if training.order is None:
         training.order = split.shuffle(generator)
-    for images, labels in split.augmented(training.order, generator, context.data.augmentation, training.batches):
+    augmented = split.augmented(training.order, generator, context.data.augmentation, training.batches, ranks.part)
+    for images, labels, count in augmented:
         images, labels = to_device(images, context.device), labels.to(context.device)
-        value, logits = loss(network, images, labels)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        current = value.item()
-        _require_finite("a loss", current, training.step + 1, training)
-        optimizer.step()
-        context.curves.step(training.step, loss=current, learning_rate=training.lr(training.step))
+        value, correct = ranks.sums(*step.gradients(images, labels, count))
+        _require_finite("a loss", value, training.step + 1, training)
+        training.optimizer.step()
+        context.curves.step(training.step, loss=value, learning_rate=training.lr(training.step))
         training.schedule.step()
-        training.finish_batch(current, int((logits.detach().argmax(1) == labels).sum()), len(labels))
+        training.finish_batch(value, int(correct), count)
         bar.advance()
         keep()
 

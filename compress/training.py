@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_COUNTS = ("epoch", "batches", "seen", "total_loss", "correct", "rows", "best_epoch", "best_rank")
+_COUNTS = ("epoch", "batches", "seen", "total_loss", "correct", "rows", "best_epoch", "best_rank", "parts")
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     generator: torch.Generator  # of order and augmentation
+    parts: int = 1  # that each batch is taken in, one after the other: what fits into memory
     epoch: int = 1  # the one under way
     order: Tensor | None = None  # (N,) positions of its images; None: not drawn yet
     batches: int = 0  # of it that are done, and on their images:

@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from compress import pipeline
+from compress import compute, pipeline
 from compress.artifact import write_tensors
 from compress.config import Config, TeacherConfig
 from compress.errors import UserError
@@ -201,7 +201,7 @@ def test_a_damaged_stage_is_computed_again_and_ends_the_same(
 
 def test_the_test_split_is_read_once_a_stage(tiny_npz: Path, tmp_path: Path, monkeypatch) -> None:
     reads = []
-    original = pipeline.load_data
+    original = compute.load_data
 
     def counted(*arguments):
         data = original(*arguments)
@@ -209,7 +209,7 @@ def test_the_test_split_is_read_once_a_stage(tiny_npz: Path, tmp_path: Path, mon
         monkeypatch.setattr(data.test, "batches", lambda: reads.append(1) or batches(), raising=False)
         return data
 
-    monkeypatch.setattr(pipeline, "load_data", counted)
+    monkeypatch.setattr(compute, "load_data", counted)
     config = make_tiny_config(tiny_npz)
     config.stages = ["teacher", "prune"]
     run_pipeline(config, tmp_path)
@@ -373,7 +373,7 @@ def test_a_layer_kept_in_float_is_in_every_record(mixed: tuple[Path, Config]) ->
 def test_a_mixed_network_is_restored_as_it_was_measured(mixed: tuple[Path, Config], tiny_npz: Path) -> None:
     """What was chosen on the edited file holds for the file that ships, and for the network made of model.json."""
     stage, config = mixed[0] / "02_quantize", mixed[1]
-    val = pipeline.load_data(config.data, config.seed).val
+    val = compute.load_data(config.data, config.seed).val
     images = torch.cat([images for images, _ in val.batches()])
     logits = torch.from_numpy(open_session(stage / ONNX, 1).run(["logits"], {"image": images.numpy()})[0])
     assert top1_percent(logits, val.labels) == read_json(stage / SENSITIVITY)["chosen_top1_percent"]

@@ -60,7 +60,7 @@ def test_probabilities_are_those_of_the_file(run: Path, images: list[str]) -> No
 def test_a_file_is_read_as_in_training(images: list[str]) -> None:
     """A folder of images, decoded for training, and the same file given to the classifier."""
     source = Files([Path(images[1])], torch.zeros(1, dtype=torch.int64), PIXELS, 0)
-    ((pixels, _),) = source.stream(torch.tensor([0]), 1)
+    ((pixels, _),) = source.stream([torch.tensor([0])])
     described = {"shape": [3, PIXELS, PIXELS], "mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
     mean, std = (torch.tensor(described[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     found = network_input(Image.open(images[1]), described)

@@ -17,14 +17,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from compress import checkpoint as checkpoint_module
-from compress import pipeline
+from compress import compute
 from compress.artifact import Artifact, write_model
 from compress.checkpoint import Checkpoint
 from compress.config import Config, TrainConfig
 from compress.context import Context
 from compress.curves import Curves
 from compress.data import load_data
+from compress.data.augment import Part
 from compress.data.splits import Data
+from compress.devices import Ranks
 from compress.errors import Stopped, UserError
 from compress.files import MODEL, SPEC, STAGE, TRAINING, digest_of_file, training_file
 from compress.losses import label_loss
@@ -163,7 +165,7 @@ class Chain:
     made: dict[str, Artifact]
 
     def run(self, name: str, folder: Path, checkpoint: Checkpoint | None, seed: int = 7) -> Artifact:
-        pipeline._seed_everything(seed)
+        compute.seed_everything(seed)
         given, teacher = copy.deepcopy((self.given[name], self.made.get("teacher")))
         with Curves(folder) as curves:
             context = Context(self.data, teacher, self.config.train, CPU, seed, curves, checkpoint)
@@ -340,8 +342,11 @@ def test_the_key_does_not_depend_on_how_often_is_saved(chain: Chain) -> None:
     """It would cost every run that was made with another one, and changes nothing that is computed."""
     often = replace(chain.config, train=replace(chain.config.train, checkpoint_minutes=0.5))
     other = replace(chain.config, train=replace(chain.config.train, momentum=0.5))
-    runs = (pipeline._Run(config, chain.data, torch.device("cpu"), 1, None) for config in (chain.config, often, other))
-    found, same, changed = (pipeline._inputs("teacher", run, None) for run in runs)
+    runs = (
+        compute.Run(config, chain.data, torch.device("cpu"), 1, Ranks(), None)
+        for config in (chain.config, often, other)
+    )
+    found, same, changed = (compute.stage_inputs("teacher", run, None) for run in runs)
     assert found == same != changed
 
 
@@ -375,11 +380,11 @@ def test_a_signal_ends_the_training_behind_its_step(data: Data, tmp_path: Path, 
 def test_a_signal_while_the_last_epoch_is_validated_is_not_lost(data: Data, tmp_path: Path, handlers: list) -> None:
     batches, reads = data.val.batches, []
 
-    def signalled() -> Iterator:
+    def signalled(part: Part) -> Iterator:
         reads.append(1)
         if len(reads) == EPOCHS:
             signal.raise_signal(signal.SIGTERM)
-        return batches()
+        return batches(part)
 
     data.val.batches = signalled
     checkpoint = Checkpoint(tmp_path / "state", "key", 10)
@@ -428,7 +433,7 @@ def test_a_terminated_run_says_how_to_go_on_and_ends_the_same(tmp_path: Path, ca
     arguments = [
         "recipe=mobilenet_int8", "stages=[teacher]", "data=imagefolder", f"data.root={tmp_path}/images",
         "data.image_size=16", "data.batch_size=16", "data.workers=1", "teacher.model=resnet20", "teacher.epochs=10",
-        "measure.repetitions=3", "measure.batch_size=2", "threads=1",
+        "measure.repetitions=3", "measure.batch_size=2", "threads=1", "cache.enabled=false",
     ]  # fmt: skip
     folder = tmp_path / "stopped"
     process = subprocess.Popen(
@@ -457,7 +462,7 @@ def test_a_terminated_run_says_how_to_go_on_and_ends_the_same(tmp_path: Path, ca
     run_pipeline(config, folder)
     assert "teacher: goes on after step " in caplog.text
     assert not list(folder.glob(f"*{TRAINING}*"))
-    seed = pipeline._stage_seed(config, "teacher")
+    seed = compute.stage_seed(config, "teacher")
     undisturbed = Chain(config, load_data(config.data, config.seed), {"teacher": None}, {})
     whole = undisturbed.run("teacher", tmp_path / "curves", None, seed)
     assert model_digests(whole, tmp_path / "whole") == [digest_of_file(stage / name) for name in (MODEL, SPEC)]

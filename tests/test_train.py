@@ -46,6 +46,13 @@ def test_it_learns(data: Data, tmp_path: Path) -> None:
     assert rows[-1]["val_top1_percent"] > 90
 
 
+def test_golden_figures(data: Data, tmp_path: Path) -> None:
+    """Written down before several processes could share a batch, and a batch be taken in parts."""
+    rows = run(fresh(), data, tmp_path)
+    assert [row["train_loss"] for row in rows] == pytest.approx([0.765456, 0.088749, 0.042790], rel=1e-3)
+    assert [row["val_loss"] for row in rows] == pytest.approx([0.482613, 0.213905, 0.106690], rel=1e-3)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_same_seed_gives_the_same_weights(data: Data, tmp_path: Path, optimizer: str) -> None:
     first, second = fresh(), fresh()

@@ -4,9 +4,10 @@ import logging
 import os
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from compress.files import STAGE, digests, finished_stage, fresh_folder, read_js
 
 log = logging.getLogger("compress")
 
+_TICK_NS = 1_000_000  # that file systems and floats of seconds tell apart
 _LOCKS, _DAMAGED, _UNFINISHED = "locks", "damaged", "unfinished"
 
 
@@ -72,7 +74,7 @@ class Cache:
             fresh_folder(stage)
             return None
         if self._writable():
-            os.utime(entry)
+            self._mark_used(entry)
         return record
 
     def put(self, key: str, stage: Path) -> None:
@@ -90,6 +92,7 @@ class Cache:
             if self._place(key).exists():  # what a killed `prune` left
                 shutil.rmtree(self._place(key))
             made.rename(self._place(key))
+            self._mark_used(self._place(key))
         except OSError as error:
             shutil.rmtree(made, ignore_errors=True)
             log.warning("this stage is not in the cache: %s", error)
@@ -131,6 +134,14 @@ class Cache:
 
     def _place(self, key: str) -> Path:
         return self.folder / key[:2] / key
+
+    def _mark_used(self, entry: Path) -> None:
+        """Dates `entry` behind all others: now, but for a clock that was ahead when another one was dated."""
+        now = time.time_ns()
+        for other in self.folder.glob("??/*"):
+            with suppress(FileNotFoundError):  # removed in the meantime
+                now = max(now, other.stat().st_mtime_ns + _TICK_NS)
+        os.utime(entry, ns=(now, now))
 
     def _writable(self) -> bool:
         existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())

@@ -63,6 +63,6 @@ def _statistics(
         mean, std = torch.tensor(config.mean), torch.tensor(config.std)
     else:
         some = index[torch.linspace(0, len(index) - 1, min(len(index), _STATISTICS_IMAGES)).long()]
-        images = torch.cat([batch for batch, _ in pixels.stream(some, config.batch_size)]).double() / 255
+        images = torch.cat([batch for batch, _ in pixels.stream(some.split(config.batch_size))]).double() / 255
         mean, std = images.mean((0, 2, 3)), images.std((0, 2, 3)).clamp_min(1e-3)
     return mean.float().view(1, -1, 1, 1), std.float().view(1, -1, 1, 1)

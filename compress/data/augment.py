@@ -1,9 +1,18 @@
 """Random crops and flips of a whole uint8 batch at a time: no image goes through Python on its own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
+
+# Rows of a batch (N, ...) -> those of it that this process takes: all, where it trains alone.
+Part = Callable[[torch.Tensor], torch.Tensor]
+
+
+def whole(rows: torch.Tensor) -> torch.Tensor:
+    """The `Part` of a process that trains alone."""
+    return rows
 
 
 @dataclass
@@ -13,21 +22,28 @@ class Augmentation:
     crop_padding: int
     flip: bool
 
-    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """uint8 (N, C, H, W) in and out."""
+    def __call__(
+        self, images: torch.Tensor, generator: torch.Generator, part: Part = whole, batch: int | None = None
+    ) -> torch.Tensor:
+        """uint8 (N, C, H, W) in and out.
+
+        `images` are the `part` of a batch of so many: all of them are drawn for, so that each gets the same crop and
+        flip however many processes share the batch.
+        """
+        count = len(images) if batch is None else batch
         if self.crop_padding:
-            images = random_crop(images, self.crop_padding, generator)
+            top, left = torch.randint(0, 2 * self.crop_padding + 1, (2, count), generator=generator)
+            images = crop(images, self.crop_padding, part(top), part(left))
         if self.flip:
-            flipped = torch.rand(len(images), generator=generator) < 0.5
+            flipped = part(torch.rand(count, generator=generator)) < 0.5
             images = torch.where(flipped[:, None, None, None], images.flip(3), images)
         return images
 
 
-def random_crop(images: torch.Tensor, padding: int, generator: torch.Generator) -> torch.Tensor:
-    """A crop of the same size (N, C, H, W) from each image padded by `padding`, at its own random place."""
+def crop(images: torch.Tensor, padding: int, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """A crop of the same size (N, C, H, W) from each image padded by `padding`, at its `top` and `left` (N,)."""
     count, _, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
-    top, left = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
     rows = (top[:, None] + torch.arange(height))[:, :, None]
     columns = (left[:, None] + torch.arange(width))[:, None, :]
     picked = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows, columns]

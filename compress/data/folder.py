@@ -1,7 +1,7 @@
 """A folder of image files, decoded as they are needed: for sets that do not fit into memory."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,22 +29,19 @@ class Files:
     image_size: int
     workers: int
 
-    def stream(self, order: torch.Tensor, batch_size: int) -> Iterator[Batch]:
+    def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[Batch]:
         loader = torch.utils.data.DataLoader(
             _Decoder(self.paths, self.image_size),
-            batch_size=batch_size,
-            sampler=order.tolist(),
+            batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.workers,
             collate_fn=_collate,
             generator=torch.Generator().manual_seed(0),  # else a pass would draw from the stage's own random numbers
             worker_init_fn=_leave_signals_to_parent,
         )
-        start = 0
-        for images in loader:
+        for images, batch in zip(loader, batches, strict=True):
             if isinstance(images, str):
                 raise UserError(images, "an image that can be decoded", "repair or remove that file")
-            yield images, self.labels[order[start : start + len(images)]]
-            start += len(images)
+            yield images, self.labels[batch]
 
 
 def imagefolder(config: DataConfig) -> tuple[dict[str, Files], list[str], list[str]]:

@@ -1,14 +1,14 @@
 """What a data set is to the rest of the project: three splits that yield normalised batches, and a fingerprint."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from compress.data.augment import Augmentation
+from compress.data.augment import Augmentation, Part, whole
 from compress.errors import UserError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -21,8 +21,8 @@ class Pixels(Protocol):
 
     labels: torch.Tensor  # (N,) int64
 
-    def stream(self, order: torch.Tensor, batch_size: int) -> Iterator[Batch]:
-        """Batches of uint8 images (N, C, H, W) with their labels (N,), in the given order."""
+    def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[Batch]:
+        """For the positions (N,) of each batch its uint8 images (N, C, H, W) with their labels (N,)."""
         ...
 
 
@@ -33,8 +33,8 @@ class Memory:
     images: torch.Tensor
     labels: torch.Tensor
 
-    def stream(self, order: torch.Tensor, batch_size: int) -> Iterator[Batch]:
-        for chosen in order.split(batch_size):
+    def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[Batch]:
+        for chosen in batches:
             yield self.images[chosen], self.labels[chosen]
 
 
@@ -56,9 +56,10 @@ class Split:
         """The labels (N,), in the order in which `batches` yields them."""
         return self.pixels.labels[self.index]
 
-    def batches(self) -> Iterator[Batch]:
-        """Every image once, in order: float32 (N, C, H, W) and labels (N,)."""
-        for images, labels in self.pixels.stream(self.index, self.batch_size):
+    def batches(self, part: Part = whole) -> Iterator[Batch]:
+        """Every image once, in order: float32 (N, C, H, W) and labels (N,); of each batch its `part`, if it has one."""
+        parts = [part(batch) for batch in self.index.split(self.batch_size)]
+        for images, labels in self.pixels.stream([rows for rows in parts if len(rows)]):
             yield self._normalise(images), labels
 
     def shuffle(self, generator: torch.Generator) -> torch.Tensor:
@@ -66,20 +67,31 @@ class Split:
         return self.index[torch.randperm(len(self.index), generator=generator)]
 
     def augmented(
-        self, order: torch.Tensor, generator: torch.Generator, augmentation: Augmentation, done: int = 0
-    ) -> Iterator[Batch]:
+        self,
+        order: torch.Tensor,
+        generator: torch.Generator,
+        augmentation: Augmentation,
+        done: int = 0,
+        part: Part = whole,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
         """One epoch in `order`, behind its first `done` batches, augmented.
 
-        A rest of fewer images than batch norm can bear is left out.
+        Of each batch its `part`, images and labels, and how many images all of it has. A rest of fewer images than
+        batch norm can bear is left out.
         """
-        for images, labels in self.pixels.stream(order[done * self.batch_size :], self.batch_size):
-            if len(labels) >= min(self.batch_size, len(self), 32):
-                yield self._normalise(augmentation(images, generator)), labels
+        batches = [batch for batch in order.split(self.batch_size)[done:] if len(batch) >= self.smallest_batch()]
+        streamed = self.pixels.stream([part(batch) for batch in batches])
+        for (images, labels), batch in zip(streamed, batches, strict=True):
+            yield self._normalise(augmentation(images, generator, part, len(batch))), labels, len(batch)
+
+    def smallest_batch(self) -> int:
+        """Images in the smallest batch that `augmented` may yield."""
+        return min(self.batch_size, len(self), 32)
 
     def steps(self) -> int:
         """Batches in an epoch of `augmented`."""
-        whole, rest = divmod(len(self), self.batch_size)
-        return whole + (rest >= min(self.batch_size, len(self), 32))
+        full, rest = divmod(len(self), self.batch_size)
+        return full + (rest >= self.smallest_batch())
 
     def take(self, count: int, seed: int) -> "Split":
         """A seeded random choice of `count` images, or all where there are fewer."""

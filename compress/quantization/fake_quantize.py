@@ -1,5 +1,6 @@
 """Fake quantization for training whose parameters are those that the exported file will hold."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,13 +19,18 @@ class RuntimeFakeQuantize(FusedMovingAvgObsFakeQuantize):
     ends of the range are observed by it, and the values rounded by `RoundToGrid`, to the same bits.
     """
 
+    # The ends (2,) of a batch's values -> those that are observed, where several processes share the batch.
+    common_ends: Callable[[Tensor], Tensor] | None = None
+
     def forward(self, x: Tensor) -> Tensor:
         """Any float tensor to one of the same shape, rounded to the grid."""
         observing = self.training and bool(self.observer_enabled)
+        if observing and (not x.is_cuda or self.common_ends):
+            ends = torch.stack(torch.aminmax(in_memory_order(x.detach())))
+            self._fused(self.common_ends(ends) if self.common_ends else ends, observing)
+            observing = False
         if x.is_cuda:
             return self._fused(x, observing)
-        if observing:
-            self._fused(torch.stack(torch.aminmax(in_memory_order(x.detach()))), observing)
         if not self.fake_quant_enabled:
             return x
         observer = self.activation_post_process

@@ -113,5 +113,7 @@ def _train(prepared: GraphModule, config: QuantizeConfig, context: Context) -> l
         if epoch > math.ceil(_FREEZE_RANGES * config.epochs):
             freeze_observers(prepared)
 
+    # bf16 has 8 bits itself: it would blur the very grid that is trained.
+    context = replace(context, train=replace(context.train, precision="float32"))
     loss = teacher_loss(context.teacher.network, config.temperature, config.alpha)
     return train(prepared, loss, context, "quantize", config.epochs, config.lr, before_epoch=freeze)

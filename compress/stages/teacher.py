@@ -8,6 +8,7 @@ from torch import nn
 from compress.artifact import Artifact, Spec
 from compress.config import TeacherConfig
 from compress.context import Context
+from compress.errors import UserError
 from compress.losses import label_loss
 from compress.models import Architecture, build
 from compress.models.checkpoint import load_checkpoint
@@ -22,6 +23,12 @@ def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact
     data = context.data
     network, architecture = untrained(config, data.shape, len(data.classes))
     loss = label_loss(context.train.label_smoothing)
+    if config.freeze_epochs and context.ranks.world > 1:
+        raise UserError(
+            f"teacher.freeze_epochs={config.freeze_epochs} with {context.ranks.world} processes",
+            "0: they exchange the gradients of all layers in every epoch",
+            "set teacher.freeze_epochs=0, or train in one process",
+        )
     image = torch.zeros(1, *data.shape)
     before_epoch = freezing(network, image, config.freeze_epochs) if config.freeze_epochs else lambda epoch: None
     shares = lr_shares(network, image, config.lr_decay) if config.lr_decay < 1 else None

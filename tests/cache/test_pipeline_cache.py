@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from compress import pipeline
+from compress import compute
 from compress.code import code_digest
 from compress.config import CacheConfig, Config
 from compress.errors import UserError
@@ -73,7 +73,7 @@ def test_whatever_makes_a_stage_is_in_its_key(
     elif change == "data":
         config = replace(config, data=replace(config.data, val_fraction=0.3))
     else:
-        monkeypatch.setattr(pipeline, "code_digest", lambda *_: "of other code")
+        monkeypatch.setattr(compute, "code_digest", lambda *_: "of other code")
     run_pipeline(config, tmp_path / "second")
     assert computed == ["teacher", "teacher"]
 

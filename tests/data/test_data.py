@@ -12,7 +12,7 @@ from PIL import Image
 
 from compress.config import DataConfig
 from compress.data import load_data
-from compress.data.augment import Augmentation, random_crop
+from compress.data.augment import Augmentation
 from compress.data.splits import hold_out
 from compress.errors import UserError
 from tests.conftest import tiny_arrays
@@ -97,7 +97,9 @@ def test_shuffled_epochs_differ_and_repeat(tmp_path: Path) -> None:
 
     def epoch(generator: torch.Generator, done: int = 0) -> list[list[int]]:
         order = data.train.shuffle(generator)
-        return [labels.tolist() for _, labels in data.train.augmented(order, generator, Augmentation(0, False), done)]
+        return [
+            labels.tolist() for _, labels, _ in data.train.augmented(order, generator, Augmentation(0, False), done)
+        ]
 
     generator = torch.Generator().manual_seed(0)
     first, second = epoch(generator), epoch(generator)
@@ -120,7 +122,7 @@ def test_colour_and_resizing(tmp_path: Path) -> None:
 
 def test_crops_are_windows_of_the_padded_image_and_differ() -> None:
     images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).repeat(128, 1, 1, 1)
-    crops = random_crop(images, 1, torch.Generator().manual_seed(0))
+    crops = Augmentation(1, False)(images, torch.Generator().manual_seed(0))
     padded = torch.nn.functional.pad(images[0, 0], (1, 1, 1, 1))
     windows = [padded[top : top + 8, left : left + 8] for top in range(3) for left in range(3)]
     found = [next(i for i, window in enumerate(windows) if torch.equal(window, crop[0])) for crop in crops]
@@ -240,7 +242,7 @@ def test_a_signal_to_all_of_a_run_leaves_the_decoders_at_work(tmp_path: Path, nu
     config = image_folder(tmp_path, count=24)
     config.workers = 1
     pixels = load_data(config, 0).test.pixels
-    batches = pixels.stream(torch.arange(48), 4)
+    batches = pixels.stream(torch.arange(48).split(4))
     seen = len(next(batches)[1])
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, number)

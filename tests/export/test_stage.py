@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from compress import pipeline
+from compress import compute, pipeline
 from compress.artifact import read_tensors
 from compress.config import Config
 from compress.data import load_data
@@ -42,7 +42,7 @@ def widened(request, trained: Path, tiny_npz: Path, tmp_path_factory: pytest.Tem
     need_extra(request.param)
     folder, reads = tmp_path_factory.mktemp(request.param) / "run", []
     shutil.copytree(trained, folder)
-    load_data = pipeline.load_data
+    load_data = compute.load_data
 
     def counted(*arguments):
         data = load_data(*arguments)
@@ -51,7 +51,7 @@ def widened(request, trained: Path, tiny_npz: Path, tmp_path_factory: pytest.Tem
         return data
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "load_data", counted)
+        patch.setattr(compute, "load_data", counted)
         patch.setattr(pipeline, "_run_stage", None)  # a stage that were trained would fail
         run_pipeline(config_for(tiny_npz, request.param), folder)
     return SimpleNamespace(folder=folder, name=request.param, reads=len(reads))

@@ -1,0 +1,90 @@
+"""Batch norm and fake quantization that see the images of all processes, so that two train what one would."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compress.quantization.fake_quantize import RuntimeFakeQuantize
+
+
+class CpuSyncBatchNorm(_BatchNorm):
+    """torch's own has no kernels for the CPU; this one is for gloo, and differentiable by autograd alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, ...) to the same shape; in training with the mean and variance over the images of all processes."""
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        variance, mean = torch.var_mean(x.float(), [0, *range(2, x.dim())], correction=0)
+        variance, mean = variance.double(), mean.double()  # else the squares of large means would swallow the variance
+        count = x.numel() / x.shape[1]
+        sums = _SumOfAll.apply(count * torch.stack([torch.ones_like(mean), mean, variance + mean.square()]))
+        total, mean = sums[0], sums[1] / sums[0]
+        variance = sums[2] / total - mean.square()
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.float(), self.momentum)
+            self.running_var.lerp_((variance * total / (total - 1)).float(), self.momentum)
+        scale = torch.rsqrt(variance + self.eps)
+        shift = -mean * scale
+        if self.affine:
+            scale, shift = scale * self.weight, shift * self.weight + self.bias
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        return torch.addcmul(shift.float().view(shape), x, scale.float().view(shape)).to(x.dtype)
+
+
+class _SumOfAll(torch.autograd.Function):
+    """The sum over all processes. The loss is one too, so that a gradient comes from all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Any tensor, of the same shape everywhere."""
+        total = x.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """As forward."""
+        return _SumOfAll.apply(gradient)
+
+
+@contextmanager
+def shared_statistics(network: nn.Module) -> Iterator[None]:
+    """Inside, `network`'s batch norm layers and the ranges of its fake quantization are those of all processes.
+
+    Parameters and buffers stay the very tensors that they are, under the same names.
+    """
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, _BatchNorm)}
+    quantizers = [module for module in network.modules() if isinstance(module, RuntimeFakeQuantize)]
+    for name, layer in layers.items():
+        network.set_submodule(name, _synchronized(layer))
+    for quantizer in quantizers:
+        quantizer.common_ends = _common_ends
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            network.set_submodule(name, layer)
+        for quantizer in quantizers:
+            quantizer.common_ends = None
+
+
+def _synchronized(layer: _BatchNorm) -> _BatchNorm:
+    kind = nn.SyncBatchNorm if layer.running_mean.is_cuda else CpuSyncBatchNorm
+    shared = kind(layer.num_features, layer.eps, layer.momentum, layer.affine)
+    shared.weight, shared.bias = layer.weight, layer.bias
+    shared.running_mean, shared.running_var = layer.running_mean, layer.running_var
+    shared.num_batches_tracked = layer.num_batches_tracked
+    return shared.train(layer.training)
+
+
+def _common_ends(ends: Tensor) -> Tensor:
+    """The lowest and the highest value (2,) of all processes."""
+    reach = torch.stack([-ends[0], ends[1]])
+    distributed.all_reduce(reach, distributed.ReduceOp.MAX)
+    return torch.stack([-reach[0], reach[1]])
