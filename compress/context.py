@@ -1,6 +1,6 @@
 """What every stage may use besides its own settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -22,3 +22,4 @@ class Context:
     seed: int  # the stage's own, drawn from the run's seed and the stage's name
     curves: Curves
     checkpoint: Checkpoint | None = None  # where its training is kept; None: a training that is stopped is lost
+    floors: list[float] = field(default_factory=list)  # validation top-1 in percent, an epoch each: below it ends

@@ -26,6 +26,7 @@ from compress.data import load_data
 from compress.data.splits import Data
 from compress.errors import UserError
 from compress.export import TARGETS, Source, load_target, require_installed
+from compress.floors import require_hope
 from compress.labelling import labelled_by
 from compress.measure.environment import cpu_flags, cpu_name, versions
 from compress.measure.figures import taken_before
@@ -101,6 +102,8 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
         stage = folder / f"{number:02d}_{name}"
         record = _finished(name, stage, done, _inputs(name, run, parent), run)
         files.remove_training(stage)
+        curve = [row["val_top1_percent"] for row in record["notes"].get("history", [])]
+        require_hope(name, curve, getattr(config.stop_below, name))  # of one that was taken, not trained
         parent = _identity(record)
         done.append(stage)
 
@@ -152,7 +155,8 @@ def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
     _seed_everything(seed)
     checkpoint = Checkpoint(files.training_file(stage), key, config.train.checkpoint_minutes)
     with Curves(stage.parent / "tensorboard" / stage.name) as curves:
-        context = Context(data, teacher, config.train, run.device, seed, curves, checkpoint)
+        floors = getattr(config.stop_below, name)
+        context = Context(data, teacher, config.train, run.device, seed, curves, checkpoint, floors)
         with spending(config.measure.country, run.device) as spent:
             result = STAGES[name](current, getattr(config, name), context)
         write_model(result, stage)
