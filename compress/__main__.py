@@ -26,12 +26,14 @@ def main() -> int:
     from compress.launch.job import run
     from compress.launch.options import register_launchers
     from compress.launch.sweep import explain_launcher, outcome, place, write_page
+    from compress.search.sweeper import register_search
     from compress.signals import stoppable
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit
     try:
         register(sys.argv[1:])
         register_launchers()
+        register_search()
         sys.argv[1:] = with_own_folders(sys.argv[1:])
         with stoppable():
             try:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from compress.config import Config, check
+from compress.config import Config, SearchConfig, check
 from compress.errors import UserError
 from compress.help import CONF, RECIPES
 
@@ -27,6 +27,7 @@ def register(overrides: Sequence[str] = ()) -> None:
     """
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
+    store.store(group="hydra/sweeper", name="optuna", node=SearchConfig)
     for path in sorted(RECIPES.glob("*.yaml")):
         store.store(group="recipe", name=path.stem, package="_global_", node=read_recipe(path))
     for name in recipe_files(overrides):

@@ -126,7 +126,8 @@ def compute_stage(job: Job, run: Run, curves: Curves) -> Artifact:
         key, minutes = files.digest_of(job.inputs), config.train.checkpoint_minutes
         checkpoint = Checkpoint(files.training_file(job.stage), key, minutes)
         data = run.data if teacher is None or run.data.labelled else labelled_by(teacher.network, run.data, device)
-        context = Context(data, teacher, config.train, device, seed, curves, checkpoint, ranks)
+        floors = getattr(config.stop_below, job.name)
+        context = Context(data, teacher, config.train, device, seed, curves, checkpoint, ranks, floors=floors)
         result = STAGES[job.name](current, settings, context)
     result.notes |= context.notes
     if data is not run.data:

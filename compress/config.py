@@ -186,6 +186,18 @@ class RepeatConfig:
 
 
 @dataclass
+class StopBelowConfig:
+    """Below which accuracy a training ends its run early; a search sets them for its trials."""
+
+    teacher: list[float] = option(
+        [], "validation top-1 in percent, an epoch each: a run ends below it; []: nowhere", low=0, high=100
+    )
+    prune: list[float] = option([], "as stop_below.teacher, of the fine-tuning", low=0, high=100)
+    distill: list[float] = option([], "as stop_below.teacher", low=0, high=100)
+    quantize: list[float] = option([], "as stop_below.teacher, of mode=qat", low=0, high=100)
+
+
+@dataclass
 class Config:
     """A whole run."""
 
@@ -200,6 +212,7 @@ class Config:
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     repeat: RepeatConfig = field(default_factory=RepeatConfig)
+    stop_below: StopBelowConfig = field(default_factory=StopBelowConfig)
     controls: bool = option(
         False, "also run plainer ways to such a network on the same budget, to tell what each step brings"
     )
@@ -211,12 +224,46 @@ class Config:
     threads: int = option(0, "of torch and ONNX Runtime; 0: one a core, of those that this job has", low=0, high=1024)
 
 
-def check(config: Any, prefix: str = "") -> None:
+@dataclass
+class SearchConfig:
+    """hydra/sweeper=optuna: what is searched for, and what it may cost."""
+
+    _target_: str = option("hydra_plugins.compress.OptunaSweeper", "Hydra's name of the search")
+    objectives: list[str] = option(
+        ["deployed_val_top1_percent", "latency_ms_p50"],
+        "figures of metrics.json, the first one decides; a direction may stand before: minimize FIGURE",
+    )
+    constraints: list[str] = option([], 'what a trial has to keep, e.g. ["deployed_val_delta_points >= -1"]')
+    trials: int = option(20, "of the study, those of earlier starts and other processes included", low=1, high=1000000)
+    minutes: Optional[float] = option(None, "no trial is started after these; null: no limit", low=0, high=1e7)
+    jobs: int = option(1, "trials that go to the launcher at once", low=1, high=1024)
+    sampler: str = option(
+        "tpe", "Optuna's: what proposes a trial's settings", choices=("tpe", "gp", "nsgaii", "random")
+    )
+    seed: int = option(0, "of the sampler", low=0, high=2**31 - 1)
+    give_up: bool = option(
+        True, "end a trial early whose validation accuracy leaves no hope, judged by five finished ones"
+    )
+    storage: Optional[str] = option(
+        None, "null: study.db in hydra.sweep.dir; or a database, e.g. postgresql://user@host/name"
+    )
+    study: str = option(
+        "${hydra.runtime.choices.recipe}", "its name there, by default the recipe's; one of that name goes on"
+    )
+
+
+def check(config: Any) -> None:
+    """Raises UserError at the first value that cannot be, alone or with another, in `config` and all below it."""
+    check_ranges(config)
+    _check_together(config)
+
+
+def check_ranges(config: Any, prefix: str = "") -> None:
     """Raises UserError at the first value outside its range or its choices, in `config` and all below it."""
     for item in fields(config):
         value, name = getattr(config, item.name), prefix + item.name
         if is_dataclass(value):
-            check(value, f"{name}.")
+            check_ranges(value, f"{name}.")
             continue
         low, high, choices = item.metadata["low"], item.metadata["high"], item.metadata["choices"]
         parts = value if isinstance(value, list) else [value]
@@ -228,6 +275,12 @@ def check(config: Any, prefix: str = "") -> None:
         outside = [part for part in parts if low is not None and part is not None and not low <= part <= high]
         if outside:  # a NaN is in it too
             raise UserError(f"{name}={outside[0]}", f"a number from {low} to {high}", f"set {name} within that range")
+
+
+def _check_together(config: Any) -> None:
+    for item in fields(config):
+        if is_dataclass(getattr(config, item.name)):
+            _check_together(getattr(config, item.name))
     if isinstance(config, DataConfig):
         _check_normalisation(config)
     if isinstance(config, QuantizeConfig):

@@ -26,3 +26,4 @@ class Context:
     checkpoint: Checkpoint | None = None  # where its training is kept; None: a training that is stopped is lost
     ranks: Ranks = field(default_factory=Ranks)  # the processes that train together
     notes: dict[str, Any] = field(default_factory=dict)  # for stage.json: what came up on the way
+    floors: list[float] = field(default_factory=list)  # validation top-1 in percent, an epoch each: below it ends

@@ -20,6 +20,10 @@ class UserError(Exception):
         return f"received {self.received}; expected {self.expected}; to mend it: {self.mend}"
 
 
+class GivenUp(UserError):
+    """A run was ended because its accuracy stayed below the floor that `stop_below` sets."""
+
+
 class Stopped(BaseException):
     """A signal has come; `where` says at what point, and what is kept.
 

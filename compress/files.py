@@ -15,7 +15,8 @@ SENSITIVITY, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
 PROFILE, EXAMPLES = "profile.json", "examples.safetensors"
 TRAINING = "training.safetensors"  # of a stage under way, behind the name of its folder
 REPEATS, CONTROLS = "repeats.json", "controls.json"  # of a run
-STATUS = "status.json"  # of a run: whether it is under way, or how it ended
+STATUS = "status.json"  # of a run: whether it is under way, or how it ended, as one of these states
+FINISHED, FAILED, GIVEN_UP, STOPPED = "finished", "failed", "given up", "stopped"
 
 _OWN = "digest"  # of stage.json's other content, in itself
 

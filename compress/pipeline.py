@@ -14,6 +14,7 @@ from compress.config import Config
 from compress.console import print_summary
 from compress.curves import Curves
 from compress.export import TARGETS, Source, load_target, require_installed
+from compress.floors import require_hope
 from compress.measure.environment import cpu_flags, versions
 from compress.measure.figures import taken_before
 from compress.measure.spent import SPENT, require_country, spending
@@ -59,6 +60,8 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
         stage = folder / f"{number:02d}_{name}"
         record = _finished(name, stage, done, stage_inputs(name, run, parent), run)
         files.remove_training(stage)
+        curve = [row["val_top1_percent"] for row in record["notes"].get("history", [])]
+        require_hope(name, curve, getattr(config.stop_below, name))  # of one that was taken, not trained
         parent = _identity(record)
         done.append(stage)
 

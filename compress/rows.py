@@ -32,11 +32,13 @@ def table_settings(config: Config, stage: str) -> dict[str, bool | int | float |
     """TensorBoard's hparams: the settings of the stages that are run, and of the others those that are not the default.
 
     TensorBoard shows the first few: those that differ between runs, by name. The capital brings the stage to the front.
+    What only says when to give up is left out.
     """
     flat: dict[str, bool | int | float | str] = {"Stage": stage}
     for (name, value, _), (_, default, _) in zip(describe(config), describe(Config()), strict=True):
         section = name.split(".")[0]
-        if section in config.stages or (section not in STAGES and value != default):
+        other = section not in STAGES and section != "stop_below" and value != default
+        if section in config.stages or other:
             flat[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
     return flat
 

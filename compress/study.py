@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from compress.cache import held
-from compress.config import Config
+from compress.config import Config, StopBelowConfig
 from compress.controls import check_controls, run_controls
 from compress.errors import UserError
-from compress.files import CONTROLS, REPEATS, write_json
+from compress.files import CONTROLS, REPEATS, STAGE, read_json, write_json
 from compress.measure.neighbours import announced
 from compress.memory import is_out_of_memory
 from compress.pipeline import run_pipeline
@@ -20,25 +20,28 @@ from compress.report.write import write_run
 log = logging.getLogger("compress")
 
 
-def run_study(config: Config, folder: Path, wait: bool = False) -> None:
+def run_study(config: Config, folder: Path, wait: bool = False) -> dict[str, Any]:
     """The run in `folder`; those on `repeat.seeds` and the controls in folders of their own below it.
 
     Each of them goes on where it was, as the run itself does. Where another process writes into `folder`, this one
-    waits for it, or else raises UserError. Raises UserError as `run_pipeline` does.
+    waits for it, or else raises UserError. Returns what a search judges the run by: the last stage's `metrics`, and as
+    `validation` of each stage the top-1 in percent on validation, an epoch each; nothing of a preflight. Raises
+    UserError as `run_pipeline` does.
     """
     check_controls(config)
     if config.preflight:
         run_preflight(config, folder)
-        return
+        return {}
     with held(folder, "run", lambda holder: (_wait if wait else _refuse)(folder, holder)), announced():
         try:
-            _run_all(config, folder)
+            summary = _run_all(config, folder)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             raise UserError(
                 str(error), "memory for what a step of training leaves free", "lower data.batch_size"
             ) from error
+    return {"metrics": summary["stages"][-1]["metrics"], "validation": _validation(folder, config.stages)}
 
 
 def _wait(folder: Path, holder: dict[str, Any]) -> None:
@@ -53,16 +56,26 @@ def _refuse(folder: Path, holder: dict[str, Any]) -> None:
     )
 
 
-def _run_all(config: Config, folder: Path) -> None:
+def _validation(folder: Path, stages: list[str]) -> dict[str, list[float]]:
+    records = {name: read_json(folder / f"{number:02d}_{name}" / STAGE) for number, name in enumerate(stages, 1)}
+    return {
+        name: [row["val_top1_percent"] for row in record["notes"].get("history", [])]
+        for name, record in records.items()
+    }
+
+
+def _run_all(config: Config, folder: Path) -> dict[str, Any]:
     for name in (REPEATS, CONTROLS):
         (folder / name).unlink(missing_ok=True)  # of other settings, perhaps; the runs below are kept
     summary = run_pipeline(config, folder)
+    config = replace(config, stop_below=StopBelowConfig())  # a control is there to be worse
     if config.repeat.seeds:
         write_json(folder / REPEATS, _repeat(config, folder, summary))
     if config.controls:
         write_json(folder / CONTROLS, run_controls(config, folder))
     if config.repeat.seeds or config.controls:
         log.info("the report, with these runs in it: %s", write_run(folder))
+    return summary
 
 
 def _repeat(config: Config, folder: Path, summary: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from compress.context import Context
 from compress.data.splits import Split
 from compress.devices import Ranks, Relieved
 from compress.errors import Stopped, UserError
+from compress.floors import require_hope
 from compress.signals import stop_requests
 from compress.step import Loss, Step, agree_on_parts, in_parts, split_batch
 from compress.training import Training
@@ -37,9 +38,10 @@ def train(
     The learning rate rises to `lr` over `train.warmup` of the steps and falls to 0 along a cosine. The network ends in
     eval mode. A training that `context.checkpoint` holds goes on behind its last step; `before_epoch` must then do for
     its epoch what the calls for those before it did. `lr_shares` tells of each parameter which share of the learning
-    rate it gets; the largest is 1. Each of `context.ranks` takes its part of every batch; all end
-    with the same weights, and those that do not lead leave their stage by `Relieved`. Raises UserError, which names
-    the step, where a loss or a weight is not finite, and Stopped once a signal has come and the state is saved.
+    rate it gets; the largest is 1. Each of `context.ranks` takes its part of every batch; all end with the same
+    weights, and those that do not lead leave their stage by `Relieved`. Raises UserError, which names the step, where
+    a loss or a weight is not finite, GivenUp below one of `context.floors`, and Stopped once a signal has come and the
+    state is saved.
     """
     network.to(context.device, memory_format=torch.channels_last)
     ranks, checkpoint = context.ranks, context.checkpoint
@@ -78,6 +80,7 @@ def train(
             figures = f"loss {row['train_loss']:.3f}, train {row['train_top1_percent']:.2f} %, val {val_top1:.2f} %"
             log.info("%s: epoch %d of %d, %s", name, len(training.rows), epochs, figures)
             bar.note(figures)
+            require_hope(name, [past["val_top1_percent"] for past in training.rows], context.floors)
             keep()
     if not ranks.leads:
         raise Relieved

@@ -200,6 +200,17 @@ def test_a_multirun_gives_each_job_a_folder_and_compares_them(tmp_path: Path, ti
         assert part in page
 
 
+def test_a_multirun_without_a_folder_makes_one(tmp_path: Path) -> None:
+    """Hydra asks for it before it has set up what `${hydra:...}` reads."""
+    done = subprocess.run(
+        command("--multirun", "recipe=mobilenet_int8", "seed=-1"),
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    (folder,) = (tmp_path / "outputs" / "mobilenet_int8").glob("sweep_*")
+    assert_refused(done, "1 of 1 jobs that did not finish (0)", f"hydra.sweep.dir=outputs/mobilenet_int8/{folder.name}")
+
+
 def test_help_shows_recipes_and_keys() -> None:
     done = subprocess.run(command("--help"), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0

@@ -18,9 +18,10 @@ from tensorboard.plugins.hparams import metadata
 from compress import compute, pipeline
 from compress.artifact import write_tensors
 from compress.config import Config, TeacherConfig
+from compress.data import load_data
 from compress.errors import UserError
 from compress.files import MODEL, ONNX, SENSITIVITY, SENSITIVITY_PLOT, STAGE, digest_of_file, read_json
-from compress.measure.accuracy import open_session
+from compress.measure.accuracy import onnx_runner, open_session
 from compress.pipeline import run_pipeline
 from compress.quantization import require_quantized
 from compress.quantization.sensitivity import top1_percent
@@ -62,6 +63,7 @@ def test_metrics_have_every_figure_of_the_contract(finished: Path) -> None:
         *("top1_percent", "top1_ci95_percent", "top5_percent", "loss", "images"),
         *("deployed_top1_percent", "deployed_agreement_percent"),
         *("teacher_agreement_percent", "top1_delta_points", "top1_delta_ci95_points"),
+        *("deployed_val_top1_percent", "deployed_val_delta_points", "val_images"),
         *("params", "macs", "size_bytes"),
         *("latency_ms_p50", "latency_ms_p95", "throughput_images_per_s"),
         *("peak_memory_bytes", "energy_joule_per_image", "environment"),
@@ -80,6 +82,21 @@ def test_metrics_have_every_figure_of_the_contract(finished: Path) -> None:
         assert 0 < metrics["latency_ms_p50"] <= metrics["latency_ms_p95"]
         assert metrics["peak_memory_bytes"] > 10_000_000
         assert metrics["environment"]["versions"]["torch"] == torch.__version__
+
+
+def test_validation_figures_are_of_the_file_on_the_validation_split(finished: Path, tiny_config: Config) -> None:
+    """The file's training rows would not do: a search chooses by these, and keeps the test images unseen."""
+    val = load_data(tiny_config.data, tiny_config.seed).val
+    batches = list(val.batches())
+    percents = []
+    for name in FOLDERS:
+        run = onnx_runner(finished / name / ONNX, 1)
+        right = sum((run(images.numpy()).argmax(1) == labels.numpy()).sum() for images, labels in batches)
+        metrics = read_json(finished / name / "metrics.json")
+        percents.append(metrics["deployed_val_top1_percent"])
+        assert metrics["val_images"] == len(val) == 24
+        assert percents[-1] == pytest.approx(100 * right / len(val))
+        assert metrics["deployed_val_delta_points"] == pytest.approx(percents[-1] - percents[0])
 
 
 def test_the_pipeline_compresses(finished: Path) -> None:

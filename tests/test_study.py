@@ -1,20 +1,21 @@
 """Repeats and controls: each is a run of its own on the same budget, and is set against the run on the same images."""
 
 import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from compress.artifact import read_tensors
-from compress.config import CacheConfig, Config, DistillConfig, PruneConfig, QuantizeConfig, check
+from compress.config import CacheConfig, Config, DistillConfig, PruneConfig, QuantizeConfig, StopBelowConfig, check
 from compress.controls import check_controls
-from compress.errors import UserError
+from compress.errors import GivenUp, UserError
 from compress.files import CONTROLS, METRICS, MODEL, PREDICTIONS, REPEATS, SPEC, STAGE, digest_of_file, read_json
 from compress.models import Architecture, build
 from compress.models.widths import read_widths
 from compress.pruning.filters import prune_filters
+from compress.stages import STAGES
 from compress.study import run_study, spread
 from tests.conftest import make_tiny_config
 
@@ -100,9 +101,31 @@ def test_nothing_is_computed_twice(studied: Path, tiny_npz: Path) -> None:
     tables = [read_json(studied / name) for name in (REPEATS, CONTROLS)]
     runs = 4 + 4 + 4 + 4 + 3  # stages: the run's, the other seed's, those of three controls
     assert len(records) == runs + (4 + 4 + 3 + 2 + 2)  # and in the cache, each once
-    run_study(config_for(tiny_npz, studied / "cache"), studied)
+    found = run_study(config_for(tiny_npz, studied / "cache"), studied)
+    assert found["metrics"] == read_json(studied / "04_quantize" / METRICS)  # what a search judges the run by
+    assert {stage: len(curve) for stage, curve in found["validation"].items()} == {
+        "teacher": 1,
+        "prune": 1,
+        "distill": 1,
+        "quantize": 0,
+    }
     assert {path: path.stat().st_mtime_ns for path in studied.rglob(STAGE)} == records
     assert [read_json(studied / name) for name in (REPEATS, CONTROLS)] == tables
+
+
+def test_a_run_without_hope_ends_where_it_is_told(studied: Path, tiny_npz: Path, tmp_path: Path) -> None:
+    """Behind a stage that was taken, too. A repeat or a control is there to be worse, and goes on."""
+    config = config_for(tiny_npz, studied / "cache")
+    curves = {stage: curve for stage, curve in run_study(config, studied)["validation"].items() if curve}
+    run_study(replace(config, stop_below=StopBelowConfig(**curves)), studied)
+    hopeless = StopBelowConfig(prune=[curves["prune"][0] + 0.5])
+    with pytest.raises(GivenUp, match="as the best of 1 epochs of prune"):
+        run_study(replace(config, stop_below=hopeless), tmp_path)
+    assert sorted(path.parent.name for path in tmp_path.glob(f"*/{STAGE}")) == ["01_teacher", "02_prune"]
+
+
+def test_every_stage_may_be_given_a_floor() -> None:
+    assert {item.name for item in fields(StopBelowConfig)} == set(STAGES)
 
 
 def test_tables_of_an_earlier_study_do_not_stay(tmp_path: Path, tiny_npz: Path) -> None:

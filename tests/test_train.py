@@ -14,7 +14,7 @@ from compress.context import Context
 from compress.curves import Curves
 from compress.data import load_data
 from compress.data.splits import Data
-from compress.errors import UserError
+from compress.errors import GivenUp, UserError
 from compress.models import Architecture, build
 from compress.train import _lr_factor, train
 
@@ -34,9 +34,11 @@ def fresh() -> nn.Module:
     return build(Architecture("resnet8", "small", 1, 3))
 
 
-def run(network: nn.Module, data: Data, folder: Path, loss=cross_entropy, epochs: int = 3, **config) -> list[dict]:
+def run(
+    network: nn.Module, data: Data, folder: Path, loss=cross_entropy, epochs: int = 3, floors=(), **config
+) -> list[dict]:
     with Curves(folder) as curves:
-        context = Context(data, None, TrainConfig(**config), torch.device("cpu"), 1, curves)
+        context = Context(data, None, TrainConfig(**config), torch.device("cpu"), 1, curves, floors=list(floors))
         return train(network, loss, context, "test", epochs, 0.05)
 
 
@@ -86,6 +88,15 @@ def test_the_best_epoch_is_kept(data: Data, tmp_path: Path) -> None:
     with torch.no_grad():
         right = sum(int((network(images).argmax(1) == labels).sum()) for images, labels in data.val.batches())
     assert 100 * right / len(data.val) == best
+
+
+def test_it_ends_below_its_floor_and_not_above(data: Data, tmp_path: Path) -> None:
+    rows = run(fresh(), data, tmp_path)
+    tops = [row["val_top1_percent"] for row in rows]
+    kept = [max(tops[: epoch + 1]) for epoch in range(len(tops))]
+    assert run(fresh(), data, tmp_path, floors=kept) == rows
+    with pytest.raises(GivenUp, match=rf"the best of 2 epochs of test; expected {kept[1] + 0.1:.2f} % by then"):
+        run(fresh(), data, tmp_path, floors=[kept[0], kept[1] + 0.1])
 
 
 def test_a_loss_that_is_no_number_names_the_step(data: Data, tmp_path: Path) -> None:

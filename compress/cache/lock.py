@@ -57,7 +57,7 @@ def _acquire(folder: Path, name: str, waiting: Callable[[dict], None] | None) ->
         if (newest, content) != seen:
             seen, since = (newest, content), time.monotonic()
         holder = _holder(content)
-        if _is_dead_here(holder) or time.monotonic() - since > STALE_S:
+        if is_dead_here(holder) or time.monotonic() - since > STALE_S:
             if (own := _create(folder, name, _generation(newest) + 1)) is not None:
                 log.warning("took over from %s, which has ended without a word", _who(holder))
                 return own
@@ -88,8 +88,13 @@ def _beat(path: Path, stopped: threading.Event) -> None:
         part.replace(path)
 
 
+def this_process() -> dict[str, str | int]:
+    """What tells this process from all others, on this machine and elsewhere."""
+    return {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
+
+
 def _content(beat: int) -> str:
-    return json.dumps({"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "beat": beat})
+    return json.dumps(this_process() | {"beat": beat})
 
 
 def _boot() -> str:
@@ -120,8 +125,11 @@ def _holder(content: str) -> dict:
         return {}
 
 
-def _is_dead_here(holder: dict) -> bool:
-    """Whether the holder was a process of this very machine that is no more; another machine's cannot be asked."""
+def is_dead_here(holder: dict) -> bool:
+    """Whether the holder was a process of this very machine that is no more; another machine's cannot be asked.
+
+    `holder` is what `this_process` told there.
+    """
     if holder.get("host") != socket.gethostname() or holder.get("boot") != _boot() or "pid" not in holder:
         return False
     try:

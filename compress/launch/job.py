@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import rich
 from hydra.conf import HydraConf
@@ -16,8 +17,8 @@ from rich.logging import RichHandler
 
 from compress.compose import ending, to_config
 from compress.cores import share
-from compress.errors import Stopped
-from compress.files import STATUS, write_json
+from compress.errors import GivenUp, Stopped
+from compress.files import FAILED, FINISHED, GIVEN_UP, STATUS, STOPPED, write_json
 from compress.signals import interrupted_by, stoppable
 
 STOP = "stop"  # a file in a sweep's folder: its jobs save what they do, and end
@@ -25,11 +26,12 @@ STOP = "stop"  # a file in a sweep's folder: its jobs save what they do, and end
 log = logging.getLogger("compress")
 
 
-def run(composed: DictConfig) -> None:
-    """Runs what Hydra has composed, and leaves in the run's folder how that ended.
+def run(composed: DictConfig) -> dict[str, Any]:
+    """Runs what Hydra has composed, leaves in the run's folder how that ended, and returns it.
 
-    Of a sweep's job nothing is raised, for each launcher would do something else with it, but for Stopped where the
-    jobs take turns in the process of the command: it ends them all.
+    That is its `state`, with the `error` of one that did not finish, or with what `run_study` returns. Of a sweep's job
+    nothing is raised, for each launcher would do something else with it, but for Stopped where the jobs take turns in
+    the process of the command: it ends them all.
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
@@ -37,19 +39,23 @@ def run(composed: DictConfig) -> None:
     write_json(folder / STATUS, note | {"state": "running"})
     try:
         with _own_process(hydra) if runs_beside_others(hydra) else nullcontext():
-            _study(composed, folder, hydra)
+            found = _study(composed, folder, hydra)
     except Stopped as stop:
-        write_json(folder / STATUS, note | {"state": "stopped", "error": str(stop), "exit": 128 + stop.signal})
+        end = {"state": STOPPED, "error": str(stop), "exit": 128 + stop.signal}
+        write_json(folder / STATUS, note | end)
         if not runs_beside_others(hydra):
             raise
+        return end
     except Exception as error:
         status, line = ending(error)
-        write_json(folder / STATUS, note | {"state": "failed", "error": line, "exit": status})
+        end = {"state": GIVEN_UP if isinstance(error, GivenUp) else FAILED, "error": line, "exit": status}
+        write_json(folder / STATUS, note | end)
         if hydra.mode != RunMode.MULTIRUN:
             raise
         log.error("%s", line, exc_info=status == 1)
-    else:
-        write_json(folder / STATUS, note | {"state": "finished"})
+        return end
+    write_json(folder / STATUS, note | {"state": FINISHED})
+    return {"state": FINISHED} | found
 
 
 def runs_beside_others(hydra: HydraConf) -> bool:
@@ -57,13 +63,13 @@ def runs_beside_others(hydra: HydraConf) -> bool:
     return hydra.mode == RunMode.MULTIRUN and not hydra.launcher["_target_"].endswith(".BasicLauncher")
 
 
-def _study(composed: DictConfig, folder: Path, hydra: HydraConf) -> None:
+def _study(composed: DictConfig, folder: Path, hydra: HydraConf) -> dict[str, Any]:
     config = to_config(composed)
     if runs_beside_others(hydra):
         config.threads = config.threads or share(OmegaConf.to_container(hydra.launcher))
     from compress.study import run_study  # after the check: torch takes seconds to import
 
-    run_study(config, folder, wait=hydra.mode == RunMode.MULTIRUN)
+    return run_study(config, folder, wait=hydra.mode == RunMode.MULTIRUN)
 
 
 @contextmanager

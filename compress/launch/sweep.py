@@ -14,8 +14,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from compress.compose import ending
+from compress.config import SearchConfig
 from compress.errors import Stopped, UserError
-from compress.files import STATUS
+from compress.files import FINISHED, STATUS
 from compress.launch.job import STOP, runs_beside_others
 from compress.launch.options import launcher_mistake
 from compress.signals import raise_stopped
@@ -28,6 +29,7 @@ class _Command:
     key: str = ""  # hydra.run.dir or hydra.sweep.dir
     folder: Path = Path()
     launcher: str = ""  # the class of a sweep's
+    searches: bool = False  # whether it has a sweeper that sees to jobs that do not finish
     before: dict[Path, str] = field(default_factory=dict)  # the status of each job, as earlier commands left it
     stopped_by: signal.Signals | None = None  # once its jobs were asked to end
 
@@ -44,6 +46,7 @@ class Told(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         _command.key, _command.folder = "hydra.sweep.dir", Path(config.hydra.sweep.dir)
         _command.launcher = config.hydra.launcher["_target_"].rpartition(".")[2]
+        _command.searches = config.hydra.sweeper["_target_"] == SearchConfig._target_
         _command.before = _statuses()
         (_command.folder / STOP).unlink(missing_ok=True)
         if runs_beside_others(config.hydra):
@@ -67,13 +70,14 @@ def write_page() -> None:
 def outcome() -> tuple[int, str]:
     """Exit status and last line of a command whose jobs all came to an end: 0 and none where they finished.
 
-    Raises Stopped where a signal has ended them.
+    Of a search too: it goes on behind those that did not, and raises where none did. Raises Stopped where a signal has
+    ended them.
     """
     if _command.stopped_by:
         raise Stopped(_command.stopped_by, "; its jobs have saved what they did")
     jobs = {path.parent: json.loads(text) for path, text in _statuses().items() if text != _command.before.get(path)}
-    missed = {folder: job for folder, job in jobs.items() if job["state"] != "finished"}
-    if not missed or not _command.launcher:
+    missed = {folder: job for folder, job in jobs.items() if job["state"] != FINISHED}
+    if not missed or not _command.launcher or _command.searches:
         return 0, ""
     names = ", ".join(folder.relative_to(_command.folder).as_posix() for folder in missed)
     mistake = UserError(

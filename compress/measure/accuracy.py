@@ -91,6 +91,17 @@ def accuracy_figures(found: Predictions) -> dict[str, object]:
     }
 
 
+def validation_figures(run: Runner, val: Split, teacher_percent: float | None) -> dict[str, object]:
+    """model.onnx on the images on which choices are made, and its points against the teacher's file on the same.
+
+    `teacher_percent` is the teacher's `deployed_val_top1_percent`, None for the teacher itself.
+    """
+    answers = ((torch.from_numpy(run(images.numpy())).argmax(1), labels) for images, labels in val.batches())
+    percent = 100 * sum(int((found == labels).sum()) for found, labels in answers) / len(val)
+    delta = 0.0 if teacher_percent is None else percent - teacher_percent
+    return {"deployed_val_top1_percent": percent, "deployed_val_delta_points": delta, "val_images": len(val)}
+
+
 def target_accuracy(name: str, found: Predictions) -> dict[str, object]:
     """The accuracies of a further target, and its agreement with the torch network."""
     labels, top1, own = found.labels, found.logits.argmax(1), found.target_logits[name].argmax(1)

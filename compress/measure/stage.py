@@ -10,8 +10,8 @@ from compress.artifact import read_tensors
 from compress.config import MeasureConfig
 from compress.data.splits import Data
 from compress.export import TARGETS, load_target
-from compress.files import ONNX, PREDICTIONS
-from compress.measure.accuracy import accuracy_figures, against_teacher, onnx_runner, predict
+from compress.files import METRICS, ONNX, PREDICTIONS, read_json
+from compress.measure.accuracy import accuracy_figures, against_teacher, onnx_runner, predict, validation_figures
 from compress.measure.cost import count_cost
 from compress.measure.cuda import cuda_latency
 from compress.measure.deployed import deployed_figures, joule_per_image, profile
@@ -57,12 +57,15 @@ def measure_stage(
     reference = read_tensors(teacher / PREDICTIONS) if folder != teacher else None
     examples = Examples(reference["deployed_top1"]) if reference else None
     found = predict(saved.network, runners, data.test, device, examples.add if examples else None)
+    taught = read_json(teacher / METRICS)["deployed_val_top1_percent"] if folder != teacher else None
+    validation = validation_figures(runners["onnx"], data.val, taught)
     del runners  # with their threads, before anything is timed
     predictions = found.tensors()
     params, macs = count_cost(float_network(saved.spec), data.shape)
     figures = {
         **accuracy_figures(found),
         **against_teacher(predictions, reference),
+        **validation,
         "params": params,
         "macs": macs,
         **deployed_figures(folder / ONNX, teacher / ONNX, data.shape, config, threads),

@@ -59,8 +59,10 @@ class Sweep:
 
     @property
     def differing(self) -> list[str]:
-        """The settings that are not the same in all runs, in the order of the config."""
-        keys = dict.fromkeys(key for entry in self.entries for key in entry.settings)
+        """The settings that are not the same in all runs, in the order of the config, but for what ends a run early."""
+        keys = dict.fromkeys(
+            key for entry in self.entries for key in entry.settings if not key.startswith("stop_below.")
+        )
         return [key for key in keys if len({entry.settings.get(key) for entry in self.entries}) > 1]
 
 

@@ -14,7 +14,8 @@ from tests.report.tiny_run import write_tiny_run
 @pytest.fixture
 def sweep_folder(tmp_path: Path) -> Path:
     """Three runs that finished, one that failed and one that was stopped."""
-    write_tiny_run(tmp_path / "0", settings={"prune.ratio": 0.3}, latency_ms_p50=1.0, size_bytes=50_000)
+    floors = {"stop_below.prune": [50.0]}  # a search sets it for its later trials
+    write_tiny_run(tmp_path / "0", settings={"prune.ratio": 0.3, **floors}, latency_ms_p50=1.0, size_bytes=50_000)
     write_tiny_run(
         tmp_path / "2",
         delta=(-9.0, -12.0, -6.0),

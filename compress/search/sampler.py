@@ -1,0 +1,47 @@
+"""Optuna's samplers, made to repeat themselves: a trial's number decides its random numbers, not who asked before."""
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+_GENERATION = 10  # of NSGA-II; its default, 50, is more than most searches can pay for
+
+_SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "tpe": lambda seed: TPESampler(seed=seed),
+    "gp": lambda seed: GPSampler(seed=seed),
+    "nsgaii": lambda seed: NSGAIISampler(seed=seed, population_size=_GENERATION),
+    "random": lambda seed: RandomSampler(seed=seed),
+}
+
+
+class NumberedSampler(BaseSampler):
+    """A sampler by name, with new random numbers for each trial.
+
+    With one seed for a whole process, a search that goes on would propose its first trials again, and so would a second
+    process on the same study.
+    """
+
+    def __init__(self, name: str, seed: int):
+        self._make, self._seed = _SAMPLERS[name], seed
+        self._sampler = self._make(seed)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._sampler = self._make(zlib.crc32(f"{self._seed} {trial.number}".encode()))
+        self._sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        return self._sampler.sample_relative(study, trial, space)
+
+    def sample_independent(self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
+        return self._sampler.sample_independent(study, trial, name, distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._sampler.after_trial(study, trial, state, values)
