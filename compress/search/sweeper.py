@@ -31,8 +31,6 @@ _ELSEWHERE = ("data.root", "data.workers", "cache.dir", "cache.enabled", "train.
 class OptunaSweeper(Sweeper):
     """hydra/sweeper=optuna: reads the space and the goals from the command line, gives Hydra's launcher the trials."""
 
-    __module__ = "hydra_plugins.compress"  # Hydra takes plugins from packages of that name alone
-
     def __init__(self, **settings: Any) -> None:
         """Hydra passes what `setup` reads from the whole config."""
 
@@ -130,7 +128,10 @@ class OptunaSweeper(Sweeper):
 
 def register_search() -> None:
     """Makes hydra/sweeper=optuna known to Hydra."""
-    Plugins.instance().register(OptunaSweeper)
+    plugins = Plugins.instance()
+    plugins.register(OptunaSweeper)
+    # Hydra starts plugins of the package hydra_plugins alone, and goes by their names.
+    plugins.class_name_to_class["hydra_plugins.compress.OptunaSweeper"] = OptunaSweeper
 
 
 def _result(returned: JobReturn) -> "Result":
