@@ -24,7 +24,7 @@ def main() -> int:
 
     from compress.compose import ending, register, with_own_folders
     from compress.launch.job import run
-    from compress.launch.options import register_launchers
+    from compress.launch.options import register_launchers, require_one_kind_of_processes
     from compress.launch.sweep import explain_launcher, outcome, place, write_page
     from compress.search.sweeper import register_search
     from compress.signals import stoppable
@@ -32,6 +32,7 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit
     try:
         register(sys.argv[1:])
+        require_one_kind_of_processes(sys.argv[1:], world_size())
         register_launchers()
         register_search()
         sys.argv[1:] = with_own_folders(sys.argv[1:])

@@ -18,10 +18,10 @@ from omegaconf import DictConfig
 
 from compress.compose import register
 from compress.cores import cores
-from compress.errors import Stopped
+from compress.errors import Stopped, UserError
 from compress.files import METRICS, MODEL, STAGE, STATUS, digest_of_file, read_json, training_file
 from compress.help import CONF
-from compress.launch.options import EXTRAS, launcher_mistake, register_launchers
+from compress.launch.options import EXTRAS, launcher_mistake, register_launchers, require_one_kind_of_processes
 from compress.signals import interrupted_by, stop_requests, stoppable
 from tests.test_command import ROOT, assert_refused, command, tiny
 
@@ -222,3 +222,10 @@ def test_outside_a_training_a_signal_ends_a_run_in_an_orderly_way(number: int) -
         stoppable(),
     ):
         signal.raise_signal(number)
+
+
+def test_a_launcher_under_torchrun_is_refused() -> None:
+    require_one_kind_of_processes(["hydra/launcher=joblib"], 1)
+    require_one_kind_of_processes(["hydra/launcher=basic", "seed=1"], 2)
+    with pytest.raises(UserError, match="joblib under torchrun, with 2 processes"):
+        require_one_kind_of_processes(["--multirun", "hydra/launcher=joblib"], 2)

@@ -29,6 +29,17 @@ def register_launchers() -> None:
             store.store(group=_GROUP, name=name, node=OmegaConf.merge(found.node, own), provider=found.provider)
 
 
+def require_one_kind_of_processes(arguments: list[str], processes: int) -> None:
+    """Raises UserError where torchrun started `processes` of them, and a launcher is to start its own."""
+    asked = [text for text in arguments if text.startswith("hydra/launcher=") and text != "hydra/launcher=basic"]
+    if processes > 1 and asked:
+        raise UserError(
+            f"{asked[0]} under torchrun, with {processes} processes",
+            "one of the two",
+            "leave hydra/launcher out: the jobs then take turns on all devices",
+        )
+
+
 def launcher_mistake(error: Exception, launcher: str) -> UserError | None:
     """The mend, where an option or the class `launcher` behind it cannot work here."""
     option = str(getattr(error, "missing_cfg_file", "")).removeprefix(f"{_GROUP}/")

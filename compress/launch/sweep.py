@@ -20,7 +20,6 @@ from compress.files import FINISHED, STATUS
 from compress.launch.job import STOP, runs_beside_others
 from compress.launch.options import launcher_mistake
 from compress.signals import raise_stopped
-from compress.torchrun import world_size
 
 
 @dataclass
@@ -51,12 +50,6 @@ class Told(Callback):
         _command.before = _statuses()
         (_command.folder / STOP).unlink(missing_ok=True)
         if runs_beside_others(config.hydra):
-            if world_size() > 1:
-                raise UserError(
-                    f"{world_size()} processes of torchrun and {_command.launcher}, whose jobs are processes too",
-                    "one of the two",
-                    "leave hydra/launcher out: the jobs then take turns on all devices",
-                )
             _start_what_takes_signals(config.hydra.launcher)
             _pass_signals_on_to_jobs()
 
