@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig
@@ -199,6 +200,15 @@ def test_slurm_is_asked_for_where_there_is_some(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PATH", "")
     assert "where there is no srun" in str(launcher_mistake(RuntimeError(), "SlurmLauncher"))
     assert launcher_mistake(RuntimeError(), "LocalLauncher") is None
+
+
+def test_the_folder_is_known_before_hydra_can_read_its_name(options: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_module, "_command", sweep_module._Command())
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    config = compose("config", ["recipe=mobilenet_int8", "hydra.job.name=x"], return_hydra_config=True)
+    config.hydra.run.dir = "outputs/${hydra:job.name}"
+    sweep_module.Told().on_run_start(config)
+    assert sweep_module.place() == "hydra.run.dir=outputs/x"
 
 
 @pytest.fixture
