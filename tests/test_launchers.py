@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,15 +14,19 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig
 
 from compress.compose import register
 from compress.cores import cores
 from compress.errors import Stopped, UserError
-from compress.files import METRICS, MODEL, STAGE, STATUS, digest_of_file, read_json, training_file
+from compress.files import METRICS, MODEL, STAGE, STATUS, digest_of_file, read_json, training_file, write_json
 from compress.help import CONF
+from compress.launch import sweep as sweep_module
 from compress.launch.options import EXTRAS, launcher_mistake, register_launchers, require_one_kind_of_processes
+from compress.launch.requeue import queued_again
 from compress.signals import interrupted_by, stop_requests, stoppable
 from tests.test_command import ROOT, assert_refused, command, tiny
 
@@ -133,7 +138,8 @@ def test_a_signal_ends_the_sweep_and_leaves_each_job_its_state(
 @pytest.fixture
 def options() -> Iterator[None]:
     """The launchers' options, as the command makes them known to Hydra."""
-    kept = dict(ConfigStore.instance().repo.get("hydra", {}).get("launcher", {}))
+    Plugins.instance()
+    kept = dict(ConfigStore.instance().repo["hydra"]["launcher"])
     register()
     register_launchers()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
@@ -196,6 +202,57 @@ def test_slurm_is_asked_for_where_there_is_some(monkeypatch: pytest.MonkeyPatch)
     assert launcher_mistake(RuntimeError(), "LocalLauncher") is None
 
 
+def test_the_folder_is_known_before_hydra_can_read_its_name(options: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_module, "_command", sweep_module._Command())
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    config = compose("config", ["recipe=mobilenet_int8", "hydra.job.name=x"], return_hydra_config=True)
+    config.hydra.run.dir = "outputs/${hydra:job.name}"
+    sweep_module.Told().on_run_start(config)
+    assert sweep_module.place() == "hydra.run.dir=outputs/x"
+
+
+@pytest.fixture
+def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a sweep with joblib that has begun; an earlier one has left job 7 there, which failed."""
+    for name in "0127":
+        (tmp_path / name).mkdir()
+    write_json(tmp_path / "7" / STATUS, {"id": "old", "state": "failed", "error": "no", "exit": 1})
+    command = sweep_module._Command("hydra.sweep.dir", tmp_path, "JoblibLauncher")
+    monkeypatch.setattr(sweep_module, "_command", command)
+    command.before = sweep_module._statuses()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("jobs", "status", "missed"),
+    [
+        ([{"state": "finished"}, {"state": "finished"}], 0, ""),
+        ([{"state": "finished"}, {"state": "failed", "exit": 2}], 2, "1 of 2 jobs that did not finish (1);"),
+        (
+            [{"state": "failed", "exit": 1}, {"state": "failed", "exit": 2}],
+            1,
+            "2 of 2 jobs that did not finish (0, 1)",
+        ),
+        ([{"state": "finished"}, {"state": "running"}], 1, "1 of 2 jobs that did not finish (1);"),
+        ([{"state": "stopped", "exit": 143}], 1, "1 of 1 jobs that did not finish (0);"),
+    ],
+)
+def test_a_sweep_ends_as_its_own_jobs_did(swept: Path, jobs: list[dict], status: int, missed: str) -> None:
+    for number, job in enumerate(jobs):
+        write_json(swept / str(number) / STATUS, {"id": "new"} | job)
+    found, line = sweep_module.outcome()
+    assert found == status
+    assert missed in line
+
+
+def test_a_launcher_that_gives_up_is_told_from_a_mistake(swept: Path) -> None:
+    assert f"JoblibLauncher gave up: lost; to go on: the same command with hydra.sweep.dir={swept}" in str(
+        sweep_module.explain_launcher(OSError("lost"))
+    )
+    mistake = UserError("a", "b", "c")
+    assert sweep_module.explain_launcher(mistake) is mistake
+
+
 def test_a_job_is_interrupted_once_by_the_sign_of_its_sweep(tmp_path: Path) -> None:
     with interrupted_by(tmp_path / "stop"), stop_requests() as received:
         (tmp_path / "stop").touch()
@@ -229,3 +286,36 @@ def test_a_launcher_under_torchrun_is_refused() -> None:
     require_one_kind_of_processes(["hydra/launcher=basic", "seed=1"], 2)
     with pytest.raises(UserError, match="joblib under torchrun, with 2 processes"):
         require_one_kind_of_processes(["--multirun", "hydra/launcher=joblib"], 2)
+
+
+@pytest.fixture
+def submitit() -> Iterator[None]:
+    """Its handler of the signal that a job's time is up: it has queued the job again when it leaves."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+
+    def leave(number: int, frame: object) -> None:
+        sys.exit(144)
+
+    signal.signal(signal.SIGUSR2, leave)
+    yield
+    assert signal.getsignal(signal.SIGUSR2) is leave
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_job_whose_time_is_up_is_queued_again_once_its_training_has_saved(submitit: None) -> None:
+    def train() -> None:
+        with stoppable(), queued_again(), stop_requests() as received:
+            signal.raise_signal(signal.SIGTERM)
+            assert received == []
+            signal.raise_signal(signal.SIGUSR2)
+            assert received == [signal.SIGINT]
+            raise Stopped(received[0], " after its step; its state is saved")
+
+    with pytest.raises(SystemExit, match="144"):
+        train()
+
+
+def test_a_job_that_is_stopped_before_its_time_is_not_queued_again(submitit: None) -> None:
+    with pytest.raises(Stopped), stoppable(), queued_again():
+        signal.raise_signal(signal.SIGINT)

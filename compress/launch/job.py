@@ -19,6 +19,7 @@ from compress.compose import ending, to_config
 from compress.cores import share
 from compress.errors import GivenUp, Stopped
 from compress.files import FAILED, FINISHED, GIVEN_UP, STATUS, STOPPED, write_json
+from compress.launch.requeue import queued_again
 from compress.signals import interrupted_by, stoppable
 
 STOP = "stop"  # a file in a sweep's folder: its jobs save what they do, and end
@@ -80,7 +81,6 @@ def _own_process(hydra: HydraConf) -> Iterator[None]:
         if isinstance(handler, RichHandler):
             handler.setFormatter(logging.Formatter(f"#{hydra.job.num} %(message)s"))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background has it ignored
-    if "submitit" in hydra.launcher["_target_"]:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends one while submitit queues the job again
-    with stoppable(), interrupted_by(Path(hydra.sweep.dir) / STOP):
+    by_submitit = "submitit" in hydra.launcher["_target_"]
+    with stoppable(), interrupted_by(Path(hydra.sweep.dir) / STOP), queued_again() if by_submitit else nullcontext():
         yield

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -41,9 +42,11 @@ class Told(Callback):
     """Learns from Hydra, which tells it to callbacks alone, where the command writes."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        HydraConfig.instance().cfg = config  # it is set later, and ${hydra:...} in a folder's name could not be read
         _command.key, _command.folder = "hydra.run.dir", Path(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        HydraConfig.instance().cfg = config
         _command.key, _command.folder = "hydra.sweep.dir", Path(config.hydra.sweep.dir)
         _command.launcher = config.hydra.launcher["_target_"].rpartition(".")[2]
         _command.searches = config.hydra.sweeper["_target_"] == SearchConfig._target_
