@@ -21,7 +21,14 @@ from compress.models import ZOO, Entry
 
 torch.set_num_threads(1)
 
-LONGEST = ("test_command.py", "test_recipes.py", "test_pipeline.py", "test_devices.py", "test_architectures.py")
+LONGEST = (
+    "test_command.py",
+    "test_launchers.py",
+    "test_recipes.py",
+    "test_pipeline.py",
+    "test_devices.py",
+    "test_architectures.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
