@@ -204,8 +204,13 @@ def test_a_multirun_without_a_folder_makes_one(tmp_path: Path) -> None:
     """Hydra asks for it before it has set up what `${hydra:...}` reads."""
     done = subprocess.run(
         command("--multirun", "recipe=mobilenet_int8", "seed=-1"),
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     (folder,) = (tmp_path / "outputs" / "mobilenet_int8").glob("sweep_*")
     assert_refused(done, "1 of 1 jobs that did not finish (0)", f"hydra.sweep.dir=outputs/mobilenet_int8/{folder.name}")
 

@@ -45,8 +45,9 @@ def show(folder: Path, trials: list[Trial], goals: Goals) -> None:
         if trial.state in (FAILED, GIVEN_UP):
             console.print(f"trial {trial.number} {_ended(trial)}: {trial.reason}", markup=False, highlight=False)
     if best:
-        if not is_feasible(best, goals):
-            console.print(f"NO TRIAL KEEPS THE CONSTRAINTS ({_texts(goals.constraints)}); the nearest is shown")
+        kept = is_feasible(best, goals)
+        nearest = f"NO TRIAL KEEPS THE CONSTRAINTS ({_texts(goals.constraints)}); the nearest is shown"
+        console.print("shown are those that no other one beats; * is the best" if kept else nearest, highlight=False)
         for line in cautions(trials, goals):
             console.print(line, highlight=False)
         console.print(f"the recipe of trial {best.number}: {folder / BEST}", highlight=False, soft_wrap=True)
@@ -125,7 +126,7 @@ def _table(shown: list[Trial], best: Trial, goals: Goals) -> Table:
     table.add_column("trial", justify="right", no_wrap=True)
     for name in columns:
         table.add_column(name.replace("_", " ").replace(".", " "), justify="right", max_width=9)
-    table.add_column("settings", overflow="fold")
+    table.add_column("settings", overflow="fold", min_width=24)
     for trial in shown:
         mark = "* " if trial.number == best.number else ""
         figures = (_text(name, take_figure(trial.figures, name)) for name in columns)
@@ -136,7 +137,7 @@ def _table(shown: list[Trial], best: Trial, goals: Goals) -> Table:
 
 def _tally(trials: list[Trial]) -> str:
     named = ", ".join(f"{count} {state}" for state, count in _counts(trials).items() if count)
-    return f"{len(trials)} trials: {named or 'none'}; in the table those that no other one beats, * is the best"
+    return f"{len(trials)} trials: {named or 'none'}"
 
 
 def _counts(trials: list[Trial]) -> dict[str, int]:
