@@ -15,8 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from compress.compose import ending, explain
 from compress.config import Config, SearchConfig, check, check_ranges
-from compress.errors import UserError
+from compress.errors import Stopped, UserError
 from compress.files import FAILED
+from compress.launch.sweep import stopped_by
 from compress.report.settings import flat
 from compress.search.goals import Goals, parse_goals
 from compress.search.leave import leave, show
@@ -59,7 +60,10 @@ def sweep(arguments: list[str], config: DictConfig, loader: ConfigLoader, launch
     with opened(url) as storage:
         trials = Trials(storage, settings.study, space, goals, NumberedSampler(settings.sampler, settings.seed))
         trials.require_same(_description(start, space, goals))
-        search(trials, settings, Surroundings(hydra.launch, overrides, hydra.compose_checked, leave_all))
+        try:
+            search(trials, settings, Surroundings(hydra.launch, overrides, hydra.compose_checked, leave_all))
+        except Stopped as stop:  # jobs beside this process end as by SIGINT, whatever came
+            raise Stopped(stopped_by() or stop.signal, stop.where) from None
 
 
 @dataclass
