@@ -25,8 +25,8 @@ def main() -> int:
     from compress.compose import ending, register, with_own_folders
     from compress.launch.job import run
     from compress.launch.options import register_launchers, require_one_kind_of_processes
+    from compress.launch.plugin import register_search
     from compress.launch.sweep import explain_launcher, outcome, place, write_page
-    from compress.search.sweeper import register_search
     from compress.signals import stoppable
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit

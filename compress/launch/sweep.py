@@ -62,6 +62,11 @@ def place() -> str:
     return f"{_command.key}={_command.folder}"
 
 
+def stopped_by() -> signal.Signals | None:
+    """What has asked the jobs of a sweep to end, where they have processes of their own."""
+    return _command.stopped_by
+
+
 def write_page() -> None:
     """Writes the page that compares a sweep's jobs, once one has begun."""
     if _command.launcher and _statuses():
