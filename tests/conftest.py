@@ -1,5 +1,6 @@
 """Tiny, seeded data and networks that every test may use: nothing here downloads or takes long."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from compress.config import (
     TeacherConfig,
 )
 from compress.models import ZOO, Entry
+from compress.models.cifar_resnet import CifarResNet
 
 torch.set_num_threads(1)
 
-LONGEST = ("test_command.py", "test_recipes.py", "test_pipeline.py", "test_architectures.py")
+LONGEST = ("test_command.py", "test_recipes.py", "test_pipeline.py", "test_stages.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,7 +55,9 @@ def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def resnet8() -> None:
     """A network of three blocks, known to the zoo while the tests run."""
-    ZOO["resnet8"] = Entry("He et al. 2015, section 4.2, with one block a group", depth=8)
+    ZOO["resnet8"] = Entry(
+        "He et al. 2015, section 4.2, with one block a group", own=partial(CifarResNet, 8), small=None
+    )
 
 
 def make_tiny_config(npz: Path) -> Config:

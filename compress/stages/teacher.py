@@ -6,17 +6,15 @@ from compress.artifact import Artifact, Spec
 from compress.config import TeacherConfig
 from compress.context import Context
 from compress.losses import label_loss
-from compress.models import Architecture, build
+from compress.models import Architecture, build, stem_for
 from compress.models.checkpoint import load_checkpoint
 from compress.train import train
-
-_SMALL_PIXELS = 64  # at 64 the published strides leave 2x2
 
 
 def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact:
     """Builds `config.model` for the data's classes and channels and trains it with cross-entropy."""
     data = context.data
-    stem = config.stem if config.stem != "auto" else "small" if data.shape[1] <= _SMALL_PIXELS else "imagenet"
+    stem = stem_for(config.stem, data.shape[1])
     architecture = Architecture(config.model, stem, data.shape[0], len(data.classes))
     network = build(architecture, config.weights)
     if config.checkpoint:
