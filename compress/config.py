@@ -37,7 +37,7 @@ class DataConfig:
 class TeacherConfig:
     """The network to compress."""
 
-    model: str = option("mobilenet_v2", "a name in the zoo")
+    model: str = option("mobilenet_v2", "a name in the zoo: python -m compress.models lists them")
     factory: Optional[str] = option(
         None, "package.module:function that returns a network of your own, in place of teacher.model"
     )
@@ -47,7 +47,7 @@ class TeacherConfig:
         choices=("auto", "small", "imagenet"),
     )
     checkpoint: Optional[str] = option(None, "weights to load: .safetensors, .pt, .pth or .th (tensors only)")
-    weights: Optional[str] = option(None, "torchvision's name of pretrained weights, e.g. IMAGENET1K_V1")
+    weights: Optional[str] = option(None, "pretrained weights: torchvision's name, e.g. IMAGENET1K_V1, or timm's tag")
     epochs: int = option(12, "0 with a checkpoint: the teacher is taken as it is", low=0, high=10000)
     lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
     freeze_epochs: int = option(

@@ -21,7 +21,7 @@ from compress.measure.spent import SPENT, require_country, spending
 from compress.measure.stage import measure_stage
 from compress.models import check_model
 from compress.quantization.export import export_onnx
-from compress.quantization.inspect import inspect_quantization, require_quantized
+from compress.quantization.inspect import float_operators, inspect_quantization, require_quantized
 from compress.quantization.target import mismatch
 from compress.report.figures import stage_figures
 from compress.report.sensitivity import plot_sensitivity, to_png
@@ -184,7 +184,7 @@ def _deploy(name: str, stage: Path, teacher: Path, spent: dict[str, Any], run: R
 
 
 def _check_int8(path: Path, spec: Spec) -> list[dict[str, str]]:
-    """The layers that no int8 kernel can run, with the reason; those that were kept in float are float.
+    """What no int8 kernel can run, with the reason; the layers that were kept in float are float.
 
     Raises ValueError where the runtime runs another one as float, or one of these as int8.
     """
@@ -193,7 +193,11 @@ def _check_int8(path: Path, spec: Spec) -> list[dict[str, str]]:
     chosen = set(spec.quantization["float_layers"])
     if not chosen <= set(floats):
         raise ValueError(f"received {path} with int8 weights in {sorted(chosen - set(floats))}; expected float ones")
-    return [{"layer": name, "reason": reason} for name, reason in floats.items() if name not in chosen]
+    layers = [{"layer": name, "reason": reason} for name, reason in floats.items() if name not in chosen]
+    return layers + [
+        {"layer": f"{operator} ({count})", "reason": "ONNX Runtime has no int8 kernel for it"}
+        for operator, count in float_operators(path).items()
+    ]
 
 
 def _show(curves: Curves, name: str, stages: list[Path], run: Run) -> None:

@@ -25,7 +25,7 @@ from compress.models import build, check_model
 from compress.models.own import prepare_own
 from compress.models.widths import read_widths
 from compress.pruning.filters import prune_filters
-from compress.pruning.reconstruct import trace
+from compress.pruning.reconstruct import not_refitted
 from compress.quantization.export import export_onnx
 from compress.quantization.inspect import inspect_quantization
 from compress.quantization.pt2e import calibrate, convert, prepare
@@ -102,10 +102,7 @@ def _student(teacher: nn.Module, config: Config, data: Data) -> tuple[nn.Module,
             if len(width) > 1
         ]
         if config.prune.reconstruction_samples:
-            try:
-                trace(teacher)
-            except UserError as error:
-                remarks.append(f"prune.reconstruction_samples: {error.received}; {error.mend}")
+            remarks = [f"{row['layer']}: {row['reason']}" for row in not_refitted(student, teacher)]
     if "distill" in config.stages and config.distill.student:
         check_model(config.distill.student, "distill.student")
         _, architecture = untrained(config.teacher, data.shape, len(data.classes))

@@ -1,5 +1,6 @@
 """Tiny, seeded data and networks that every test may use: nothing here downloads or takes long."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from compress.config import (
 )
 from compress.measure import neighbours
 from compress.models import ZOO, Entry
+from compress.models.cifar_resnet import CifarResNet
 
 torch.set_num_threads(1)
 
@@ -27,7 +29,7 @@ LONGEST = (
     "test_recipes.py",
     "test_pipeline.py",
     "test_devices.py",
-    "test_architectures.py",
+    "test_stages.py",
 )
 
 
@@ -61,7 +63,9 @@ def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def resnet8() -> None:
     """A network of three blocks, known to the zoo while the tests run."""
-    ZOO["resnet8"] = Entry("He et al. 2015, section 4.2, with one block a group", depth=8)
+    ZOO["resnet8"] = Entry(
+        "He et al. 2015, section 4.2, with one block a group", own=partial(CifarResNet, 8), small=None
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

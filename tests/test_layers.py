@@ -45,6 +45,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 def part_of(path: Path) -> str:
     first = path.relative_to(PACKAGE).parts[0]
+    if path.name == "__main__.py":  # a command of its own, whichever part it is about
+        return "__main__"
     return "" if first == "__init__.py" else first.removesuffix(".py")
 
 

@@ -2,6 +2,7 @@
 
 import platform
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -35,7 +36,8 @@ def cpu_name() -> str:
 def versions() -> dict[str, str]:
     """Python and the packages that compute."""
     own = {"compress": __version__, "python": platform.python_version(), "torch": torch.__version__}  # with its build
-    return own | {name: version(name) for name in _PACKAGES}
+    names = (*_PACKAGES, "timm") if find_spec("timm") else _PACKAGES
+    return own | {name: version(name) for name in names}
 
 
 def cpu_flags() -> list[str]:

@@ -3,12 +3,27 @@
 import torch
 from torch import nn
 
+_LEFT_OUT = 2  # of a published network's halvings; the usual five then leave 4x4 of 32 pixels
 
-def first_convolution(network: nn.Module) -> tuple[nn.Module, str, nn.Conv2d]:
-    """The parent, the attribute's name and the first convolution itself."""
-    name, found = next((name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
-    parent, _, leaf = name.rpartition(".")
-    return network.get_submodule(parent), leaf, found
+
+def small_stem(network: nn.Module) -> None:
+    """Leaves out the first halvings of the image: strides of 1, no early pooling, a wide filter's middle 3x3.
+
+    As He et al. 2015 (section 4.2) start on 32 pixels. The middle of pretrained weights is their best start.
+    """
+    halvings = [(name, module) for name, module in network.named_modules() if is_halving(module)]
+    for name, module in halvings[:_LEFT_OUT]:
+        if isinstance(module, nn.MaxPool2d):
+            network.set_submodule(name, nn.Identity())
+        elif module.kernel_size[0] > 3:
+            network.set_submodule(name, _middle(module))
+        else:
+            module.stride = (1, 1)
+
+
+def is_halving(module: nn.Module) -> bool:
+    """Whether rows and columns halve there."""
+    return isinstance(module, (nn.Conv2d, nn.MaxPool2d)) and module.stride in (2, (2, 2))
 
 
 def set_input_channels(network: nn.Module, channels: int) -> None:
@@ -16,7 +31,7 @@ def set_input_channels(network: nn.Module, channels: int) -> None:
 
     The sum keeps what a grey image would give as three equal channels (timm's `adapt_input_conv`).
     """
-    parent, leaf, old = first_convolution(network)
+    name, old = next((name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
     if old.in_channels == channels:
         return
     new = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None)
@@ -27,29 +42,15 @@ def set_input_channels(network: nn.Module, channels: int) -> None:
             nn.init.kaiming_normal_(new.weight, mode="fan_out")
         if old.bias is not None:
             new.bias.copy_(old.bias)
-    setattr(parent, leaf, new)
+    network.set_submodule(name, new)
 
 
-def small_mobilenet_v2(network: nn.Module) -> None:
-    """Strides of 1 in the stem and the first strided block: 32 pixels end at 4x4, not 1x1."""
-    _unstride(network.features[0][0])
-    _unstride(network.features[2].conv[1][0])
-
-
-def small_mobilenet_v3(network: nn.Module) -> None:
-    """Strides of 1 in the stem and the first block: 32 pixels end at 4x4, not 1x1."""
-    _unstride(network.features[0][0])
-    _unstride(network.features[1].block[0][0])
-
-
-def small_resnet(network: nn.Module) -> None:
-    """A 3x3 stem of stride 1 without pooling (He et al. 2015, section 4.2): 32 pixels end at 4x4."""
-    old = network.conv1
-    network.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, 1, 1, bias=False)
-    with torch.no_grad():  # the middle of pretrained weights, where there are any, is the best start
-        network.conv1.weight.copy_(old.weight[:, :, 2:5, 2:5])
-    network.maxpool = nn.Identity()
-
-
-def _unstride(convolution: nn.Conv2d) -> None:
-    convolution.stride = (1, 1)
+def _middle(old: nn.Conv2d) -> nn.Conv2d:
+    """The middle 3x3 of its filters, at stride 1."""
+    new = nn.Conv2d(old.in_channels, old.out_channels, 3, 1, 1, bias=old.bias is not None)
+    start = (old.kernel_size[0] - 3) // 2
+    with torch.no_grad():
+        new.weight.copy_(old.weight[:, :, start : start + 3, start : start + 3])
+        if old.bias is not None:
+            new.bias.copy_(old.bias)
+    return new

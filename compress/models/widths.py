@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+RESIZED = (nn.Conv2d, nn.Linear, *_BATCH_NORMS)
 
 
 def read_widths(network: nn.Module) -> dict[str, list[int]]:

@@ -3,14 +3,14 @@
 import contextlib
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from compress.errors import UserError
 from compress.lockstep import Lockstep
 
 _RIDGE = 1e-3  # of the mean squared input: keeps the solution finite where inputs are alike
@@ -24,43 +24,60 @@ _SUMS = {operator.add, operator.iadd, torch.add}
 def reconstruct(
     network: nn.Module, original: nn.Module, kept: dict[str, list[int]], images: Tensor
 ) -> dict[str, float]:
-    """Refits, in place and in order, every layer of `network` that lost inputs; returns what each leaves unexplained.
+    """Refits, in place and in order, the layers of `network` that lost inputs; their errors.
 
     Least squares from the pruned network's own inputs to the original's outputs (He et al. 2017, "Channel pruning",
     equation 5). Where a residual sum follows, the target is the original's sum, so that errors do not add up along
     the shortcuts. Batch norm gets the statistics of its new inputs, and an affine map that keeps what it computes.
-    `kept` names the filters that are left of each layer that lost some; `images` is (N, C, H, W). The figures are
-    squared errors as shares of the target's variance. Raises UserError where the network cannot be traced.
+    `kept` names the filters that are left of each layer that lost some; `images` is (N, C, H, W). The errors are
+    squared, as shares of the target's variance. `not_refitted` tells which layers are out of reach.
     """
-    graph = trace(original)
+    graph = _trace(original.eval())
     errors = {}
     with _without_inplace(network, original):
-        pair = Lockstep(graph, network.eval(), original.eval(), list(images.split(_CHUNK)))
+        pair = Lockstep(graph, network.eval(), original, list(images.split(_CHUNK)))
         for node in graph.nodes:
             layer, old = pair.layers(node)
-            if _lost_inputs(layer, old):
-                errors[node.target] = _refit(pair, node, torch.tensor(kept.get(node.target, range(_outputs(old)))))
-            elif isinstance(layer, nn.BatchNorm2d) and not _lost_inputs(*pair.layers(node.args[0])):
-                _adopt_statistics(layer, pair.new(node.args[0]))
+            norm = _batch_norm(pair, node)
+            if _is_refitted(layer, old):
+                filters = torch.tensor(kept.get(node.target, range(_outputs(old))))
+                errors[node.target] = _refit(pair, node, filters)
+            elif norm is not None and not _is_refitted(*pair.layers(node.args[0])):
+                _adopt_statistics(norm, pair.new(node.args[0]))
             pair.advance(node)
     return errors
+
+
+def not_refitted(network: nn.Module, original: nn.Module) -> list[dict[str, str]]:
+    """The layers, each with the reason, that lost inputs and that `reconstruct` passes over."""
+    reached = {node.target for node in _trace(original.eval()).nodes if node.op == "call_module"}
+    lost = [(name, m) for name, m in network.named_modules() if _lost_inputs(m, original.get_submodule(name))]
+    reasons = {
+        name: "a convolution in groups" if getattr(layer, "groups", 1) > 1 else "a block around it branches on values"
+        for name, layer in lost
+        if getattr(layer, "groups", 1) > 1 or name not in reached
+    }
+    return [
+        {"layer": name, "reason": f"not refitted to the inputs that it lost: {reason}"}
+        for name, reason in reasons.items()
+    ]
 
 
 def _refit(pair: Lockstep, node: fx.Node, kept: Tensor) -> float:
     """Fits one convolution or linear layer, with the batch norm behind it; returns the share left unexplained."""
     layer, _ = pair.layers(node)
     follower = _only_user(node)
-    norm = pair.layers(follower)[0]
-    end = follower if isinstance(norm, nn.BatchNorm2d) else node
+    norm = _batch_norm(pair, follower)
+    end = node if norm is None else follower
     targets = [value[:, kept] for value in pair.old(end)]
     other = _other_addend(end)
     # An addend that comes later still changes: its own refit makes up for this layer.
     if other is not None and pair.is_settled(other, end) and pair.old(other)[0].shape == pair.old(end)[0].shape:
         shortcuts = zip(pair.old(other), pair.new(other), strict=True)
         targets = [target + old[:, kept] - new for target, (old, new) in zip(targets, shortcuts, strict=True)]
-    fit = _least_squares(layer, pair.new(node.args[0]), targets)
+    fit = _least_squares(layer, pair.new(node.args[0]), targets, norm is not None or layer.bias is not None)
     layer.weight.copy_(fit.weight.T.reshape(layer.weight.shape))
-    if isinstance(norm, nn.BatchNorm2d):
+    if norm is not None:
         if layer.bias is not None:
             layer.bias.zero_()
         norm.running_mean.copy_(fit.mean)
@@ -81,8 +98,11 @@ class _Fit:
     unexplained: float  # squared error as a share of the targets' variance
 
 
-def _least_squares(layer: nn.Module, inputs: list[Tensor], targets: list[Tensor]) -> _Fit:
-    """The layer's best weights for inputs (N, C_in, H, W) -> targets (N, C_out, H', W'), in double precision."""
+def _least_squares(layer: nn.Module, inputs: list[Tensor], targets: list[Tensor], intercept: bool) -> _Fit:
+    """The layer's best weights for inputs (N, C_in, H, W) -> targets (N, C_out, H', W'), in double precision.
+
+    With `intercept` false it is 0: there is no parameter to hold another.
+    """
     # Images are left out, not positions: gathering the positions costs more than the solution.
     step = max(1, math.ceil(sum(target.numel() / target.shape[1] for target in targets) / _ROWS))
     pairs = [(_rows(layer, x[::step]), _pixels(y[::step])) for x, y in zip(inputs, targets, strict=True)]
@@ -95,13 +115,14 @@ def _least_squares(layer: nn.Module, inputs: list[Tensor], targets: list[Tensor]
     count = sum(len(goals) for _, goals in pairs)
     damping = _RIDGE * gram.diagonal()[:-1].mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     damping[-1, -1] = 0
-    solution = torch.linalg.solve(gram + damping, cross)
-    weight, intercept = solution[:-1], solution[-1]
+    solution, columns = torch.zeros_like(cross), len(cross) - (not intercept)
+    solution[:columns] = torch.linalg.solve((gram + damping)[:columns, :columns], cross[:columns])
+    weight = solution[:-1]
     mean = gram[-1, :-1] / count @ weight
     variance = ((weight * (gram[:-1, :-1] / count @ weight)).sum(0) - mean**2).clamp_min(0)
     error = sum((goals - _with_ones(rows) @ solution.float()).double().square().sum() for rows, goals in pairs)
     spread = sum((goals.double() - total / count).square().sum() for _, goals in pairs)
-    return _Fit(*(x.float() for x in (weight, intercept, mean, variance)), (error / spread.clamp_min(1e-12)).item())
+    return _Fit(*(x.float() for x in (weight, solution[-1], mean, variance)), (error / spread.clamp_min(1e-12)).item())
 
 
 def _with_ones(rows: Tensor) -> Tensor:
@@ -134,22 +155,46 @@ def _adopt_statistics(norm: nn.BatchNorm2d, inputs: list[Tensor]) -> None:
     norm.bias.copy_(shift + mean * scale)
 
 
-def trace(network: nn.Module) -> fx.Graph:
-    """The graph of the network's own layers. Raises UserError where its forward pass branches on values."""
-    try:
-        return fx.symbolic_trace(network).graph
-    except (fx.proxy.TraceError, TypeError) as error:
-        raise UserError(
-            f"a network that cannot be traced: {error}",
-            "a forward pass without branches on values",
-            "set prune.reconstruction_samples=0",
-        ) from error
+class _Tracer(fx.Tracer):
+    """Where a module's forward pass branches on values it stays one node, and what is inside stays as it is."""
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        around = self.module_stack.copy()
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except (fx.proxy.TraceError, TypeError):
+            self.module_stack = around
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
 
-def _lost_inputs(layer: nn.Module | None, old: nn.Module | None) -> bool:
+def _trace(network: nn.Module) -> fx.Graph:
+    """The calls of `network` in eval mode, as deep as they can be traced."""
+    whole = nn.Sequential()  # so that the network itself is a module among others
+    whole.network = network
+    graph = _Tracer().trace(whole)
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = node.target.removeprefix("network.")
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))  # of blocks that were given up
+    return graph
+
+
+def _batch_norm(pair: Lockstep, node: fx.Node | None) -> nn.BatchNorm2d | None:
+    """The changed network's batch norm that `node` calls: as a module, or inside one of timm's with an activation."""
+    module = pair.layers(node)[0]
+    if isinstance(node, fx.Node) and node.target is F.batch_norm:
+        module = pair.network.get_submodule(node.args[1].target.rpartition(".")[0])
+    return module if isinstance(module, nn.BatchNorm2d) else None
+
+
+def _lost_inputs(layer: nn.Module, old: nn.Module) -> bool:
     if isinstance(layer, nn.Conv2d):
-        return layer.groups == old.groups == 1 and layer.in_channels < old.in_channels
+        return layer.in_channels < old.in_channels and layer.groups < layer.in_channels
     return isinstance(layer, nn.Linear) and layer.in_features < old.in_features
+
+
+def _is_refitted(layer: nn.Module | None, old: nn.Module | None) -> bool:
+    return _lost_inputs(layer, old) and getattr(layer, "groups", 1) == 1
 
 
 def _outputs(layer: nn.Module) -> int:

@@ -13,6 +13,10 @@ LAYERS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 CLAMPS = ("Relu", "Clip")
 INT8_LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
 FLOAT_LAYERS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose")
+_OTHER_FLOAT = (
+    "LayerNormalization", "BatchNormalization", "Softmax", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "QuickGelu",
+    "GlobalAveragePool", "AveragePool", "ReduceMean", "Resize", "Add", "Mul", "Sub", "Div",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,12 @@ def executed_operators(path: Path) -> Counter:
     return Counter(node.op_type for node in nodes)
 
 
+def float_operators(path: Path) -> dict[str, int]:
+    """How often ONNX Runtime executes, in float, each operator that computes and is neither convolution nor product."""
+    executed = executed_operators(path)
+    return {operator: executed[operator] for operator in _OTHER_FLOAT if executed[operator]}
+
+
 def require_quantized(path: Path, float_layers: tuple[str, ...] = ()) -> None:
     """Raise ValueError unless every layer but `float_layers` is int8, in the file and in what the runtime executes.
 
@@ -80,7 +90,8 @@ def _layer(node: onnx.NodeProto, producers: dict, readers: dict, constants: dict
     weight = _int8_weight(node, producers, constants)
     reason = ""
     if weight is None:
-        reason = "its weight is not stored as int8"
+        attention = node.op_type == "MatMul" and not any(name in constants for name in node.input)
+        reason = "it multiplies two activations" if attention else "its weight is not stored as int8"
     elif _producer(node.input[0], producers) != "DequantizeLinear":
         reason = "its input is float"
     elif node.op_type == "Conv" and not _is_quantized_after(node.output[0], readers):

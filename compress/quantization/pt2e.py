@@ -18,6 +18,8 @@ from compress.quantization.fake_quantize import WeightFakeQuantize
 from compress.quantization.patterns import tensor_of, weight_name, weighted_calls
 from compress.quantization.quantizer import RuntimeQuantizer
 from compress.quantization.rewrites import (
+    batch_norm_as_convolution,
+    flatten_linear_inputs,
     hard_sigmoid_as_sum,
     make_functional,
     name_weights,
@@ -61,6 +63,8 @@ def prepare(
         raise ValueError("received qat=True and equalized=True; expected one: training keeps batch norm apart")
     module = capture(network, example)
     split_gated_activations(module)
+    flatten_linear_inputs(module)
+    batch_norm_as_convolution(module)
     lift_modules(module)
     quantizer = RuntimeQuantizer(weight_bits, qat, calibration)
     if qat:

@@ -62,6 +62,51 @@ def split_gated_activations(module: GraphModule) -> None:
     module.recompile()
 
 
+def batch_norm_as_convolution(module: GraphModule) -> None:
+    """Put a 1x1 depthwise convolution of ones in front of each batch norm that has none to fold into, in place.
+
+    The two fold into a scale and a shift for each channel, which the runtime then has an int8 kernel for; networks that
+    normalise in front of their convolutions would go to float and back at every block.
+    """
+    for node in list(module.graph.nodes):
+        if not is_call(node, {aten.batch_norm.default}) or node.meta["val"].dim() != 4:
+            continue
+        x, scale = node.args[0], argument(node, "weight")
+        if scale is None or (is_call(x, CONVOLUTIONS) and len(x.users) == 1):
+            continue
+        channels = len(tensor_of(scale, module))
+        name = f"{str(scale.target).removesuffix('.weight')}.as_convolution"
+        holder = nn.Module()
+        holder.weight = nn.Parameter(torch.ones(channels, 1, 1, 1), requires_grad=False)
+        module.set_submodule(name, holder)
+        with module.graph.inserting_before(node):
+            ones = module.graph.get_attr(f"{name}.weight")
+            conv = module.graph.call_function(aten.conv2d.default, (x, ones, None, [1, 1], [0, 0], [1, 1], channels))
+        conv.meta = dict(node.meta)
+        node.replace_input_with(x, conv)
+    module.recompile()
+
+
+def flatten_linear_inputs(module: GraphModule) -> None:
+    """Let each linear layer read rows (N, C), in place: the runtime has an int8 kernel for those, not for (N, T, C)."""
+    for node in list(module.graph.nodes):
+        shape = node.meta["val"].shape if is_call(node, LINEARS) else ()
+        if len(shape) <= 2 or not all(isinstance(size, int) for size in shape[1:]):  # the batch is not one of these
+            continue
+        x, readers = node.args[0], list(node.users)
+        with module.graph.inserting_before(node):
+            rows = module.graph.call_function(aten.reshape.default, (x, [-1, x.meta["val"].shape[-1]]))
+        node.replace_input_with(x, rows)
+        with module.graph.inserting_after(node):
+            tokens = module.graph.call_function(aten.reshape.default, (node, [-1, *shape[1:]]))
+        for reader in readers:
+            reader.replace_input_with(node, tokens)
+        tokens.meta = dict(node.meta)
+        rows.meta = {"val": x.meta["val"].flatten(0, -2)}
+        node.meta = node.meta | {"val": node.meta["val"].flatten(0, -2)}
+    module.recompile()
+
+
 def name_weights(module: GraphModule, names: list[str | None]) -> None:
     """Store each int8 weight under the name of the parameter that it was, in place: `names` are those of all layers.
 

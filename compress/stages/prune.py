@@ -11,7 +11,7 @@ from compress.context import Context
 from compress.losses import label_loss
 from compress.models.widths import read_widths
 from compress.pruning.filters import prune_filters
-from compress.pruning.reconstruct import reconstruct
+from compress.pruning.reconstruct import not_refitted, reconstruct
 from compress.train import to_device, train
 
 
@@ -23,7 +23,7 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
     original = copy.deepcopy(network)
     pruned = prune_filters(network, example, config)
     after = read_widths(network)
-    unexplained = {}
+    errors, left_out = {}, pruned.left_out
     if config.reinitialize:
         for module in network.modules():
             if hasattr(module, "reset_parameters"):
@@ -31,7 +31,8 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
     elif config.reconstruction_samples and pruned.kept:
         samples = context.data.train.take(config.reconstruction_samples, context.seed)
         images = torch.cat([to_device(images, context.device) for images, _ in samples.batches()])
-        unexplained = reconstruct(network, original, pruned.kept, images)
+        errors = reconstruct(network, original, pruned.kept, images)
+        left_out = left_out + not_refitted(network, original)
     context.curves.widths(before, after)
 
     loss = label_loss(context.train.label_smoothing)
@@ -42,6 +43,4 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
         widths=artifact.spec.widths | changed,
         pruning=[*artifact.spec.pruning, {"settings": asdict(config), "kept_filters": pruned.kept}],
     )
-    return Artifact(
-        network, spec, left_out=pruned.left_out, notes={"unexplained_share": unexplained, "history": history}
-    )
+    return Artifact(network, spec, left_out, {"unexplained_share": errors, "history": history})

@@ -10,12 +10,10 @@ from compress.config import TeacherConfig
 from compress.context import Context
 from compress.errors import UserError
 from compress.losses import label_loss
-from compress.models import Architecture, build
+from compress.models import Architecture, build, stem_for
 from compress.models.checkpoint import load_checkpoint
 from compress.train import train
 from compress.transfer import freezing, lr_shares
-
-_SMALL_PIXELS = 64  # at 64 the published strides leave 2x2
 
 
 def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact:
@@ -49,8 +47,7 @@ def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact
 
 def untrained(config: TeacherConfig, shape: tuple[int, int, int], classes: int) -> tuple[nn.Module, Architecture]:
     """The network before its first epoch, for images (C, H, W), and what builds it again."""
-    stem = config.stem if config.stem != "auto" else "small" if shape[1] <= _SMALL_PIXELS else "imagenet"
-    architecture = Architecture(config.factory or config.model, stem, shape[0], classes)
+    architecture = Architecture(config.factory or config.model, stem_for(config.stem, shape[1]), shape[0], classes)
     network = build(architecture, config.weights)
     if config.checkpoint:
         load_checkpoint(network, config.checkpoint)

@@ -226,7 +226,7 @@ def bare(network: nn.Module, teacher: nn.Module | None, data: Data, options: arg
     def epoch() -> float:
         network.train()
         order = data.train.shuffle(generator)
-        for images, labels in data.train.augmented(order, generator, data.augmentation):
+        for images, labels, _ in data.train.augmented(order, generator, data.augmentation):
             value, _ = loss(network, to_device(images, torch.device("cpu")), labels)
             optimizer.zero_grad(set_to_none=True)
             value.backward()

@@ -1,0 +1,53 @@
+"""The networks by name: where each comes from, how it is made fit for small images, and its paper."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from compress.models.cifar_resnet import CifarResNet
+from compress.models.depthwise import Depthwise
+from compress.models.stems import small_stem
+from compress.models.vgg import small_vgg
+from compress.models.wide_resnet import WideResNet
+
+
+@dataclass
+class Entry:
+    """A network of torchvision's or of timm's, by its name there, or one of the project's own."""
+
+    paper: str
+    torchvision: str | None = None
+    timm: str | None = None
+    own: Callable[[int, int], nn.Module] | None = None  # (channels, classes)
+    small: Callable[[nn.Module], None] | None = small_stem  # stem=small, in place; None: made for 32 pixels
+
+
+ZOO = {
+    "depthwise": Entry("Howard et al. 2017 (a short example)", own=Depthwise),
+    "mobilenet_v1": Entry("Howard et al. 2017", timm="mobilenetv1_100"),
+    "mobilenet_v2": Entry("Sandler et al. 2018", torchvision="mobilenet_v2"),
+    "mobilenet_v3_small": Entry("Howard et al. 2019", torchvision="mobilenet_v3_small"),
+    "mobilenet_v3_large": Entry("Howard et al. 2019", torchvision="mobilenet_v3_large"),
+    "squeezenet1_0": Entry("Iandola et al. 2016", torchvision="squeezenet1_0"),
+    "squeezenet1_1": Entry("Iandola et al. 2016 (release 1.1)", torchvision="squeezenet1_1"),
+    "shufflenet_v2_x0_5": Entry("Ma et al. 2018", torchvision="shufflenet_v2_x0_5"),
+    "shufflenet_v2_x1_0": Entry("Ma et al. 2018", torchvision="shufflenet_v2_x1_0"),
+    "mnasnet1_0": Entry("Tan et al. 2018", torchvision="mnasnet1_0"),
+    "efficientnet_b0": Entry("Tan & Le 2019", torchvision="efficientnet_b0"),
+    "efficientnet_lite0": Entry("Tan & Le 2019 (without its gates)", timm="efficientnet_lite0"),
+    "mobilevit_xxs": Entry("Mehta & Rastegari 2021", timm="mobilevit_xxs"),
+    "resnet18": Entry("He et al. 2015", torchvision="resnet18"),
+    "resnet34": Entry("He et al. 2015", torchvision="resnet34"),
+    "resnet50": Entry("He et al. 2015", torchvision="resnet50"),
+    "vgg16_bn": Entry("Simonyan & Zisserman 2014", torchvision="vgg16_bn", small=small_vgg),
+    **{
+        f"resnet{depth}": Entry("He et al. 2015, section 4.2", own=partial(CifarResNet, depth), small=None)
+        for depth in (20, 32, 44, 56, 110)
+    },
+    **{
+        f"wrn_{depth}_{width}": Entry("Zagoruyko & Komodakis 2016", own=partial(WideResNet, depth, width), small=None)
+        for depth, width in ((16, 2), (40, 2), (28, 10))
+    },
+}

@@ -1,0 +1,91 @@
+"""The whole zoo through one recipe: accuracy, MACs, size and latency of each network after each stage, as Markdown.
+
+`python tests/benchmarks/zoo.py` prints the README's table and takes hours. A run that was stopped goes on: whole stages
+are taken from its folder and from the cache. A network that fails has a row with the reason, and the status is 1.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, it would not find `compress`
+
+from compress.config import CacheConfig, Config, DataConfig, TeacherConfig
+from compress.files import read_json
+from compress.measure.environment import environment
+from compress.models import ZOO
+from compress.study import run_study
+from compress.units import count_text, size_text
+
+FOLDER = Path(__file__).resolve().parents[2] / "outputs" / "benchmarks" / "zoo"
+STAGES = {"01_teacher": "teacher", "02_prune": "pruned", "03_distill": "distilled", "04_quantize": "int8"}
+
+
+def main() -> int:
+    """Runs the command line; returns the exit status."""
+    options = parse(sys.argv[1:])
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s")
+    log = logging.getLogger("compress")
+    log.setLevel(logging.INFO)
+    failed = {}
+    for name in options.networks:
+        log.info("=== %s", name)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to stdout
+                run_study(config_for(name, options), options.folder / name)
+        except Exception as error:  # the table says so; the other networks go on
+            log.exception(name)
+            failed[name] = " ".join(str(error).split())
+    print(table([name for name in options.networks if name not in failed], options.folder))
+    for name, reason in failed.items():
+        print(f"\n{name}: {reason}")
+    facts = environment(options.threads) | {"cores": os.cpu_count(), "date": datetime.date.today().isoformat()}
+    print(f"\n`{' '.join(['python tests/benchmarks/zoo.py', *sys.argv[1:]])}`: {json.dumps(facts)}")
+    return int(bool(failed))
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=ZOO, default=list(ZOO), metavar="NAME", help="which of them")
+    parser.add_argument("--image-size", type=int, default=32, help="pixels a side (%(default)s)")
+    parser.add_argument("--teacher-epochs", type=int, default=TeacherConfig().epochs, help="%(default)s")
+    parser.add_argument("--threads", type=int, default=1, help="of training and of what is timed (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="a folder a network, and the cache")
+    return parser.parse_args(arguments)
+
+
+def config_for(name: str, options: argparse.Namespace) -> Config:
+    """The defaults, on digits; the learning rate of the stages is the same for all networks."""
+    return Config(
+        data=DataConfig(image_size=options.image_size),
+        teacher=TeacherConfig(model=name, epochs=options.teacher_epochs),
+        cache=CacheConfig(dir=str(options.folder / "cache")),
+        threads=options.threads,
+    )
+
+
+def table(names: list[str], folder: Path) -> str:
+    """A row a network and stage, of their files; against the network's own teacher."""
+    rows = ["| network | stage | top-1 % | 95 % range | MACs | size | ms |", "|---|---|---:|---|---:|---:|---:|"]
+    for name in names:
+        for row in read_json(folder / name / "summary.json")["stages"]:
+            metrics = row["metrics"]
+            low, high = metrics["deployed_top1_ci95_percent"]
+            times = f"{metrics['latency_ms_p50']:.2f} ({row['times_faster']:.2f}x)"
+            cells = [
+                name, STAGES[row["stage"]], f"{metrics['deployed_top1_percent']:.2f}", f"{low:.2f}-{high:.2f}",
+                f"{count_text(metrics['macs'])} ({row['times_fewer_macs']:.2f}x)",
+                f"{size_text(metrics['size_bytes'])} ({row['times_smaller']:.2f}x)", times,
+            ]  # fmt: skip
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
