@@ -23,13 +23,14 @@ from compress.config import Config
 from compress.console import silence
 from compress.context import Context
 from compress.cores import cores
+from compress.cpu import cpu_flags, cpu_name
 from compress.curves import Curves
 from compress.data import load_data
 from compress.data.splits import Data
 from compress.devices import Ranks, Relieved, choose_precision, join, leave, leaving_the_last_word, receive
 from compress.errors import UserError
 from compress.labelling import labelled_by
-from compress.measure.environment import cpu_flags, cpu_name, versions
+from compress.measure.environment import versions
 from compress.measure.stage import measure_stage
 from compress.models.own import OWN, own_digest, prepare_own
 from compress.quantization.export import export_onnx

@@ -12,10 +12,11 @@ from compress.artifact import Spec, write_model, write_tensors
 from compress.compute import Job, Run, compute_stage, prepare, stage_inputs, stage_seed
 from compress.config import Config
 from compress.console import print_summary
+from compress.cpu import cpu_flags
 from compress.curves import Curves
 from compress.export import TARGETS, Source, load_target, require_installed
 from compress.floors import require_hope
-from compress.measure.environment import cpu_flags, versions
+from compress.measure.environment import versions
 from compress.measure.figures import taken_before
 from compress.measure.spent import SPENT, require_country, spending
 from compress.measure.stage import measure_stage

@@ -14,13 +14,13 @@ from torch import nn
 
 from compress.compute import prepare_machine
 from compress.config import Config
+from compress.cpu import cpu_flags
 from compress.data import load_data
 from compress.data.splits import Data
 from compress.errors import UserError
 from compress.files import write_json
 from compress.measure.cost import count_cost
 from compress.measure.deployed import deployed_figures
-from compress.measure.environment import cpu_flags
 from compress.models import build, check_model
 from compress.models.own import prepare_own
 from compress.models.widths import read_widths

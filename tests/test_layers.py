@@ -31,7 +31,7 @@ LAYERS = [
     {"artifact", "cache", "console", "lockstep", "report"},
     {"compose", "config", "help"},
     {"code"},
-    {"cores", "files", "pixels"},
+    {"cores", "cpu", "files", "pixels"},
     {"floors"},
     {"errors"},
     {"torchrun", "units", ""},

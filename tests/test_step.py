@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress import study
+from compress import devices, study
 from compress.checkpoint import Checkpoint
 from compress.config import Config, TrainConfig
 from compress.context import Context
@@ -215,15 +215,18 @@ def test_the_grid_of_int8_is_trained_in_float32(tiny_config: Config, data: Data)
 @pytest.mark.parametrize(
     ("asked", "device", "has_bf16", "wanted"),
     [
-        ("auto", "cpu", True, "float32"),
+        ("auto", "cpu", True, "bf16"),
+        ("auto", "cpu", False, "float32"),
         ("auto", "cuda", True, "bf16"),
         ("auto", "cuda", False, "float32"),
+        ("float32", "cpu", True, "float32"),
         ("float32", "cuda", True, "float32"),
         ("bf16", "cpu", False, "bf16"),
     ],
 )
-def test_auto_is_bf16_on_a_gpu_that_has_it(
+def test_auto_is_bf16_where_the_device_has_it(
     monkeypatch: pytest.MonkeyPatch, asked: str, device: str, has_bf16: bool, wanted: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
+    monkeypatch.setattr(devices, "cpu_flags", lambda: ["avx512_vnni"] + ["avx512_bf16"] * has_bf16)
     assert choose_precision(asked, torch.device(device)) == wanted

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from compress.devices import Ranks, Relieved, join
 from compress.errors import Stopped, UserError
 from compress.losses import label_loss
 from compress.models import ZOO, Architecture, Entry, build
+from compress.models.cifar_resnet import CifarResNet
 from compress.quantization.pt2e import calibrate, freeze_batch_norm, freeze_observers, prepare
 from compress.step import Loss
 from compress.torchrun import rank
@@ -83,7 +85,7 @@ def training(
     torch.manual_seed(0)
     network = NETWORKS[name](data)
     with Curves(None) as curves:
-        context = Context(data, None, TrainConfig(), CPU, 5, curves, checkpoint, ranks)
+        context = Context(data, None, TrainConfig(precision="float32"), CPU, 5, curves, checkpoint, ranks)
         before = freezing(network) if name == "rounded" else lambda epoch: None
         with suppress(Relieved):
             train(network, loss or label_loss(0.0), context, "test", epochs, 0.05, before)
@@ -160,7 +162,7 @@ def die_in_step(at: int) -> None:
 if __name__ == "__main__":
     task, npz, place, *sys.argv[1:] = sys.argv[1:]
     torch.set_num_threads(1)
-    ZOO["resnet8"] = Entry("as in tests/conftest.py", depth=8)
+    ZOO["resnet8"] = Entry("as in tests/conftest.py", own=partial(CifarResNet, 8), small=None)
     if task == "die":
         die_in_step(2)
     else:

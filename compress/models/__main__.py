@@ -38,7 +38,7 @@ def main() -> int:
     get_console().print(table)
     print(
         f"for colour images of {options.image_size} pixels a side and {options.classes} classes; stem={stem}\n"
-        "int8: weights of a byte each, biases and scales; the graph around them is not counted"
+        "int8: a byte a weight, biases and scales; without the graph around them"
     )
     return 0
 

@@ -13,9 +13,9 @@ from torch.fx import GraphModule
 from compress.artifact import Artifact
 from compress.config import QuantizeConfig
 from compress.context import Context
+from compress.cpu import cpu_flags
 from compress.data.splits import Split
 from compress.losses import teacher_loss
-from compress.measure.environment import cpu_flags
 from compress.quantization.correction import correct
 from compress.quantization.float_layers import keep_float
 from compress.quantization.pt2e import calibrate, convert, freeze_batch_norm, freeze_observers, prepare

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from compress.config import QuantizeConfig
-from compress.measure.environment import cpu_flags
+from compress.cpu import cpu_flags
 from compress.quantization import calibrate, convert, correct, export_onnx, prepare
 from compress.quantization.target import WEIGHT_BITS, choose_target
 from tests.benchmarks.networks import Subject

@@ -28,6 +28,7 @@ from compress.context import Context
 from compress.curves import Curves
 from compress.data import load_data
 from compress.data.splits import Data
+from compress.devices import choose_precision
 from compress.losses import label_loss, teacher_loss
 from compress.measure.environment import environment
 from compress.models import Architecture, build
@@ -54,6 +55,8 @@ def main() -> None:
     parser.add_argument("--distill", action="store_true", help="learn from a teacher of the same shape")
     parser.add_argument("--accuracy", type=int, default=0, metavar="EPOCHS", help="train to the end instead of timing")
     parser.add_argument("--seeds", type=int, default=3, help="of --accuracy")
+    parser.add_argument("--precision", choices=("auto", "float32", "bf16"), default="auto", help="of our loop")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="all")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -68,8 +71,8 @@ def main() -> None:
 def race(options: argparse.Namespace) -> None:
     """Prints the table of images a second."""
     print(environment(torch.get_num_threads()))
-    processes = {name: start(name, options) for name in CONTENDERS}
-    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    processes = {name: start(name, options) for name in options.only}
+    times: dict[str, list[float]] = {name: [] for name in options.only}
     for turn in range(-1, options.rounds):  # the first one warms up
         for name, process in processes.items():
             answer = ask(process)
@@ -78,20 +81,23 @@ def race(options: argparse.Namespace) -> None:
     for process in processes.values():
         process.stdin.close()
         process.wait()
-    fastest_plain = min((PLAIN, PLAIN_WORKERS), key=lambda name: statistics.median(times[name]))
+    plains = [name for name in (PLAIN, PLAIN_WORKERS) if name in times] or options.only[:1]
+    base = min(plains, key=lambda name: statistics.median(times[name]))
     title = f"{options.model}, distilled" if options.distill else options.model
-    print(f"\n| {title} | images/s | times the plain loop (95 %) |\n|---|---:|---:|")
+    print(f"\n| {title} | images/s | times as fast as the {base} (95 %) |\n|---|---:|---:|")
     for name, seconds in times.items():
-        ratio, (low, high) = ratio_of_medians(times[fastest_plain], seconds)
+        ratio, (low, high) = ratio_of_medians(times[base], seconds)
         print(f"| {name} | {options.images / statistics.median(seconds):.0f} | {ratio:.2f} ({low:.2f} to {high:.2f}) |")
-    cost, (low, high) = ratio_of_medians(times[OURS], times[BARE])
-    print(f"\nthe framework's own cost: {100 * (cost - 1):+.1f} % ({100 * (low - 1):+.1f} to {100 * (high - 1):+.1f})")
+    if {BARE, OURS} <= set(times):
+        cost, ends = ratio_of_medians(times[OURS], times[BARE])
+        percent, low, high = (100 * (ratio - 1) for ratio in (cost, *ends))
+        print(f"\nthe framework's own cost: {percent:+.1f} % ({low:+.1f} to {high:+.1f})")
 
 
 def compare_accuracy(options: argparse.Namespace) -> None:
     """Prints validation top-1 after the same epochs, a row a loop."""
     print(f"| validation top-1 % after {options.accuracy} epochs | mean | each seed |\n|---|---:|---|")
-    for name in (PLAIN, OURS):
+    for name in options.only:
         found = []
         for seed in range(options.seeds):
             options.seed = seed
@@ -105,7 +111,7 @@ def compare_accuracy(options: argparse.Namespace) -> None:
 
 def start(name: str, options: argparse.Namespace) -> subprocess.Popen:
     """The process of a contender, ready and waiting."""
-    kept = ("data", "model", "batch_size", "images", "accuracy", "seed")
+    kept = ("data", "model", "batch_size", "images", "accuracy", "seed", "precision")
     arguments = [f"--{key.replace('_', '-')}={getattr(options, key)}" for key in kept]
     command = [sys.executable, "-m", "tests.benchmarks.training", f"--contender={name}", *arguments]
     command += ["--distill"] * options.distill
@@ -222,12 +228,14 @@ def bare(network: nn.Module, teacher: nn.Module | None, data: Data, options: arg
     network.to(memory_format=torch.channels_last)
     loss, generator = our_loss(teacher), torch.Generator().manual_seed(options.seed)
     optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, 0.9, weight_decay=5e-4, nesterov=True)
+    low = choose_precision(options.precision, torch.device("cpu")) == "bf16"
 
     def epoch() -> float:
         network.train()
         order = data.train.shuffle(generator)
         for images, labels, _ in data.train.augmented(order, generator, data.augmentation):
-            value, _ = loss(network, to_device(images, torch.device("cpu")), labels)
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                value, _ = loss(network, to_device(images, torch.device("cpu")), labels)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             optimizer.step()
@@ -239,7 +247,7 @@ def bare(network: nn.Module, teacher: nn.Module | None, data: Data, options: arg
 
 def ours(network: nn.Module, teacher: nn.Module | None, data: Data, options: argparse.Namespace, folder: Path) -> Epoch:
     """The training loop of the stages, with its checkpoint and its curves."""
-    config, epochs, turns = TrainConfig(), max(1, options.accuracy), iter(range(10**6))
+    config, epochs, turns = TrainConfig(precision=options.precision), max(1, options.accuracy), iter(range(10**6))
 
     def epoch() -> float:
         turn = next(turns)

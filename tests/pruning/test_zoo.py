@@ -113,14 +113,16 @@ def test_groups_stay_equal_and_rounding_counts_whole_widths(scope: str, round_to
 
 
 def test_global_scope_cuts_no_path() -> None:
-    """A layer of next to nothing keeps a twentieth of its filters, where it would have kept all or none."""
+    """A layer in which one filter outweighs all others keeps a twentieth of them, where it would have kept that one."""
     torch.manual_seed(0)
-    network = Structures().eval()
+    network = nn.Sequential(nn.Conv2d(3, 40, 1), nn.Conv2d(40, 40, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network.append(nn.Linear(40, 5))
     with torch.no_grad():
-        network.last.weight *= 1e-6
-        network.linear.weight *= 1e-6
-    pruned = prune_filters(network, EXAMPLE, PruneConfig(ratio=0.5, round_to=1, scope="global"))
-    assert len(pruned.kept["last"]) == 1
+        network[1].weight[1:] *= 1e-6
+        network[4].weight[:, 1:] *= 1e-6
+    pruned = prune_filters(network.eval(), EXAMPLE, PruneConfig(ratio=0.5, round_to=1, scope="global"))
+    assert len(pruned.kept["1"]) == 2
+    assert 0 in pruned.kept["1"]
 
 
 class Counting(nn.Module):

@@ -1,0 +1,27 @@
+"""The CPU's name and the instructions that it has: they decide how int8 and bf16 are computed."""
+
+import platform
+from pathlib import Path
+
+_FLAGS = (
+    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "i8mm",
+)  # fmt: skip
+
+
+def cpu_name() -> str:
+    """As the system calls it."""
+    return _facts().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> list[str]:
+    """Which of the flags that decide how int8 and bf16 are computed this CPU has; empty where no system tells."""
+    facts = _facts()
+    present = (facts.get("flags") or facts.get("Features") or "").split()
+    return [flag for flag in _FLAGS if flag in present]
+
+
+def _facts() -> dict[str, str]:
+    """/proc/cpuinfo of the last CPU; Linux alone has it."""
+    source = Path("/proc/cpuinfo")
+    lines = source.read_text().splitlines() if source.is_file() else []
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
