@@ -29,14 +29,12 @@ from compress.data import load_data
 from compress.data.splits import Data
 from compress.devices import Ranks, Relieved, choose_precision, join, leave, leaving_the_last_word, receive
 from compress.errors import UserError
-from compress.labelling import labelled_by
 from compress.measure.environment import versions
-from compress.measure.stage import measure_stage
 from compress.models.own import OWN, own_digest, prepare_own
-from compress.quantization.export import export_onnx
 from compress.quantization.target import choose_target
-from compress.restore import restore
-from compress.stages import STAGES
+from compress.stages import load_stage, stage_module
+
+_WRITE_AND_MEASURE = ("compress.quantization.export", "compress.measure.stage")  # modules that all stages go through
 
 
 @dataclass
@@ -115,6 +113,9 @@ def compute_stage(job: Job, run: Run, curves: Curves) -> Artifact:
     Raises UserError as the stage does, Stopped where a signal ends its training, and Relieved in a process that was
     needed for its training alone.
     """
+    from compress.labelling import labelled_by  # seconds, as `load_stage`
+    from compress.restore import restore
+
     config, device = run.config, run.device
     settings = getattr(config, job.name)
     ranks = run.ranks if _trains(settings) else Ranks()
@@ -129,7 +130,7 @@ def compute_stage(job: Job, run: Run, curves: Curves) -> Artifact:
         data = run.data if teacher is None or run.data.labelled else labelled_by(teacher.network, run.data, device)
         floors = getattr(config.stop_below, job.name)
         context = Context(data, teacher, config.train, device, seed, curves, checkpoint, ranks, floors=floors)
-        result = STAGES[job.name](current, settings, context)
+        result = load_stage(job.name)(current, settings, context)
     result.notes |= context.notes
     if data is not run.data:
         result.notes["labels"] = "the teacher's likeliest class of each train image: they have none of their own"
@@ -172,7 +173,7 @@ def stage_inputs(name: str, run: Run, parent: dict[str, str] | None) -> dict[str
         "parent": parent,
         "checkpoint": files.digest_of_file(config.teacher.checkpoint) if name == "teacher" else None,
         **({"own": own_digest(OWN[config.teacher.factory])} if name == "teacher" and config.teacher.factory else {}),
-        "code": code_digest(STAGES[name].__module__, measure_stage.__module__, export_onnx.__module__),
+        "code": code_digest(stage_module(name), *_WRITE_AND_MEASURE),
         "versions": versions(),
     }
 

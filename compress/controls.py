@@ -10,7 +10,6 @@ from compress.artifact import read_tensors
 from compress.config import Config
 from compress.errors import UserError
 from compress.files import METRICS, PREDICTIONS, read_json
-from compress.measure.accuracy import against_teacher
 from compress.pipeline import run_pipeline
 
 log = logging.getLogger("compress")
@@ -68,6 +67,8 @@ def _last(config: Config, folder: Path) -> Path:
 def _compared(stage: Path, against: Path) -> dict[str, Any]:
     """The control's accuracy, and the points that it is ahead."""
     metrics = read_json(stage / METRICS)
+    from compress.measure.accuracy import against_teacher  # ONNX Runtime and SciPy take seconds
+
     paired = against_teacher(read_tensors(stage / PREDICTIONS), read_tensors(against / PREDICTIONS))
     return {
         "against": against.name,

@@ -3,12 +3,10 @@
 import shutil
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
-
-from compress.report.figures import plot_widths
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Curves:
@@ -19,6 +17,8 @@ class Curves:
             self._writer = _Nowhere()
         else:
             shutil.rmtree(folder, ignore_errors=True)
+            from torch.utils.tensorboard import SummaryWriter  # a second, which a run without a new stage does without
+
             self._writer = SummaryWriter(str(folder))
 
     def __enter__(self) -> "Curves":
@@ -43,12 +43,14 @@ class Curves:
         """Output channels a layer: a picture of those made narrower, and the share that is left as a scalar a layer."""
         layers = [name for name in after if len(after[name]) > 1]
         pairs = {name: (before[name][0], after[name][0]) for name in layers}
+        from compress.report.figures import plot_widths
+
         if narrower := {name: pair for name, pair in pairs.items() if pair[1] < pair[0]}:
             self.figure("widths", plot_widths(narrower))
         for position, (old, new) in enumerate(pairs.values()):
             self._writer.add_scalar("widths/share_left_by_layer", new / old, position)
 
-    def figure(self, name: str, figure: Figure) -> None:
+    def figure(self, name: str, figure: "Figure") -> None:
         """A matplotlib picture."""
         self._writer.add_figure(name, figure)
 
@@ -58,6 +60,8 @@ class Curves:
         Written as this writer's own summaries: `SummaryWriter.add_hparams` would open a second, timestamped run. The
         summary of a whole experiment is left out: TensorBoard then reads all runs and shows first what differs.
         """
+        from torch.utils.tensorboard.summary import hparams
+
         _, start, end = hparams(settings, {})
         for summary in (start, end):
             self._writer.file_writer.add_summary(summary)

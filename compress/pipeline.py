@@ -1,34 +1,22 @@
 """The whole flow: each stage is taken as it is or run, saved, measured; the next one reads what was saved."""
 
 import logging
-import shutil
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from compress import files
-from compress.artifact import Spec, write_model, write_tensors
-from compress.compute import Job, Run, compute_stage, prepare, stage_inputs, stage_seed
+from compress.board import show_stage
+from compress.compute import Run, prepare, stage_inputs
 from compress.config import Config
 from compress.console import print_summary
-from compress.cpu import cpu_flags
 from compress.curves import Curves
-from compress.export import TARGETS, Source, load_target, require_installed
+from compress.export import require_installed
 from compress.floors import require_hope
-from compress.measure.environment import versions
-from compress.measure.figures import taken_before
-from compress.measure.spent import SPENT, require_country, spending
-from compress.measure.stage import measure_stage
+from compress.measure.spent import require_country
 from compress.models import check_model
-from compress.quantization.export import export_onnx
-from compress.quantization.inspect import float_operators, inspect_quantization, require_quantized
-from compress.quantization.target import mismatch
-from compress.report.figures import stage_figures
-from compress.report.sensitivity import plot_sensitivity, to_png
 from compress.report.write import write_run
-from compress.restore import restore_float
-from compress.rows import summary_rows, table_figures, table_settings
+from compress.rows import summary_rows
 from compress.stages import check_order
 
 log = logging.getLogger("compress")
@@ -82,138 +70,30 @@ def _finished(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], 
     if record is not None:
         log.info("%s: taken from %s", name, stage)
     elif run.cache is None:
-        return _run_stage(name, stage, done, inputs, run)
+        return _make_stage(name, stage, done, inputs, run)
     else:
         with run.cache.turn(key):
             record = run.cache.take(key, stage)
             if record is None:
-                record = _run_stage(name, stage, done, inputs, run)
+                record = _make_stage(name, stage, done, inputs, run)
                 run.cache.put(key, stage)
                 return record
         log.info("%s: taken from the cache", name)
         files.finish_stage(stage, record | {"config": asdict(run.config)})
         with Curves(stage.parent / "tensorboard" / stage.name) as curves:
-            _show(curves, name, [*done, stage], run)
+            show_stage(curves, name, [*done, stage], run.config)
     if record["conditions"] != run.conditions():
         log.info("%s: its files are written and measured anew", name)
-        return _export_again(name, stage, done, record, run)
+        from compress.making import write_again  # seconds, as `_make_stage`
+
+        return write_again(name, stage, done, record, run)
     return record
 
 
-def _run_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: Run) -> dict[str, Any]:
-    """Computes one stage from the folders of those before it, writes its folder, returns stage.json's record."""
-    log.info("%s: starts", name)
-    start = time.perf_counter()
-    files.fresh_folder(stage)
-    config, data = run.config, run.data
-    with Curves(stage.parent / "tensorboard" / stage.name) as curves:
-        with spending(config.measure.country, run.device) as spent:
-            result = compute_stage(Job(name, stage, list(done), inputs), run, curves)
-        write_model(result, stage)
-        export_onnx(result.network.cpu(), stage / files.ONNX, data.shape)
-        left_out = result.left_out + (_check_int8(stage / files.ONNX, result.spec) if result.spec.quantization else [])
-        if result.spec.quantization and (remark := mismatch(result.spec.quantization["target"], cpu_flags())):
-            log.warning("%s: %s", name, remark)
-            result.notes["target"] = remark
-        if result.sensitivity:
-            _write_sensitivity(result.sensitivity, stage, curves)
-        metrics = _deploy(name, stage, done[0] if done else stage, spent, run)
-        _show(curves, name, [*done, stage], run)
-    record = {
-        "key": files.digest_of(inputs),
-        "inputs": inputs,
-        "config": asdict(config),
-        "device": str(run.device),
-        "threads": run.threads,
-        "processes": run.ranks.world,
-        "conditions": run.conditions(),
-        "versions": versions(),
-        "duration_s": round(time.perf_counter() - start, 3),
-        "images": data.sizes,
-        "left_out": left_out,
-        "notes": result.notes,
-    }
-    files.finish_stage(stage, record)
-    log.info(
-        "%s: %.2f %% deployed, %.3f ms an image",
-        name, metrics["deployed_top1_percent"], metrics["latency_ms_p50"],
-    )  # fmt: skip
-    if left_out:
-        log.info("%s: left out %d layers, named in %s", name, len(left_out), files.STAGE)
-    return files.finished_stage(stage, record["key"])
+def _make_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: Run) -> dict[str, Any]:
+    from compress.making import make_stage  # imports for seconds what a run that computes nothing does without
 
-
-def _export_again(name: str, stage: Path, done: list[Path], record: dict[str, Any], run: Run) -> dict[str, Any]:
-    """Writes and measures a whole stage for other targets, beside its folder, and then puts it in its place.
-
-    What was trained is never at risk: until the very end the old folder is whole. TensorBoard keeps its row.
-    """
-    anew = stage.with_name(f"{stage.name}.anew")
-    files.fresh_folder(anew)
-    for kept in (files.MODEL, files.SPEC, files.ONNX, files.SENSITIVITY, files.SENSITIVITY_PLOT):
-        if (stage / kept).is_file():
-            shutil.copyfile(stage / kept, anew / kept)
-    spent = taken_before(files.read_json(stage / files.METRICS), SPENT)
-    _deploy(name, anew, done[0] if done else anew, spent, run)
-    now = {"config": asdict(run.config), "threads": run.threads, "conditions": run.conditions()}
-    files.finish_stage(anew, record | now)
-    shutil.rmtree(stage)
-    anew.rename(stage)
-    return files.finished_stage(stage, record["key"])
-
-
-def _deploy(name: str, stage: Path, teacher: Path, spent: dict[str, Any], run: Run) -> dict[str, Any]:
-    """Writes the further targets of a stage that has its model.onnx, measures all, returns metrics.json's content."""
-    config, data = run.config, run.data
-    left_out, calibration = {}, None
-    targets = [target for target in config.export.targets if target in TARGETS]
-    if targets and name == "quantize":
-        samples = data.train.take(config.quantize.calibration_samples, stage_seed(config, name))
-        calibration = [images for images, _ in samples.batches()]
-    for target in targets:
-        source = Source(stage, stage / files.ONNX, restore_float(stage), calibration, data.shape)
-        left_out[target] = load_target(target).export(source)
-        if left_out[target]:
-            log.info("%s: %s leaves out %d layers, named in %s", name, target, len(left_out[target]), files.METRICS)
-    measured = measure_stage(stage, teacher, spent, left_out, data, config.measure, run.device, run.threads)
-    write_tensors(stage / files.PREDICTIONS, measured.predictions)
-    files.write_json(stage / files.METRICS, measured.metrics)
-    files.write_json(stage / files.PROFILE, measured.profile)
-    if measured.examples:
-        write_tensors(stage / files.EXAMPLES, measured.examples)
-    return measured.metrics
-
-
-def _check_int8(path: Path, spec: Spec) -> list[dict[str, str]]:
-    """What no int8 kernel can run, with the reason; the layers that were kept in float are float.
-
-    Raises ValueError where the runtime runs another one as float, or one of these as int8.
-    """
-    floats = {layer.name: layer.reason for layer in inspect_quantization(path) if not layer.quantized}
-    require_quantized(path, tuple(floats))
-    chosen = set(spec.quantization["float_layers"])
-    if not chosen <= set(floats):
-        raise ValueError(f"received {path} with int8 weights in {sorted(chosen - set(floats))}; expected float ones")
-    layers = [{"layer": name, "reason": reason} for name, reason in floats.items() if name not in chosen]
-    return layers + [
-        {"layer": f"{operator} ({count})", "reason": "ONNX Runtime has no int8 kernel for it"}
-        for operator, count in float_operators(path).items()
-    ]
-
-
-def _show(curves: Curves, name: str, stages: list[Path], run: Run) -> None:
-    """The last of `stages` in TensorBoard: its pictures, and its row in the table of all runs."""
-    for title, figure in stage_figures(stages).items():
-        curves.figure(title, figure)
-    curves.table_row(table_settings(run.config, name), table_figures(files.read_json(stages[-1] / files.METRICS)))
-
-
-def _write_sensitivity(table: dict[str, Any], stage: Path, curves: Curves) -> None:
-    """The table and its plot, into the stage's folder and TensorBoard."""
-    figure = plot_sensitivity(table)
-    files.write_json(stage / files.SENSITIVITY, table)
-    files.write_bytes(stage / files.SENSITIVITY_PLOT, to_png(figure))
-    curves.figure("sensitivity", figure)
+    return make_stage(name, stage, done, inputs, run)
 
 
 def _identity(record: dict[str, Any]) -> dict[str, str]:

@@ -14,7 +14,6 @@ from compress.files import CONTROLS, REPEATS, STAGE, read_json, write_json
 from compress.measure.neighbours import announced
 from compress.memory import is_out_of_memory
 from compress.pipeline import run_pipeline
-from compress.preflight import run_preflight
 from compress.report.write import write_run
 
 log = logging.getLogger("compress")
@@ -30,6 +29,8 @@ def run_study(config: Config, folder: Path, wait: bool = False) -> dict[str, Any
     """
     check_controls(config)
     if config.preflight:
+        from compress.preflight import run_preflight  # seconds, which other runs do without
+
         run_preflight(config, folder)
         return {}
     with held(folder, "run", lambda holder: (_wait if wait else _refuse)(folder, holder)), announced():

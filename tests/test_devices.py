@@ -66,6 +66,7 @@ def pair(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """The trainings of tests/two_ranks.py, and a whole run."""
     folder = tmp_path_factory.mktemp("pair")
     cache = ["cache.enabled=true", f"cache.dir={folder}/cache", f"hydra.run.dir={folder}/run"]
+    cache.append("train.precision=float32")  # as the tests' own process
     done = torchrun("train", tiny_npz, folder, *cache)
     assert done.returncode == 0, done.stderr
     return Pair(folder, done.stdout + done.stderr)

@@ -23,7 +23,7 @@ from compress.errors import UserError
 from compress.files import MODEL, ONNX, SENSITIVITY, SENSITIVITY_PLOT, STAGE, digest_of_file, read_json
 from compress.measure.accuracy import onnx_runner, open_session
 from compress.pipeline import run_pipeline
-from compress.quantization import require_quantized
+from compress.quantization.inspect import require_quantized
 from compress.quantization.sensitivity import top1_percent
 from compress.restore import restore
 from compress.stages import STAGES, check_order

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from compress.measure.figures import Missing
-from compress.restore import restore_float
 
 LATENCIES = ("cuda_latency_ms_p50", "cuda_latency_ms_p95")
 PEAK_MEMORY = "cuda_peak_memory_bytes"
@@ -22,6 +21,8 @@ def cuda_latency(folder: Path, shape: tuple[int, int, int], device: torch.device
     """Milliseconds of one image of `shape` (C, H, W) through the float network of the stage in `folder`."""
     if device.type != "cuda":
         return dict.fromkeys(LATENCIES, _NO_GPU)
+    from compress.restore import restore_float  # seconds, which a run that measures nothing does without
+
     network = restore_float(folder).to(device, memory_format=torch.channels_last)
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     times = time_calls(network, image.to(device, memory_format=torch.channels_last), calls)

@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from importlib.util import find_spec
 
-import torchvision
 from torch import nn
 
 from compress.errors import UserError
@@ -14,6 +13,8 @@ def from_torchvision(name: str, classes: int, weights: str | None) -> nn.Module:
 
     Raises UserError for unknown weights, and where they cannot be fetched.
     """
+    import torchvision  # seconds, and not all networks are of it
+
     if not weights:
         return _loadable(torchvision.models.get_model(name, weights=None, num_classes=classes))
     _check_weights(weights, [member.name for member in torchvision.models.get_model_weights(name)], name)
@@ -59,7 +60,7 @@ def _not_fetched(weights: str, error: Exception) -> UserError:
 
 def _loadable(network: nn.Module) -> nn.Module:
     """The same network; MNASNet without its class, which refuses tensors that come without a version number."""
-    if not isinstance(network, torchvision.models.MNASNet):
+    if type(network).__name__ != "MNASNet":
         return network
     parts = {"layers": network.layers, "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     return nn.Sequential(OrderedDict(**parts, classifier=network.classifier))

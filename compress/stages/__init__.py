@@ -1,12 +1,12 @@
 """The stages by name: each is a function (artifact, its section of the config, context) -> artifact."""
 
-from compress.errors import UserError
-from compress.stages.distill import distill
-from compress.stages.prune import prune
-from compress.stages.quantize import quantize
-from compress.stages.teacher import teacher
+import importlib
+from collections.abc import Callable
 
-STAGES = {"teacher": teacher, "prune": prune, "distill": distill, "quantize": quantize}
+from compress.errors import UserError
+
+# A stage's name is that of its module here, and of its function there.
+STAGES = ("teacher", "prune", "distill", "quantize")
 
 _FIRST, _LAST = "teacher", "quantize"  # what others start from; what holds integers, which no other stage can train
 
@@ -23,3 +23,13 @@ def check_order(stages: list[str]) -> None:
         raise UserError(received, f"{_FIRST} first: the others start from it", f"put {_FIRST} first")
     if _LAST in stages and stages[-1] != _LAST:
         raise UserError(received, f"{_LAST} last: int8 weights cannot be pruned or trained", f"put {_LAST} last")
+
+
+def load_stage(name: str) -> Callable:
+    """The function of a stage; what it imports takes seconds, which a run that computes nothing does without."""
+    return getattr(importlib.import_module(stage_module(name)), name)
+
+
+def stage_module(name: str) -> str:
+    """The full name of the module that a stage is in."""
+    return f"compress.stages.{name}"

@@ -12,7 +12,9 @@ import torch
 
 from compress.config import QuantizeConfig
 from compress.cpu import cpu_flags
-from compress.quantization import calibrate, convert, correct, export_onnx, prepare
+from compress.quantization.correction import correct
+from compress.quantization.export import export_onnx
+from compress.quantization.pt2e import calibrate, convert, prepare
 from compress.quantization.target import WEIGHT_BITS, choose_target
 from tests.benchmarks.networks import Subject
 

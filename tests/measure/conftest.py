@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compress.models import Architecture, build
-from compress.quantization import export_onnx
+from compress.quantization.export import export_onnx
 
 SHAPE = (1, 8, 8)
 

@@ -10,7 +10,7 @@ from compress.config import MeasureConfig
 from compress.measure.cost import count_cost
 from compress.measure.deployed import deployed_figures, profile
 from compress.measure.environment import environment
-from compress.quantization import executed_operators
+from compress.quantization.inspect import executed_operators
 
 from .conftest import SHAPE
 

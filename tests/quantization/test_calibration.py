@@ -4,7 +4,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compress.quantization import calibrate, convert, prepare
 from compress.quantization.calibration import (
     ACTIVATION_OBSERVERS,
     HistogramRangeObserver,
@@ -12,6 +11,7 @@ from compress.quantization.calibration import (
     mse_range,
     percentile_range,
 )
+from compress.quantization.pt2e import calibrate, convert, prepare
 
 from .tiny_networks import Residual, settled
 

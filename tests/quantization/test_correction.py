@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from compress.lockstep import Lockstep
-from compress.quantization import calibrate, convert, correct, export_onnx, prepare
 from compress.quantization.adaround import learn_rounding, sample
+from compress.quantization.correction import correct
+from compress.quantization.export import export_onnx
 from compress.quantization.patterns import CONVOLUTIONS, LINEARS, is_call, layer_name
+from compress.quantization.pt2e import calibrate, convert, prepare
 from compress.quantization.simulation import Grid, Layer, simulate
 
 from .tiny_networks import Mobile, Residual, Shuffle, settled

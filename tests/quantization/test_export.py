@@ -7,16 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from compress.quantization import (
-    calibrate,
-    convert,
-    executed_operators,
-    export,
-    export_onnx,
-    inspect_quantization,
-    prepare,
-    require_quantized,
-)
+from compress.quantization import export
+from compress.quantization.export import export_onnx
+from compress.quantization.inspect import executed_operators, inspect_quantization, require_quantized
+from compress.quantization.pt2e import calibrate, convert, prepare
 
 from .conftest import NETWORKS, SHAPE
 from .tiny_networks import Mobile, Padded, Residual, settled

@@ -9,9 +9,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from compress.quantization import calibrate, convert, export_onnx, freeze_batch_norm, freeze_observers, prepare
 from compress.quantization.batch_norm import ConvBatchNorm, conv_batch_norms
-from compress.quantization.pt2e import without_rounding
+from compress.quantization.export import export_onnx
+from compress.quantization.pt2e import (
+    calibrate,
+    convert,
+    freeze_batch_norm,
+    freeze_observers,
+    prepare,
+    without_rounding,
+)
 
 from .conftest import NETWORKS
 from .tiny_networks import BATCH_NORM, DROPOUT, Residual, Shuffle, conv_bn, settled

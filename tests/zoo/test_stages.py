@@ -13,8 +13,8 @@ from compress.artifact import Artifact, write_model
 from compress.config import DistillConfig, PruneConfig, QuantizeConfig
 from compress.context import Context
 from compress.models.__main__ import int8_bytes
-from compress.quantization import executed_operators, export_onnx, inspect_quantization, require_quantized
-from compress.quantization.inspect import float_operators
+from compress.quantization.export import export_onnx
+from compress.quantization.inspect import executed_operators, float_operators, inspect_quantization, require_quantized
 from compress.restore import restore
 from compress.stages.distill import distill
 from compress.stages.prune import prune
