@@ -27,6 +27,7 @@ def code_digest(*modules: str) -> str:
     return digest_of(found)
 
 
+@cache
 def _imports(path: Path) -> list[str]:
     """Full names of what a file imports from the package, wherever in it; a package's name brings its __init__."""
     names = []

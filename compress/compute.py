@@ -27,10 +27,11 @@ from compress.cpu import cpu_flags, cpu_name
 from compress.curves import Curves
 from compress.data import load_data
 from compress.data.splits import Data
-from compress.devices import Ranks, Relieved, choose_precision, join, leave, leaving_the_last_word, receive
+from compress.devices import Ranks, Relieved, join, leave, leaving_the_last_word, receive
 from compress.errors import UserError
 from compress.measure.environment import versions
 from compress.models.own import OWN, own_digest, prepare_own
+from compress.precision import choose_precision
 from compress.quantization.target import choose_target
 from compress.stages import load_stage, stage_module
 

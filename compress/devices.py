@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from compress.cpu import cpu_flags
 from compress.errors import UserError
 from compress.torchrun import local_world_size, rank, world_size
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_CPU_BF16 = {"avx512_bf16", "amx_bf16"}  # without them oneDNN computes it by float32 and is slower than that
 _PATIENCE = timedelta(days=30)  # for a leader that waits for the cache, exports or measures: it is told when one dies
 _LAST_WORD_S = 30.0  # torchrun looks every tenth of a second whether a process died, and then ends the others
 
@@ -169,17 +167,6 @@ def dismiss() -> None:
 def leave() -> None:
     """Parts from the others in order."""
     distributed.destroy_process_group()
-
-
-def choose_precision(asked: str, device: torch.device) -> str:
-    """What `train.precision` comes to on `device`: float32 or bf16."""
-    if asked != "auto":
-        return asked
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bf16 = bool(_CPU_BF16 & set(cpu_flags()))
-    return "bf16" if has_bf16 else "float32"
 
 
 @functools.cache

@@ -9,7 +9,6 @@ from typing import Any
 
 from compress import files
 from compress.artifact import Spec, write_model, write_tensors
-from compress.board import show_stage
 from compress.compute import Job, Run, compute_stage, stage_seed
 from compress.cpu import cpu_flags
 from compress.curves import Curves
@@ -21,8 +20,10 @@ from compress.measure.stage import measure_stage
 from compress.quantization.export import export_onnx
 from compress.quantization.inspect import float_operators, inspect_quantization, require_quantized
 from compress.quantization.target import mismatch
+from compress.report.figures import stage_figures
 from compress.report.sensitivity import plot_sensitivity, to_png
 from compress.restore import restore_float
+from compress.rows import show_row
 
 log = logging.getLogger("compress")
 
@@ -45,7 +46,9 @@ def make_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
         if result.sensitivity:
             _write_sensitivity(result.sensitivity, stage, curves)
         metrics = _deploy(name, stage, done[0] if done else stage, spent, run)
-        show_stage(curves, name, [*done, stage], run.config)
+        for title, figure in stage_figures([*done, stage]).items():
+            curves.figure(title, figure)
+        show_row(curves, name, stage, run.config)
     record = {
         "key": files.digest_of(inputs),
         "inputs": inputs,

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from compress import files
-from compress.board import show_stage
 from compress.compute import Run, prepare, stage_inputs
 from compress.config import Config
 from compress.console import print_summary
@@ -16,7 +15,7 @@ from compress.floors import require_hope
 from compress.measure.spent import require_country
 from compress.models import check_model
 from compress.report.write import write_run
-from compress.rows import summary_rows
+from compress.rows import show_row, summary_rows
 from compress.stages import check_order
 
 log = logging.getLogger("compress")
@@ -81,7 +80,7 @@ def _finished(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], 
         log.info("%s: taken from the cache", name)
         files.finish_stage(stage, record | {"config": asdict(run.config)})
         with Curves(stage.parent / "tensorboard" / stage.name) as curves:
-            show_stage(curves, name, [*done, stage], run.config)
+            show_row(curves, name, stage, run.config)  # curves and pictures are with the run that computed it
     if record["conditions"] != run.conditions():
         log.info("%s: its files are written and measured anew", name)
         from compress.making import write_again  # seconds, as `_make_stage`

@@ -5,6 +5,7 @@ from typing import Any
 
 from compress import files
 from compress.config import Config, describe
+from compress.curves import Curves
 from compress.stages import STAGES
 
 
@@ -26,6 +27,11 @@ def summary_rows(done: list[Path]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def show_row(curves: Curves, name: str, stage: Path, config: Config) -> None:
+    """The stage `name`, whose folder is `stage`, as a row of TensorBoard's table of all runs."""
+    curves.table_row(table_settings(config, name), table_figures(files.read_json(stage / files.METRICS)))
 
 
 def table_settings(config: Config, stage: str) -> dict[str, bool | int | float | str]:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from compress.context import Context
-from compress.devices import Ranks, choose_precision
+from compress.devices import Ranks
 from compress.errors import UserError
 from compress.memory import Rewind, is_out_of_memory
+from compress.precision import choose_precision, layers_in
 from compress.training import Training
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class Step:
 
     def __init__(self, training: Training, joined: nn.Module, loss: Loss, context: Context):
         self._training, self._joined, self._loss, self._context = training, joined, loss, context
-        self._low = choose_precision(context.train.precision, context.device) == "bf16"
+        self._precision = choose_precision(context.train.precision, context.device)
         self._rewind = Rewind(training.network, context.device)
 
     def gradients(self, images: Tensor, labels: Tensor, count: int) -> tuple[float, int]:
@@ -57,7 +58,7 @@ class Step:
         training.optimizer.zero_grad(set_to_none=True)
         for number, (some, truth) in enumerate(split_batch(images, labels, parts), 1):
             with ranks.gathering(self._joined, last=number == parts):
-                with torch.autocast(device.type, torch.bfloat16, enabled=self._low):
+                with layers_in(self._precision, device):
                     value, logits = self._loss(self._joined, some, truth)
                 value = value * (len(truth) / count)
                 (value * ranks.world).backward()  # gradients are averaged over the processes, and values summed

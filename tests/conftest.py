@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress import devices
+from compress import precision
 from compress.config import (
     CacheConfig,
     Config,
@@ -72,7 +72,7 @@ def resnet8() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def float32() -> None:
     """What is trained in the tests' own process is the same on every CPU; commands take what there is."""
-    devices.cpu_flags = list
+    precision.cpu_flags = list
 
 
 @pytest.fixture(scope="session", autouse=True)

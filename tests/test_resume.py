@@ -32,7 +32,7 @@ from compress.files import MODEL, SPEC, STAGE, TRAINING, digest_of_file, trainin
 from compress.losses import label_loss
 from compress.pipeline import run_pipeline
 from compress.signals import stop_requests
-from compress.stages import STAGES
+from compress.stages import STAGES, load_stage
 from compress.train import Loss, train
 from tests.conftest import make_tiny_config
 from tests.data.test_data import image_folder
@@ -169,7 +169,7 @@ class Chain:
         given, teacher = copy.deepcopy((self.given[name], self.made.get("teacher")))
         with Curves(folder) as curves:
             context = Context(self.data, teacher, self.config.train, CPU, seed, curves, checkpoint)
-            return STAGES[name](given, getattr(self.config, name), context)
+            return load_stage(name)(given, getattr(self.config, name), context)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_no_weight_or_range_from_before_the_training_is_needed(
     with pytest.raises(Killed):
         chain.run(name, tmp_path / "curves", dying(tmp_path / "state", 3))
     if undone:
-        monkeypatch.setitem(STAGES[name].__globals__, undone.partition(".")[2], lambda *_: {})
+        monkeypatch.setitem(load_stage(name).__globals__, undone.partition(".")[2], lambda *_: {})
     found = chain.run(name, tmp_path / "curves", Checkpoint(tmp_path / "state", "key", 10), seed=8)
     assert model_digests(found, tmp_path / "found") == model_digests(chain.made[name], tmp_path / "wanted")
 
@@ -434,6 +434,7 @@ def test_a_terminated_run_says_how_to_go_on_and_ends_the_same(tmp_path: Path, ca
         "recipe=mobilenet_int8", "stages=[teacher]", "data=imagefolder", f"data.root={tmp_path}/images",
         "data.image_size=16", "data.batch_size=16", "data.workers=1", "teacher.model=resnet20", "teacher.epochs=10",
         "measure.repetitions=3", "measure.batch_size=2", "threads=1", "cache.enabled=false",
+        "train.precision=float32",  # as the tests' own process
     ]  # fmt: skip
     folder = tmp_path / "stopped"
     process = subprocess.Popen(

@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from compress import devices, study
+from compress import study
 from compress.checkpoint import Checkpoint
 from compress.config import Config, TrainConfig
 from compress.context import Context
 from compress.curves import Curves
 from compress.data import load_data
 from compress.data.splits import Data
-from compress.devices import choose_precision
 from compress.errors import UserError
 from compress.losses import label_loss, tapped, teacher_loss
 from compress.memory import is_out_of_memory
@@ -210,23 +209,3 @@ def test_the_grid_of_int8_is_trained_in_float32(tiny_config: Config, data: Data)
             low = replace(context, train=TrainConfig(precision=precision))
             made.append(quantize(copy.deepcopy(context.teacher), tiny_config.quantize, low))
     assert all(torch.equal(value, made[1].state[name]) for name, value in made[0].state.items())
-
-
-@pytest.mark.parametrize(
-    ("asked", "device", "has_bf16", "wanted"),
-    [
-        ("auto", "cpu", True, "bf16"),
-        ("auto", "cpu", False, "float32"),
-        ("auto", "cuda", True, "bf16"),
-        ("auto", "cuda", False, "float32"),
-        ("float32", "cpu", True, "float32"),
-        ("float32", "cuda", True, "float32"),
-        ("bf16", "cpu", False, "bf16"),
-    ],
-)
-def test_auto_is_bf16_where_the_device_has_it(
-    monkeypatch: pytest.MonkeyPatch, asked: str, device: str, has_bf16: bool, wanted: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
-    monkeypatch.setattr(devices, "cpu_flags", lambda: ["avx512_vnni"] + ["avx512_bf16"] * has_bf16)
-    assert choose_precision(asked, torch.device(device)) == wanted

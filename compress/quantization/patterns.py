@@ -1,14 +1,10 @@
 """Names the operators that ONNX Runtime can run in int8, and how they are read in an exported graph."""
 
-import logging
 from collections.abc import Callable
 
 import torch
 import torch.ao.quantization.fx._decomposed
 from torch.fx import GraphModule, Node
-
-# torchao, imported after this, makes torch log a notice about one of torchao's own enums.
-logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 aten = torch.ops.aten
 quantized = torch.ops.quantized_decomposed

@@ -28,10 +28,10 @@ from compress.context import Context
 from compress.curves import Curves
 from compress.data import load_data
 from compress.data.splits import Data
-from compress.devices import choose_precision
 from compress.losses import label_loss, teacher_loss
 from compress.measure.environment import environment
 from compress.models import Architecture, build
+from compress.precision import choose_precision, layers_in
 from compress.train import to_device, train, validate
 from tests.benchmarks.racing import PROJECT, ratio_of_medians
 
@@ -228,13 +228,13 @@ def bare(network: nn.Module, teacher: nn.Module | None, data: Data, options: arg
     network.to(memory_format=torch.channels_last)
     loss, generator = our_loss(teacher), torch.Generator().manual_seed(options.seed)
     optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, 0.9, weight_decay=5e-4, nesterov=True)
-    low = choose_precision(options.precision, torch.device("cpu")) == "bf16"
+    precision = choose_precision(options.precision, torch.device("cpu"))
 
     def epoch() -> float:
         network.train()
         order = data.train.shuffle(generator)
         for images, labels, _ in data.train.augmented(order, generator, data.augmentation):
-            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            with layers_in(precision, torch.device("cpu")):
                 value, _ = loss(network, to_device(images, torch.device("cpu")), labels)
             optimizer.zero_grad(set_to_none=True)
             value.backward()

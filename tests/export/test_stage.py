@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from compress import compute, pipeline
+from compress import compute, making, pipeline
 from compress.artifact import read_tensors
 from compress.config import Config
 from compress.data import load_data
@@ -52,7 +52,7 @@ def widened(request, trained: Path, tiny_npz: Path, tmp_path_factory: pytest.Tem
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compute, "load_data", counted)
-        patch.setattr(pipeline, "_run_stage", None)  # a stage that were trained would fail
+        patch.setattr(pipeline, "_make_stage", None)  # a stage that were trained would fail
         run_pipeline(config_for(tiny_npz, request.param), folder)
     return SimpleNamespace(folder=folder, name=request.param, reads=len(reads))
 
@@ -89,8 +89,8 @@ def test_a_target_is_scored_like_the_onnx_file(widened: SimpleNamespace, stage: 
 def test_an_unchanged_list_of_targets_is_taken_as_it_is(
     widened: SimpleNamespace, tiny_npz: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    for function in ("_run_stage", "_export_again"):
-        monkeypatch.setattr(pipeline, function, None)
+    monkeypatch.setattr(pipeline, "_make_stage", None)
+    monkeypatch.setattr(making, "write_again", None)
     run_pipeline(config_for(tiny_npz, widened.name), widened.folder)
     assert f"02_quantize in {widened.name}: " in capsys.readouterr().out
 
