@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from compress.quantization.patterns import CONVOLUTIONS, argument, aten, is_call, only_user, tensor_of
+from compress.quantization.patterns import (
+    CONVOLUTIONS,
+    DROPOUT,
+    argument,
+    aten,
+    is_call,
+    is_dropout,
+    only_user,
+    tensor_of,
+)
 
 # Below this a channel's batch-norm scale counts as zero: training divides by it.
 SMALLEST_SCALE = 1e-8
@@ -72,7 +81,16 @@ def lift_modules(module: GraphModule) -> None:
                 inputs = (node.args[0],)
                 _call_module(module, node, f"batch_norm_of_{node.name}", _batch_norm(module, node), inputs)
         elif is_call(node, {aten.dropout.default}):
-            _call_module(module, node, f"dropout_of_{node.name}", nn.Dropout(argument(node, "p")), (node.args[0],))
+            _call_module(module, node, f"{DROPOUT}{node.name}", nn.Dropout(argument(node, "p")), (node.args[0],))
+    _tidy(module)
+
+
+def remove_dropout(module: GraphModule) -> None:
+    """Take every dropout out, in place: a network that is not trained does without."""
+    for node in list(module.graph.nodes):
+        if is_dropout(node):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
     _tidy(module)
 
 

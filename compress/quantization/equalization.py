@@ -12,6 +12,7 @@ from compress.quantization.patterns import (
     argument,
     aten,
     is_call,
+    is_dropout,
     is_float,
     is_move,
     is_spatial_mean,
@@ -102,9 +103,7 @@ def _by_input(weight: Tensor, node: Node) -> Tensor:
 
 def _keeps_channels(node: Node) -> bool:
     """Whether each channel of the result comes from that channel of the input alone, times whatever scale it had."""
-    if node.op == "call_module":  # dropout: the one kind of module in such a graph that is no layer of its own
-        return node.target.startswith("dropout_of_")
-    if is_spatial_mean(node):
+    if is_spatial_mean(node) or is_dropout(node):
         return True
     if not is_move(node) or is_call(node, _SHUFFLES) or not is_float(node) or not is_float(node.args[0]):
         return False

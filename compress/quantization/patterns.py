@@ -44,6 +44,8 @@ CONCATENATIONS = {aten.cat.default}
 MEANS = {aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim}
 GATES = {aten.sigmoid.default, aten.hardsigmoid.default}
 
+DROPOUT = "dropout_of_"  # how the name of such a module starts
+
 # The mark in a node's meta that the quantizer wants an int8 kernel for it.
 INT8_KERNEL = "int8_kernel"
 
@@ -135,7 +137,12 @@ def is_move(node: Node) -> bool:
         return mode == "constant" and not argument(node, "value")
     if node.op == "call_function" and node.target.__name__ == "getitem":
         return is_call(node.args[0], SPLITS)
-    return is_call(node, MOVES)
+    return is_call(node, MOVES) or is_dropout(node)
+
+
+def is_dropout(node: Node) -> bool:
+    """Whether the node is a dropout that was made a module again; what it leaves is larger while it trains only."""
+    return node.op == "call_module" and str(node.target).startswith(DROPOUT)
 
 
 def origin(node: Node) -> Node:

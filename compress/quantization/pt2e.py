@@ -12,7 +12,7 @@ from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 from torchao.quantization.pt2e.observer import ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from compress.quantization.batch_norm import conv_batch_norms, lift_modules, lower_conv_batch_norm
+from compress.quantization.batch_norm import conv_batch_norms, lift_modules, lower_conv_batch_norm, remove_dropout
 from compress.quantization.equalization import equalize
 from compress.quantization.fake_quantize import WeightFakeQuantize
 from compress.quantization.patterns import tensor_of, weight_name, weighted_calls
@@ -102,6 +102,7 @@ def convert(prepared: GraphModule) -> GraphModule:
     module = copy.deepcopy(prepared)
     require_ranges(module)
     lower_conv_batch_norm(module)
+    remove_dropout(module)
     measure_weights(module)
     names = [weight_name(node) for node in weighted_calls(module)]
     with quiet():

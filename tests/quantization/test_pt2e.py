@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from compress.quantization.batch_norm import ConvBatchNorm, conv_batch_norms
 from compress.quantization.export import export_onnx
+from compress.quantization.inspect import require_quantized
 from compress.quantization.pt2e import (
     calibrate,
     convert,
@@ -213,3 +214,26 @@ def test_a_channel_without_negative_weights_keeps_its_zero_point(images, tmp_pat
     int8 = [node for node in weights if constants[node.input[0]].dtype == "int8"]
     assert len(int8) == 3
     assert all((constants[node.input[2]] == 0).all() for node in int8)
+
+
+class Dropped(nn.Module):
+    """Dropout between two convolutions, as in SqueezeNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 10, 1)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.drop(self.first(x).relu())).mean((2, 3))
+
+
+def test_what_dropout_scales_up_in_training_has_the_range_of_the_file(images, tmp_path):
+    """A range of its own behind a dropout would be twice too wide, and would cost the layer its int8 kernel."""
+    prepared = prepare(settled(Dropped(), images), images[:1], weight_bits=7, qat=True)
+    train(prepared, images, steps=3)
+    path = tmp_path / "model.onnx"
+    export_onnx(convert(prepared), path, (3, 16, 16))
+    require_quantized(path)
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert kinds.count("QuantizeLinear") == 3  # of the image and of both convolutions
