@@ -46,6 +46,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, tiny_npz: Path) -> tuple[
     folder = tmp_path_factory.mktemp("searched")
     done = search(
         folder, tiny_npz, "stages=[teacher,prune,distill]",
+        "train.precision=float32",  # as the tests' own process
         "distill.hint_layers=[],[layer9]", "prune.ratio=range(0.3,0.61,0.3)",
         "hydra.sweeper.sampler=random", "hydra.sweeper.seed=15", "hydra.sweeper.trials=3",
         'hydra.sweeper.constraints=["deployed_val_delta_points >= -90"]',
