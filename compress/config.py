@@ -140,7 +140,7 @@ class TrainConfig:
     label_smoothing: float = option(0.0, "share of each label spread over all classes", low=0.0, high=0.9)
     precision: str = option(
         "auto",
-        "of the layers while they train, never of the weights; auto: bf16 on a GPU or a CPU that has it, else float32",
+        "of the layers while they train, never of the weights; auto: bf16 on a GPU that has it, else float32",
         choices=("auto", "float32", "bf16"),
     )
     checkpoint_minutes: float = option(

@@ -9,19 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from compress.cpu import cpu_flags
-
-_CPU_BF16 = {"avx512_bf16", "amx_bf16"}  # without them oneDNN computes it by float32 and is slower than that
-
 
 def choose_precision(asked: str, device: torch.device) -> str:
-    """What `train.precision` comes to on `device`: float32 or bf16."""
+    """What `train.precision` comes to on `device`: float32 or bf16.
+
+    On the CPU bf16 has to be asked for: a halved MNASNet on digits was fine-tuned to 75 % in float32, to 18 % in bf16.
+    """
     if asked != "auto":
         return asked
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bf16 = bool(_CPU_BF16 & set(cpu_flags()))
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if has_bf16 else "float32"
 
 

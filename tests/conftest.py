@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from compress import precision
 from compress.config import (
     CacheConfig,
     Config,
@@ -67,12 +66,6 @@ def resnet8() -> None:
     ZOO["resnet8"] = Entry(
         "He et al. 2015, section 4.2, with one block a group", own=partial(CifarResNet, 8), small=None
     )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def float32() -> None:
-    """What is trained in the tests' own process is the same on every CPU; commands take what there is."""
-    precision.cpu_flags = list
 
 
 @pytest.fixture(scope="session", autouse=True)
