@@ -24,8 +24,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def teacher() -> torch.nn.Module:
+    """Untrained, and brought to give each class to some of the images."""
     torch.manual_seed(0)
-    return build(Architecture("resnet8", "small", 1, 3)).eval()
+    network = build(Architecture("resnet8", "small", 1, 3)).eval()
+    images = torch.from_numpy(tiny_arrays()["train_images"]).float()[:, None]
+    with torch.no_grad():
+        network.linear.bias -= network((images - images.mean()) / images.std()).mean(0)
+    return network
 
 
 def unlabelled(config: Config, folder: Path, teacher: torch.nn.Module) -> Config:
@@ -48,6 +53,7 @@ def test_the_teachers_answers_are_the_labels(tmp_path: Path, tiny_config: Config
         with torch.no_grad():
             answers = torch.cat([teacher(images).argmax(1) for images, _ in split.batches()])
         assert torch.equal(split.labels, answers)
+    assert len(told.train.labels.unique()) > 1
     assert torch.equal(told.test.labels, data.test.labels)
     assert bool((data.train.labels == NO_LABEL).all())  # what was read stays as it was
 

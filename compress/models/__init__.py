@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from compress.errors import UserError
+from compress.models.first_weights import settle
 from compress.models.libraries import from_timm, from_torchvision, require_timm
 from compress.models.own import OWN
 from compress.models.stems import set_input_channels
@@ -63,6 +64,8 @@ def build(architecture: Architecture, weights: str | None = None) -> nn.Module:
         network = from_timm(entry.timm, classes, weights)
     else:
         network = from_torchvision(entry.torchvision, classes, weights)
+    if not weights:
+        settle(network)
     if architecture.stem == "small" and entry.small:
         entry.small(network)
     set_input_channels(network, architecture.in_channels)

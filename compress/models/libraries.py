@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from torch import nn
 
 from compress.errors import UserError
+from compress.models.first_weights import logits_layer
 
 
 def from_torchvision(name: str, classes: int, weights: str | None) -> nn.Module:
@@ -68,8 +69,7 @@ def _loadable(network: nn.Module) -> nn.Module:
 
 def _set_classes(network: nn.Module, classes: int) -> None:
     """Replaces the last layer, linear or a 1x1 convolution, by a fresh one where it gives another number of logits."""
-    layers = [(name, m) for name, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    name, last = layers[-1]
+    name, last = logits_layer(network)
     if isinstance(last, nn.Linear) and last.out_features != classes:
         network.set_submodule(name, nn.Linear(last.in_features, classes))
     elif isinstance(last, nn.Conv2d) and last.out_channels != classes:

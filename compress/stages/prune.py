@@ -9,6 +9,7 @@ from compress.artifact import Artifact
 from compress.config import PruneConfig
 from compress.context import Context
 from compress.losses import label_loss
+from compress.models.first_weights import settle
 from compress.models.widths import read_widths
 from compress.pruning.filters import prune_filters
 from compress.pruning.reconstruct import not_refitted, reconstruct
@@ -28,6 +29,7 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
         for module in network.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
+        settle(network)
     elif config.reconstruction_samples and pruned.kept:
         samples = context.data.train.take(config.reconstruction_samples, context.seed)
         images = torch.cat([to_device(images, context.device) for images, _ in samples.batches()])

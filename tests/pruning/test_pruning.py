@@ -126,6 +126,32 @@ def test_reconstruction_brings_the_logits_back(name: str) -> None:
     assert not any(module.training for module in network.modules())
 
 
+def test_refitted_filters_keep_the_length_that_training_gave_them() -> None:
+    """Batch norm takes it out of what they compute, but fine-tuning turns short filters faster than long ones."""
+    network, original, kept, images = pruned_pair("mobilenet_v3_small")
+    names = reconstruct(network, original, kept, images)
+    followed = [name for name in names if ".block." in name and "fc" not in name]  # by batch norm
+    assert followed
+    for name in followed:
+        old = original.get_submodule(name).weight
+        lengths = old[kept.get(name, range(len(old)))].flatten(1).norm(dim=1)
+        torch.testing.assert_close(network.get_submodule(name).weight.flatten(1).norm(dim=1), lengths)
+
+
+def test_a_filter_without_length_is_refitted_to_finite_weights() -> None:
+    original = network_of("resnet8")
+    with torch.no_grad():
+        original.layer1[0].conv2.weight[:3] = 0
+    network, images = copy.deepcopy(original), torch.randn(32, *SHAPE)
+    pruned = prune_filters(network, EXAMPLE, PruneConfig(ratio=0.5, round_to=4))
+    reconstruct(network, original, pruned.kept, images)
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+    block, old, seen = network.layer1[0], original.layer1[0], torch.ones(1, 8, 4, 4)
+    with torch.no_grad():
+        wanted = old.bn2(torch.zeros(1, 16, 4, 4))[:, :3]
+        torch.testing.assert_close(block.bn2(block.conv2(seen))[:, :3], wanted, rtol=1e-3, atol=1e-3)
+
+
 def test_reconstruction_leaves_a_whole_network_alone() -> None:
     """Nothing lost: nothing refitted, and batch norm's new statistics do not change what it computes."""
     original = network_of("resnet8")
