@@ -16,6 +16,8 @@ from compress.data.splits import Split
 from compress.devices import Ranks, Relieved
 from compress.errors import Stopped, UserError
 from compress.floors import require_hope
+from compress.heap import kept_memory
+from compress.lean import lean
 from compress.signals import stop_requests
 from compress.step import Loss, Step, agree_on_parts, in_parts, split_batch
 from compress.training import Training
@@ -49,7 +51,13 @@ def train(
     requests = stop_requests() if checkpoint else nullcontext([])
     if ranks.world > 1:
         agree_on_parts(training, loss, context)
-    with progress(name, training.steps, training.step) as bar, requests as signals, ranks.joined(network) as joined:
+    with (
+        progress(name, training.steps, training.step) as bar,
+        requests as signals,
+        kept_memory(),
+        lean(network),
+        ranks.joined(network) as joined,
+    ):
 
         def keep() -> None:
             """Saves the state where it is time, or where a signal has come: then it ends the run."""

@@ -24,7 +24,7 @@ LAYERS = [
     {"train"},
     {"step"},
     {"context", "training"},
-    {"checkpoint", "devices", "memory", "precision", "signals"},
+    {"checkpoint", "devices", "heap", "lean", "memory", "precision", "signals"},
     {"export"},
     {"shared_statistics"},
     {"models", "data", "quantization"},

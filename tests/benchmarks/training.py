@@ -28,6 +28,8 @@ from compress.context import Context
 from compress.curves import Curves
 from compress.data import load_data
 from compress.data.splits import Data
+from compress.heap import kept_memory
+from compress.lean import lean
 from compress.losses import label_loss, teacher_loss
 from compress.measure.environment import environment
 from compress.models import Architecture, build
@@ -233,16 +235,17 @@ def bare(network: nn.Module, teacher: nn.Module | None, data: Data, options: arg
     precision = choose_precision(options.precision, torch.device("cpu"))
 
     def epoch() -> float:
-        network.train()
-        order = data.train.shuffle(generator)
-        for images, labels, _ in data.train.augmented(order, generator, data.augmentation):
-            with layers_in(precision, torch.device("cpu")):
-                value, _ = loss(network, to_device(images, torch.device("cpu")), labels)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            optimizer.step()
-            value.item()
-        return validate(network, data.val, torch.device("cpu"))[1]
+        with kept_memory(), lean(network):
+            network.train()
+            order = data.train.shuffle(generator)
+            for images, labels, _ in data.train.augmented(order, generator, data.augmentation):
+                with layers_in(precision, torch.device("cpu")):
+                    value, _ = loss(network, to_device(images, torch.device("cpu")), labels)
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                optimizer.step()
+                value.item()
+            return validate(network, data.val, torch.device("cpu"))[1]
 
     return epoch
 
