@@ -1,12 +1,13 @@
 """What the stages minimise: cross-entropy for a teacher, Hinton's mixture for a student."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from compress.data.splits import Examples
 from compress.errors import UserError
 from compress.step import Loss
 
@@ -26,9 +27,9 @@ def distillation(
 def label_loss(smoothing: float) -> Loss:
     """The loss of a network that learns from labels alone; `smoothing` is the share spread over all classes."""
 
-    def loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = network(images).float()
-        return F.cross_entropy(logits, labels, label_smoothing=smoothing), logits
+    def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = network(examples.images).float()
+        return F.cross_entropy(logits, examples.labels, label_smoothing=smoothing), logits
 
     return loss
 
@@ -49,13 +50,13 @@ def relative_error(features: torch.Tensor, teacher_features: torch.Tensor) -> to
 
 
 def teacher_loss(
-    teacher: nn.Module,
+    answer: Callable[[Examples], torch.Tensor],
     temperature: float,
     alpha: float,
     hints: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {}),
     hint_weight: float = 0.0,
 ) -> Loss:
-    """The loss of a student that learns from `teacher`, which is neither trained nor changed.
+    """The loss of a student that learns from a teacher's logits (N, K), which `answer` gives.
 
     `hints` are `tapped` outputs of the student and of the teacher; the relative error of each pair is added with
     `hint_weight` (Romero et al. 2015, "FitNets", equation 3, without the regressor: the shapes are equal here).
@@ -63,13 +64,12 @@ def teacher_loss(
     """
     own, wanted = hints
 
-    def loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
         for outputs in hints:
             outputs.clear()  # a step that ran out of memory left its own here, with all that they hold on to
-        with torch.no_grad():
-            teacher_logits = teacher(images).float()
-        logits = network(images).float()
-        value = distillation(logits, teacher_logits, labels, temperature, alpha)
+        teacher_logits = answer(examples)
+        logits = network(examples.images).float()
+        value = distillation(logits, teacher_logits, examples.labels, temperature, alpha)
         for layer, features in own.items():
             value = value + hint_weight * relative_error(features.float(), wanted[layer].float())
         return value, logits

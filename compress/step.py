@@ -2,13 +2,14 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from compress.context import Context
+from compress.data.splits import Examples
 from compress.devices import Ranks
 from compress.errors import UserError
 from compress.memory import Rewind, is_out_of_memory
@@ -17,8 +18,8 @@ from compress.training import Training
 
 log = logging.getLogger(__name__)
 
-# (network, images (N, C, H, W), labels (N,)) -> (loss, logits (N, K)); the loss is a mean over the images.
-Loss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+# (network, examples) -> (loss, logits (N, K)); the loss is a mean over the images.
+Loss = Callable[[nn.Module, Examples], tuple[Tensor, Tensor]]
 
 
 class Step:
@@ -29,8 +30,8 @@ class Step:
         self._precision = choose_precision(context.train.precision, context.device)
         self._rewind = Rewind(training.network, context.device)
 
-    def gradients(self, images: Tensor, labels: Tensor, count: int) -> tuple[float, int]:
-        """Leaves the gradients of the mean loss over a batch of `count`, of which `images` are this process's part.
+    def gradients(self, examples: Examples, count: int) -> tuple[float, int]:
+        """Leaves the gradients of the mean loss over a batch of `count`, of which `examples` are this process's part.
 
         Returns what they add to that mean, and how many of them are right. Where memory runs out, the batch is taken
         in twice as many parts, and so are all that follow. Raises UserError where that is of no use.
@@ -38,7 +39,7 @@ class Step:
         while True:
             self._rewind.mark()
             try:
-                return self._in_parts(images, labels, count)
+                return self._in_parts(examples, count)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -51,19 +52,20 @@ class Step:
         self._training.optimizer.zero_grad(set_to_none=True)
         self._rewind.back()
 
-    def _in_parts(self, images: Tensor, labels: Tensor, count: int) -> tuple[float, int]:
+    def _in_parts(self, examples: Examples, count: int) -> tuple[float, int]:
         training, ranks, device = self._training, self._context.ranks, self._context.device
         parts = min(training.parts, count // ranks.world)
         total, correct = 0.0, 0
         training.optimizer.zero_grad(set_to_none=True)
-        for number, (some, truth) in enumerate(split_batch(images, labels, parts), 1):
+        for number, some in enumerate(split_batch(examples, parts), 1):
+            some = Examples(*some)
             with ranks.gathering(self._joined, last=number == parts):
                 with layers_in(self._precision, device):
-                    value, logits = self._loss(self._joined, some, truth)
-                value = value * (len(truth) / count)
+                    value, logits = self._loss(self._joined, some)
+                value = value * (len(some.labels) / count)
                 (value * ranks.world).backward()  # gradients are averaged over the processes, and values summed
             total += value.item()
-            correct += int((logits.detach().argmax(1) == truth).sum())
+            correct += int((logits.detach().argmax(1) == some.labels).sum())
         return total, correct
 
     def _halve(self, error: Exception, count: int) -> None:
@@ -98,17 +100,17 @@ def agree_on_parts(training: Training, loss: Loss, context: Context) -> None:
     # As much as the optimizer's state and the exchange of gradients will take.
     spare = [torch.empty_like(parameter) for parameter in network.parameters() for _ in range(3)]
     network.train()
-    step.gradients(images, labels, count)
+    step.gradients(Examples(images, labels, context.data.train.index[:count]), count)
     step.undo()
     del spare
     (parts,) = context.ranks.largest(training.parts)
     training.parts = int(parts)
 
 
-def split_batch(images: Tensor, labels: Tensor, parts: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A batch in so many parts, or in single images where it has fewer."""
-    parts = min(parts, len(labels))
-    return zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
+def split_batch(batch: Sequence[Tensor], parts: int) -> Iterator[tuple[Tensor, ...]]:
+    """A batch, tensors of N rows, in so many parts, or in single images where it has fewer."""
+    parts = min(parts, len(batch[0]))
+    return zip(*(rows.tensor_split(parts) for rows in batch), strict=True)
 
 
 def in_parts(parts: int) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from compress.config import TrainConfig
 from compress.console import Bar, progress
 from compress.context import Context
-from compress.data.splits import Split
+from compress.data.splits import Examples, Split
 from compress.devices import Ranks, Relieved
 from compress.errors import Stopped, UserError
 from compress.floors import require_hope
@@ -118,7 +118,7 @@ def validate(
     total, correct = 0.0, 0
     with torch.no_grad():
         for batch in split.batches(ranks.part):
-            for images, labels in split_batch(*batch, parts):
+            for images, labels in split_batch(batch, parts):
                 logits, labels = network(to_device(images, device)), labels.to(device)
                 total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
                 correct += int((logits.argmax(1) == labels).sum())
@@ -163,9 +163,9 @@ def _finish_steps(
     if training.order is None:
         training.order = split.shuffle(generator)
     augmented = split.augmented(training.order, generator, context.data.augmentation, training.batches, ranks.part)
-    for images, labels, count in augmented:
-        images, labels = to_device(images, context.device), labels.to(context.device)
-        value, correct = ranks.sums(*step.gradients(images, labels, count))
+    for examples, count in augmented:
+        images, labels = to_device(examples.images, context.device), examples.labels.to(context.device)
+        value, correct = ranks.sums(*step.gradients(Examples(images, labels, examples.positions), count))
         _require_finite("a loss", value, training.step + 1, training)
         training.optimizer.step()
         context.curves.step(training.step, loss=value, learning_rate=training.lr(training.step))

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from compress.answers import asked
+from compress.data.splits import Examples
 from compress.errors import UserError
 from compress.losses import distillation, relative_error, softened_kl, tapped, teacher_loss
 
@@ -72,10 +74,10 @@ def test_the_teacher_is_not_changed_and_hints_count() -> None:
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Linear(5, 4)).eval()
     student = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Linear(5, 4))
-    images = torch.randn(6, 1, 2, 2)
-    plain, _ = teacher_loss(teacher, 1.0, 1.0)(student, images, LABELS)
+    examples = Examples(torch.randn(6, 1, 2, 2), LABELS, torch.arange(6))
+    plain, _ = teacher_loss(asked(teacher), 1.0, 1.0)(student, examples)
     with tapped(student, ["1"]) as own, tapped(teacher, ["1"]) as wanted:
-        value, output = teacher_loss(teacher, 1.0, 1.0, (own, wanted), 10.0)(student, images, LABELS)
+        value, output = teacher_loss(asked(teacher), 1.0, 1.0, (own, wanted), 10.0)(student, examples)
         hint = relative_error(own["1"], wanted["1"])
     assert value.item() == pytest.approx(plain.item() + 10 * hint.item(), rel=1e-5)
     assert output.shape == (6, 4)

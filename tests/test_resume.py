@@ -25,7 +25,7 @@ from compress.context import Context
 from compress.curves import Curves
 from compress.data import load_data
 from compress.data.augment import Part
-from compress.data.splits import Data
+from compress.data.splits import Data, Examples
 from compress.devices import Ranks
 from compress.errors import Stopped, UserError
 from compress.files import MODEL, SPEC, STAGE, TRAINING, digest_of_file, training_file
@@ -289,9 +289,9 @@ def spoiled(step: int, value: float) -> Loss:
     """The loss of labels, which is `value` times that at one step."""
     calls = []
 
-    def loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(1)
-        found, logits = label_loss(0.0)(network, images, labels)
+        found, logits = label_loss(0.0)(network, examples)
         return found * (value if len(calls) == step else 1.0), logits
 
     return loss
@@ -327,9 +327,9 @@ def test_weights_that_are_no_numbers_are_never_saved(data: Data, tmp_path: Path)
 
     calls = []
 
-    def loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(1)
-        found, logits = label_loss(0.0)(network, images, labels)
+        found, logits = label_loss(0.0)(network, examples)
         return Overflow.apply(found) if len(calls) == 6 else found, logits
 
     checkpoint = Checkpoint(tmp_path / "state", "key", 0)
@@ -362,11 +362,11 @@ def handlers() -> Iterator[list]:
 def test_a_signal_ends_the_training_behind_its_step(data: Data, tmp_path: Path, handlers: list, number: int) -> None:
     calls = []
 
-    def loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(1)
         if len(calls) == 5:
             signal.raise_signal(number)
-        return label_loss(0.0)(network, images, labels)
+        return label_loss(0.0)(network, examples)
 
     wanted, _ = small_training(data, tmp_path / "curves", None)
     checkpoint = Checkpoint(tmp_path / "state", "key", 10)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from compress import study
+from compress.answers import asked
 from compress.checkpoint import Checkpoint
 from compress.config import Config, TrainConfig
 from compress.context import Context
@@ -165,7 +166,7 @@ def test_a_step_done_again_holds_nothing_of_the_one_that_failed(data: Data) -> N
     with tapped(network, ["0"]) as own, tapped(wanted, ["0"]) as theirs:
         held = []
         network.register_forward_pre_hook(lambda module, inputs: held.append(module.training and len(own)))
-        run(network, data, teacher_loss(wanted, 1.0, 0.5, (own, theirs), 1.0), epochs=1)
+        run(network, data, teacher_loss(asked(wanted), 1.0, 0.5, (own, theirs), 1.0), epochs=1)
     assert set(held) == {0}
 
 

@@ -13,15 +13,15 @@ from compress.config import Config, TrainConfig
 from compress.context import Context
 from compress.curves import Curves
 from compress.data import load_data
-from compress.data.splits import Data
+from compress.data.splits import Data, Examples
 from compress.errors import GivenUp, UserError
 from compress.models.cifar_resnet import CifarResNet
 from compress.train import _lr_factor, train
 
 
-def cross_entropy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = network(images)
-    return F.cross_entropy(logits, labels), logits
+def cross_entropy(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = network(examples.images)
+    return F.cross_entropy(logits, examples.labels), logits
 
 
 @pytest.fixture
@@ -78,10 +78,10 @@ def test_the_best_epoch_is_kept(data: Data, tmp_path: Path) -> None:
     """Labels that turn wrong after two epochs: the last is not the best."""
     network, calls = fresh(), []
 
-    def spoiled(network, images, labels):
+    def spoiled(network, examples):
         calls.append(1)
         wrong = len(calls) > 2 * data.train.steps()
-        return cross_entropy(network, images, (labels + 1) % 3 if wrong else labels)
+        return cross_entropy(network, examples._replace(labels=(examples.labels + wrong) % 3))
 
     rows = run(network, data, tmp_path, spoiled, epochs=10)
     best = max(row["val_top1_percent"] for row in rows)
@@ -103,9 +103,9 @@ def test_it_ends_below_its_floor_and_not_above(data: Data, tmp_path: Path) -> No
 def test_a_loss_that_is_no_number_names_the_step(data: Data, tmp_path: Path) -> None:
     calls = []
 
-    def broken(network, images, labels):
+    def broken(network, examples):
         calls.append(1)
-        value, logits = cross_entropy(network, images, labels)
+        value, logits = cross_entropy(network, examples)
         return value * (float("nan") if len(calls) == 3 else 1), logits
 
     # The first of 9 steps is the end of the rise to 0.05, the others fall along a cosine.

@@ -22,7 +22,7 @@ from compress.config import TrainConfig
 from compress.context import Context
 from compress.curves import Curves
 from compress.data import load_data
-from compress.data.splits import Data
+from compress.data.splits import Data, Examples
 from compress.devices import Ranks, Relieved, join
 from compress.errors import Stopped, UserError
 from compress.losses import label_loss
@@ -95,20 +95,20 @@ def training(
 def small_memory(images: int, seen: list[int]) -> Loss:
     """The loss of labels, in a process whose memory takes so many images; `seen` gets how many it was given."""
 
-    def loss(network: nn.Module, batch: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        seen.append(len(batch))
-        value, logits = label_loss(0.0)(network, batch, labels)
-        if len(batch) > images:
+    def loss(network: nn.Module, examples: Examples) -> tuple[Tensor, Tensor]:
+        seen.append(len(examples.images))
+        value, logits = label_loss(0.0)(network, examples)
+        if len(examples.images) > images:
             raise torch.OutOfMemoryError("a test's memory is full")
         return value, logits
 
     return loss
 
 
-def reordered(network: nn.Module, batch: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def reordered(network: nn.Module, examples: Examples) -> tuple[Tensor, Tensor]:
     """The loss of labels, its sums over a batch in another order."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    value, logits = label_loss(0.0)(network, batch[order], labels[order])
+    order = torch.randperm(len(examples.labels), generator=torch.Generator().manual_seed(0))
+    value, logits = label_loss(0.0)(network, Examples(*(rows[order] for rows in examples)))
     return value, logits[order.argsort()]
 
 
@@ -116,11 +116,11 @@ def signalled(at: int) -> Loss:
     """The loss of labels, in whose step `at` the process is terminated."""
     calls = []
 
-    def loss(network: nn.Module, batch: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(network: nn.Module, examples: Examples) -> tuple[Tensor, Tensor]:
         calls.append(1)
         if len(calls) == at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return label_loss(0.0)(network, batch, labels)
+        return label_loss(0.0)(network, examples)
 
     return loss
 
@@ -151,10 +151,10 @@ def die_in_step(at: int) -> None:
     """The process that does not lead ends in its step `at`, by a mistake that it alone sees."""
     gradients = step.Step.gradients
 
-    def dying(self: step.Step, images: Tensor, labels: Tensor, count: int) -> tuple[float, int]:
+    def dying(self: step.Step, examples: Examples, count: int) -> tuple[float, int]:
         if rank() == 1 and self._training.step == at:
             raise UserError("an image that only process 1 reads", "one that can be decoded", "repair it")
-        return gradients(self, images, labels, count)
+        return gradients(self, examples, count)
 
     step.Step.gradients = dying
 

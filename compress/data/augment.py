@@ -22,6 +22,11 @@ class Augmentation:
     crop_padding: int
     flip: bool
 
+    @property
+    def changes(self) -> bool:
+        """Whether an image is another one each time."""
+        return self.crop_padding > 0 or self.flip
+
     def __call__(
         self, images: torch.Tensor, generator: torch.Generator, part: Part = whole, batch: int | None = None
     ) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,15 @@ from compress.data.augment import Augmentation, Part, whole
 from compress.errors import UserError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class Examples(NamedTuple):
+    """A batch to learn from, or a part of it."""
+
+    images: torch.Tensor  # (N, C, H, W), normalised
+    labels: torch.Tensor  # (N,)
+    positions: torch.Tensor  # (N,), of the images among all that the split chooses from
+
 
 NO_LABEL = -1  # of an image whose class nobody has told
 
@@ -73,16 +82,17 @@ class Split:
         augmentation: Augmentation,
         done: int = 0,
         part: Part = whole,
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    ) -> Iterator[tuple[Examples, int]]:
         """One epoch in `order`, behind its first `done` batches, augmented.
 
-        Of each batch its `part`, images and labels, and how many images all of it has. A rest of fewer images than
-        batch norm can bear is left out.
+        Of each batch its `part`, and how many images all of it has. A rest of fewer images than batch norm can bear is
+        left out.
         """
         batches = [batch for batch in order.split(self.batch_size)[done:] if len(batch) >= self.smallest_batch()]
         streamed = self.pixels.stream([part(batch) for batch in batches])
         for (images, labels), batch in zip(streamed, batches, strict=True):
-            yield self._normalise(augmentation(images, generator, part, len(batch))), labels, len(batch)
+            images = self._normalise(augmentation(images, generator, part, len(batch)))
+            yield Examples(images, labels, part(batch)), len(batch)
 
     def smallest_batch(self) -> int:
         """Images in the smallest batch that `augmented` may yield."""

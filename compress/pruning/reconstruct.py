@@ -3,15 +3,15 @@
 import contextlib
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from compress.lockstep import Lockstep
+from compress.tracing import batch_norm_at, only_user, trace
 
 _RIDGE = 1e-2  # of the mean squared input: less overfits a thousand images, and is then harder to fine-tune
 _ROWS = 200_000  # positions a layer is fitted on, at most
@@ -32,7 +32,7 @@ def reconstruct(
     `kept` names the filters that are left of each layer that lost some; `images` is (N, C, H, W). The errors are
     squared, as shares of the target's variance. `not_refitted` tells which layers are out of reach.
     """
-    graph = _trace(original.eval())
+    graph = trace(original.eval())
     errors = {}
     with _without_inplace(network, original):
         pair = Lockstep(graph, network.eval(), original, list(images.split(_CHUNK)))
@@ -50,7 +50,7 @@ def reconstruct(
 
 def not_refitted(network: nn.Module, original: nn.Module) -> list[dict[str, str]]:
     """The layers, each with the reason, that lost inputs and that `reconstruct` passes over."""
-    reached = {node.target for node in _trace(original.eval()).nodes if node.op == "call_module"}
+    reached = {node.target for node in trace(original.eval()).nodes if node.op == "call_module"}
     lost = [(name, m) for name, m in network.named_modules() if _lost_inputs(m, original.get_submodule(name))]
     reasons = {
         name: "a convolution in groups" if getattr(layer, "groups", 1) > 1 else "a block around it branches on values"
@@ -66,7 +66,7 @@ def not_refitted(network: nn.Module, original: nn.Module) -> list[dict[str, str]
 def _refit(pair: Lockstep, node: fx.Node, kept: Tensor) -> float:
     """Fits one convolution or linear layer, with the batch norm behind it; returns the share left unexplained."""
     layer, old = pair.layers(node)
-    follower = _only_user(node)
+    follower = only_user(node)
     norm = _batch_norm(pair, follower)
     end = node if norm is None else follower
     targets = [value[:, kept] for value in pair.old(end)]
@@ -167,36 +167,10 @@ def _adopt_statistics(norm: nn.BatchNorm2d, inputs: list[Tensor]) -> None:
     norm.bias.copy_(shift + mean * scale)
 
 
-class _Tracer(fx.Tracer):
-    """Where a module's forward pass branches on values it stays one node, and what is inside stays as it is."""
-
-    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        around = self.module_stack.copy()
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except (fx.proxy.TraceError, TypeError):
-            self.module_stack = around
-            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
-
-
-def _trace(network: nn.Module) -> fx.Graph:
-    """The calls of `network` in eval mode, as deep as they can be traced."""
-    whole = nn.Sequential()  # so that the network itself is a module among others
-    whole.network = network
-    graph = _Tracer().trace(whole)
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            node.target = node.target.removeprefix("network.")
-    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))  # of blocks that were given up
-    return graph
-
-
 def _batch_norm(pair: Lockstep, node: fx.Node | None) -> nn.BatchNorm2d | None:
-    """The changed network's batch norm that `node` calls: as a module, or inside one of timm's with an activation."""
-    module = pair.layers(node)[0]
-    if isinstance(node, fx.Node) and node.target is F.batch_norm:
-        module = pair.network.get_submodule(node.args[1].target.rpartition(".")[0])
-    return module if isinstance(module, nn.BatchNorm2d) else None
+    """The changed network's batch norm that `node` calls."""
+    name = batch_norm_at(pair.network, node)
+    return pair.network.get_submodule(name) if name else None
 
 
 def _lost_inputs(layer: nn.Module, old: nn.Module) -> bool:
@@ -213,14 +187,9 @@ def _outputs(layer: nn.Module) -> int:
     return layer.weight.shape[0]
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
-    users = list(node.users)
-    return users[0] if len(users) == 1 else None
-
-
 def _other_addend(node: fx.Node) -> fx.Node | None:
     """The other side of the sum that `node` alone goes into."""
-    user = _only_user(node)
+    user = only_user(node)
     if user is None or user.target not in _SUMS or len(user.args) != 2:
         return None
     others = [side for side in user.args if side is not node]

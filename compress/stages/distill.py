@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor, nn
 
+from compress.answers import answers, asked
 from compress.artifact import Artifact
 from compress.config import DistillConfig
 from compress.context import Context
@@ -25,7 +26,8 @@ def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Arti
     layers, teacher = config.hint_layers, context.teacher.network
     with tapped(network, layers) as own, tapped(teacher, layers) as wanted:
         _check_hints(network, teacher, own, wanted, context)
-        loss = teacher_loss(teacher, config.temperature, config.alpha, (own, wanted), config.hint_weight)
+        answer = asked(teacher) if layers else answers(context)
+        loss = teacher_loss(answer, config.temperature, config.alpha, (own, wanted), config.hint_weight)
         history = train(network, loss, context, "distill", config.epochs, config.lr)
     return Artifact(network, spec, notes={"history": history})
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from compress.answers import answers
 from compress.artifact import Artifact
 from compress.config import QuantizeConfig
 from compress.context import Context
@@ -115,5 +116,5 @@ def _train(prepared: GraphModule, config: QuantizeConfig, context: Context) -> l
 
     # bf16 has 8 bits itself: it would blur the very grid that is trained.
     context = replace(context, train=replace(context.train, precision="float32"))
-    loss = teacher_loss(context.teacher.network, config.temperature, config.alpha)
+    loss = teacher_loss(answers(context), config.temperature, config.alpha)
     return train(prepared, loss, context, "quantize", config.epochs, config.lr, before_epoch=freeze)

@@ -22,12 +22,14 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import transforms
 
+from compress.answers import asked
 from compress.checkpoint import Checkpoint
 from compress.config import DataConfig, TrainConfig
 from compress.context import Context
 from compress.curves import Curves
 from compress.data import load_data
 from compress.data.splits import Data
+from compress.folding import folded
 from compress.heap import kept_memory
 from compress.lean import lean
 from compress.losses import label_loss, teacher_loss
@@ -224,7 +226,7 @@ class Pictures(torch.utils.data.Dataset):
 def our_loss(teacher: nn.Module | None) -> Callable:
     if teacher is None:
         return label_loss(0.0)
-    return teacher_loss(teacher.to(memory_format=torch.channels_last), TEMPERATURE, ALPHA)
+    return teacher_loss(asked(folded(teacher.to(memory_format=torch.channels_last))), TEMPERATURE, ALPHA)
 
 
 def bare(network: nn.Module, teacher: nn.Module | None, data: Data, options: argparse.Namespace, folder: Path) -> Epoch:
@@ -238,9 +240,10 @@ def bare(network: nn.Module, teacher: nn.Module | None, data: Data, options: arg
         with kept_memory(), lean(network):
             network.train()
             order = data.train.shuffle(generator)
-            for images, labels, _ in data.train.augmented(order, generator, data.augmentation):
+            for examples, _ in data.train.augmented(order, generator, data.augmentation):
+                examples = examples._replace(images=to_device(examples.images, torch.device("cpu")))
                 with layers_in(precision, torch.device("cpu")):
-                    value, _ = loss(network, to_device(images, torch.device("cpu")), labels)
+                    value, _ = loss(network, examples)
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
                 optimizer.step()

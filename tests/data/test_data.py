@@ -98,7 +98,8 @@ def test_shuffled_epochs_differ_and_repeat(tmp_path: Path) -> None:
     def epoch(generator: torch.Generator, done: int = 0) -> list[list[int]]:
         order = data.train.shuffle(generator)
         return [
-            labels.tolist() for _, labels, _ in data.train.augmented(order, generator, Augmentation(0, False), done)
+            examples.labels.tolist()
+            for examples, _ in data.train.augmented(order, generator, Augmentation(0, False), done)
         ]
 
     generator = torch.Generator().manual_seed(0)
