@@ -14,29 +14,24 @@ from torch import nn
 
 from compress.compute import prepare_machine
 from compress.config import Config
-from compress.cpu import cpu_flags
 from compress.data import load_data
 from compress.data.splits import Data
-from compress.errors import UserError
 from compress.files import write_json
 from compress.measure.cost import count_cost
 from compress.measure.deployed import deployed_figures
 from compress.models import build, check_model
 from compress.models.own import prepare_own
 from compress.models.widths import read_widths
-from compress.pruning.filters import prune_filters
 from compress.pruning.reconstruct import not_refitted
-from compress.quantization.export import export_onnx
 from compress.quantization.inspect import inspect_quantization
-from compress.quantization.pt2e import calibrate, convert, prepare
-from compress.quantization.target import WEIGHT_BITS, choose_target
 from compress.stages import check_order
 from compress.stages.teacher import untrained
+from compress.trial import try_export, try_pruning, try_quantizing
 from compress.units import count_text, size_text
 
 PREFLIGHT = "preflight.json"
 
-_CALIBRATION_IMAGES, _REPETITIONS = 32, 20  # enough for a graph, and for a time
+_REPETITIONS = 20  # enough for a time
 _NAMES = 3  # layers shown a reason; the file has all
 
 _FIGURES = ("size_bytes", "latency_ms_p50", "speedup_vs_teacher")
@@ -52,7 +47,7 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
     _, threads = prepare_machine(config)
     data = load_data(config.data, config.seed)
     teacher, model = _teacher(config, data)
-    student, layers, remarks = _student(teacher, config, data)
+    student, layers, remarks = _student(teacher, model, config, data)
     for network in (teacher, student):
         _unlike_fresh(network)
     measure = replace(config.measure, repetitions=_REPETITIONS)
@@ -61,11 +56,11 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
         first = Path(place, "teacher.onnx")
         for name, network in {"teacher": teacher, "float": student}.items():
             file = Path(place, f"{name}.onnx")
-            _attempt(lambda network=network, file=file: export_onnx(network, file, data.shape), model, "exported")
+            try_export(network, data, file, model)
             expected[name] = _expected(network, file, first, data, measure, threads)
         if "quantize" in config.stages:
             file = Path(place, "int8.onnx")
-            _attempt(lambda: _write_int8(student, config, data, file), model, "quantized")
+            try_quantizing(student, config, data, file, model)
             expected["int8"] = _expected(student, file, first, data, measure, threads)
             floats = [
                 {"layer": layer.name, "reason": layer.reason}
@@ -89,12 +84,13 @@ def _teacher(config: Config, data: Data) -> tuple[nn.Module, str]:
     return network.eval(), architecture.model
 
 
-def _student(teacher: nn.Module, config: Config, data: Data) -> tuple[nn.Module, list[dict[str, Any]], list[str]]:
+def _student(
+    teacher: nn.Module, model: str, config: Config, data: Data
+) -> tuple[nn.Module, list[dict[str, Any]], list[str]]:
     """The network that would be quantized; a row a layer with its filters before and after; what is left undone."""
     student, layers, remarks = copy.deepcopy(teacher), [], []
     if "prune" in config.stages:
-        before, image = read_widths(teacher), torch.zeros(1, *data.shape)
-        pruned = _attempt(lambda: prune_filters(student, image, config.prune), "the network", "pruned")
+        before, pruned = read_widths(teacher), try_pruning(student, config, data, model)
         after, reasons = read_widths(student), {row["layer"]: row["reason"] for row in pruned.left_out}
         layers = [
             {"layer": name, "filters": width[0], "left": after[name][0], "reason": reasons.get(name)}
@@ -117,29 +113,6 @@ def _unlike_fresh(network: nn.Module) -> None:
             if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 1.5)
-
-
-def _attempt(step: Any, what: str, done: str) -> Any:
-    """What `step` returns; whatever a library raises there is the answer that was asked for, as a UserError."""
-    try:
-        return step()
-    except UserError:
-        raise
-    except Exception as error:
-        cause = str(error).strip().splitlines()
-        raise UserError(
-            f"{what}, which cannot be {done}: {type(error).__name__}: {cause[0] if cause else ''}",
-            "a network that torch.export and torch-pruning can trace",
-            "take branches on values, and shapes that are no tensors, out of its forward pass",
-        ) from error
-
-
-def _write_int8(network: nn.Module, config: Config, data: Data, file: Path) -> None:
-    bits = WEIGHT_BITS[choose_target(config.quantize.target, cpu_flags())]
-    prepared = prepare(network, torch.zeros(1, *data.shape), bits, qat=False)
-    samples = data.train.take(_CALIBRATION_IMAGES, config.seed)
-    calibrate(prepared, (images for images, _ in samples.batches()))
-    export_onnx(convert(prepared), file, data.shape)
 
 
 def _expected(

@@ -15,7 +15,7 @@ LAYERS = [
     {"controls", "preflight"},
     {"pipeline"},
     {"making"},
-    {"compute"},
+    {"compute", "trial"},
     {"rows"},
     {"stages"},
     {"measure"},

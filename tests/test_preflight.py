@@ -7,7 +7,7 @@ import pytest
 
 from compress.config import Config
 from compress.errors import UserError
-from compress.files import METRICS, SPEC, STAGE, read_json
+from compress.files import METRICS, SPEC, STAGE, read_json, training_file
 from compress.models.own import OWN, own_digest, prepare_own
 from compress.pipeline import run_pipeline
 from compress.preflight import PREFLIGHT, run_preflight
@@ -49,6 +49,14 @@ def test_what_it_expects_is_what_the_run_finds(tmp_path: Path, tiny_config: Conf
 def test_a_network_that_cannot_be_traced_is_told_with_the_cause(tmp_path: Path, tiny_config: Config) -> None:
     with pytest.raises(UserError, match=r"branching, which cannot be .*data-dependent"):
         run_preflight(own(tiny_config, "branching"), tmp_path)
+
+
+def test_a_run_of_such_a_network_ends_before_it_trains(tmp_path: Path, tiny_config: Config) -> None:
+    config = own(tiny_config, "branching")
+    config.train.checkpoint_minutes = 0  # a state after each step, kept until the stage is finished
+    with pytest.raises(UserError, match=r"branching, which cannot be exported: .*data-dependent"):
+        run_pipeline(config, tmp_path)
+    assert not training_file(tmp_path / "01_teacher").exists()
 
 
 @pytest.mark.parametrize(

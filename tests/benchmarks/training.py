@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--accuracy", type=int, default=0, metavar="EPOCHS", help="train to the end instead of timing")
     parser.add_argument("--seeds", type=int, default=3, help="of --accuracy")
     parser.add_argument(
-        "--precision", choices=("auto", "float32", "bf16"), default="bf16", help="of our loop (%(default)s)"
+        "--precision", choices=("float32", "bf16"), default="float32", help="of our loop (%(default)s)"
     )
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="all")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)

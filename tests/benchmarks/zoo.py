@@ -58,7 +58,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=32, help="pixels a side (%(default)s)")
     parser.add_argument("--teacher-epochs", type=int, default=TeacherConfig().epochs, help="%(default)s")
     parser.add_argument("--threads", type=int, default=1, help="of training and of what is timed (%(default)s)")
-    parser.add_argument("--precision", choices=("float32", "bf16"), default="bf16", help="%(default)s")
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="%(default)s")
     parser.add_argument("--short", action="store_true", help="a row a network, as in the README")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="a folder a network, and the cache")
     return parser.parse_args(arguments)
