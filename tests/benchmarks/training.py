@@ -59,9 +59,7 @@ def main() -> None:
     parser.add_argument("--distill", action="store_true", help="learn from a teacher of the same shape")
     parser.add_argument("--accuracy", type=int, default=0, metavar="EPOCHS", help="train to the end instead of timing")
     parser.add_argument("--seeds", type=int, default=3, help="of --accuracy")
-    parser.add_argument(
-        "--precision", choices=("float32", "bf16"), default="float32", help="of our loop (%(default)s)"
-    )
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="of our loop (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="all")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
