@@ -9,14 +9,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from compress.errors import UserError
-from compress.models import ZOO, Architecture, build, check_model
+from compress.models import Architecture, build, check_model
 from compress.models.checkpoint import load_checkpoint
 from compress.models.widths import read_widths, set_widths
+from tests.zoo.conftest import NAMES, networks
 
-NAMES = sorted(ZOO)
 
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", networks(NAMES))
 @pytest.mark.parametrize("stem", ["small", "imagenet"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_model_takes_what_it_is_built_for(name: str, stem: str, channels: int) -> None:

@@ -8,10 +8,11 @@ from torch import nn
 
 from compress.config import PruneConfig
 from compress.measure.cost import count_cost
-from compress.models import ZOO, Architecture, build
+from compress.models import Architecture, build
 from compress.models.widths import read_widths, set_widths
 from compress.pruning.filters import prune_filters
 from compress.pruning.reconstruct import reconstruct
+from tests.zoo.conftest import NAMES, networks
 
 SHAPE = (1, 16, 16)
 EXAMPLE = torch.zeros(1, *SHAPE)
@@ -32,7 +33,7 @@ def test_ratio_zero_is_the_identity(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("name", sorted(set(ZOO) - {"resnet56", "resnet18"}))
+@pytest.mark.parametrize("name", networks([name for name in NAMES if name not in ("resnet56", "resnet18")]))
 def test_filters_are_gone_and_every_other_layer_is_named(name: str) -> None:
     network = network_of(name)
     before, cost = read_widths(network), count_cost(network, SHAPE)
