@@ -75,20 +75,7 @@ def train(
             network.train()
             before_epoch(training.epoch)
             _finish_steps(training, joined, loss, context, keep, bar)
-            val_loss, val_top1 = validate(network, context.data.val, context.device, keep, ranks, training.parts)
-            _require_finite("a validation loss", val_loss, training.step, training)
-            row = {
-                "train_loss": training.total_loss / training.seen,
-                "train_top1_percent": 100 * training.correct / training.seen,
-                "val_loss": val_loss,
-                "val_top1_percent": val_top1,
-            }
-            training.finish_epoch(row, [val_top1, -val_loss])
-            context.curves.epoch(len(training.rows), **row)
-            figures = f"loss {row['train_loss']:.3f}, train {row['train_top1_percent']:.2f} %, val {val_top1:.2f} %"
-            log.info("%s: epoch %d of %d, %s", name, len(training.rows), epochs, figures)
-            bar.note(figures)
-            require_hope(name, [past["val_top1_percent"] for past in training.rows], context.floors)
+            _finish_epoch(training, context, keep, bar)
             keep()
     if not ranks.leads:
         raise Relieved
@@ -173,6 +160,26 @@ def _finish_steps(
         training.finish_batch(value, int(correct), count)
         bar.advance()
         keep()
+
+
+def _finish_epoch(training: Training, context: Context, keep: Callable[[], None], bar: Bar) -> None:
+    """Validates, and records and tells the epoch's figures. Raises UserError and GivenUp as `train` says."""
+    val_loss, val_top1 = validate(
+        training.network, context.data.val, context.device, keep, context.ranks, training.parts
+    )
+    _require_finite("a validation loss", val_loss, training.step, training)
+    row = {
+        "train_loss": training.total_loss / training.seen,
+        "train_top1_percent": 100 * training.correct / training.seen,
+        "val_loss": val_loss,
+        "val_top1_percent": val_top1,
+    }
+    training.finish_epoch(row, [val_top1, -val_loss])
+    context.curves.epoch(len(training.rows), **row)
+    figures = f"loss {row['train_loss']:.3f}, train {row['train_top1_percent']:.2f} %, val {val_top1:.2f} %"
+    log.info("%s: epoch %d of %d, %s", training.name, len(training.rows), training.epochs, figures)
+    bar.note(figures)
+    require_hope(training.name, [past["val_top1_percent"] for past in training.rows], context.floors)
 
 
 def _require_finite_weights(training: Training) -> None:
