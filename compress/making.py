@@ -24,7 +24,6 @@ from compress.report.figures import stage_figures
 from compress.report.sensitivity import plot_sensitivity, to_png
 from compress.restore import restore_float
 from compress.rows import show_row
-from compress.trial import require_passage
 
 log = logging.getLogger("compress")
 
@@ -36,6 +35,8 @@ def make_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
     files.fresh_folder(stage)
     config, data = run.config, run.data
     if name == "teacher" and config.teacher.factory:  # one of the zoo's is known to pass
+        from compress.trial import require_passage  # most of a second, which other stages do without
+
         require_passage(config, data)
     with Curves(stage.parent / "tensorboard" / stage.name) as curves:
         with spending(config.measure.country, run.device) as spent:

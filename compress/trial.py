@@ -1,6 +1,5 @@
 """Takes a network through the stages untrained, so that one that cannot pass is known before hours of training."""
 
-import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +35,8 @@ def require_passage(config: Config, data: Data) -> None:
         try_export(network, data, Path(place, "teacher.onnx"), architecture.model)
         if "prune" in config.stages:
             try_pruning(network, config, data, architecture.model)
-        if "quantize" in config.stages and not config.distill.student:
+        replaced = "distill" in config.stages and config.distill.student
+        if "quantize" in config.stages and not replaced:
             try_quantizing(network, config, data, Path(place, "int8.onnx"), architecture.model)
 
 
@@ -53,7 +53,7 @@ def try_pruning(network: nn.Module, config: Config, data: Data, model: str) -> P
 
 def try_quantizing(network: nn.Module, config: Config, data: Data, file: Path, model: str) -> None:
     """Writes an int8 file, calibrated on few images. Raises UserError where `network` cannot be quantized."""
-    _attempt(lambda: _write_int8(copy.deepcopy(network), config, data, file), model, "quantized")
+    _attempt(lambda: _write_int8(network, config, data, file), model, "quantized")
 
 
 def _write_int8(network: nn.Module, config: Config, data: Data, file: Path) -> None:
