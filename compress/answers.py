@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from compress.context import Context
 from compress.data.splits import Examples, Split
 from compress.folding import folded
-from compress.train import to_device
+from compress.validation import to_device
 
 Answer = Callable[[Examples], Tensor]  # -> logits (N, K), float32, which no gradient goes through
 

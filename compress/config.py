@@ -25,7 +25,13 @@ class DataConfig:
     root: Optional[str] = option(None, "its folder, or the .npz file")
     image_size: int = option(32, "images are resized to this many pixels a side", low=8, high=1024)
     batch_size: int = option(128, "images a training step", low=2, high=65536)
-    val_fraction: float = option(0.1, "share of train held out where there is no validation split", low=0.01, high=0.5)
+    val_from: str = option(
+        "train",
+        "where validation images come from if there is no validation split; test: a share of the test split, which no "
+        "figure then counts, for a teacher that was trained on all of train",
+        choices=("train", "test"),
+    )
+    val_fraction: float = option(0.1, "share of that split that becomes validation", low=0.01, high=0.5)
     mean: Optional[list[float]] = option(None, "a channel each, of pixels in [0, 1]; null: of the train split")
     std: Optional[list[float]] = option(None, "as mean")
     crop_padding: int = option(2, "augmentation: random crops from an image padded by this many pixels", low=0, high=64)

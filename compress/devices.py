@@ -53,6 +53,12 @@ class Ranks:
         """Of each value the sum over all processes."""
         return self._reduced("SUM", values)
 
+    def summed(self, values: Tensor) -> Tensor:
+        """The elementwise sum of `values` over all processes; a tensor on the CPU."""
+        if self.world > 1:
+            distributed.all_reduce(values, group=_control())
+        return values
+
     def largest(self, *values: float) -> list[float]:
         """Of each value the largest of all processes."""
         return self._reduced("MAX", values)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from compress.data.splits import NO_LABEL, Data, Split
-from compress.train import to_device
+from compress.validation import to_device
 
 
 @torch.no_grad()

@@ -64,6 +64,7 @@ def make_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
         "versions": versions(),
         "duration_s": round(time.perf_counter() - start, 3),
         "images": data.sizes,
+        "validation": {"from": data.val_from, "images": len(data.val)},
         "left_out": left_out,
         "notes": result.notes,
     }

@@ -12,6 +12,7 @@ from compress.console import print_summary
 from compress.curves import Curves
 from compress.export import require_installed
 from compress.floors import require_hope
+from compress.measure.seen_validation import seen_validation
 from compress.measure.spent import require_country
 from compress.models import check_model
 from compress.report.write import write_run
@@ -52,6 +53,8 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
         require_hope(name, curve, getattr(config.stop_below, name))  # of one that was taken, not trained
         parent = _identity(record)
         done.append(stage)
+        if len(done) == 1 and (remark := seen_validation(record, files.read_json(stage / files.METRICS))):
+            log.warning("%s", remark)
 
     rows = summary_rows(done)
     summary = {"seed": config.seed, "data": config.data.name, "stages": rows}

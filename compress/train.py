@@ -1,53 +1,59 @@
-"""The one training loop: a stage brings its network and its loss, and the best epoch's weights stay in the network."""
+"""The one training loop: a stage brings its network and its loss, and the weights of the epoch to keep stay in it."""
 
 import logging
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from signal import Signals
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.config import TrainConfig
 from compress.console import Bar, progress
 from compress.context import Context
-from compress.data.splits import Examples, Split
-from compress.devices import Ranks, Relieved
+from compress.data.splits import Examples
+from compress.devices import Relieved
 from compress.errors import Stopped, UserError
 from compress.floors import require_hope
 from compress.heap import kept_memory
 from compress.lean import lean
 from compress.signals import stop_requests
-from compress.step import Loss, Step, agree_on_parts, in_parts, split_batch
+from compress.step import Loss, Step, agree_on_parts, in_parts
 from compress.training import Training
+from compress.validation import split_logits, to_device, validate
 
 log = logging.getLogger(__name__)
 
 
-def train(
-    network: nn.Module,
-    loss: Loss,
-    context: Context,
-    name: str,
-    epochs: int,
-    lr: float,
-    before_epoch: Callable[[int], None] = lambda epoch: None,
-    lr_shares: dict[str, float] | None = None,
-) -> list[dict[str, float]]:
-    """Trains `network` in place, keeps the epoch with the best validation accuracy, returns a row an epoch.
+@dataclass(frozen=True)
+class TrainSettings:
+    """What one training is asked for, besides what all stages share."""
 
-    The learning rate rises to `lr` over `train.warmup` of the steps and falls to 0 along a cosine. The network ends in
-    eval mode. A training that `context.checkpoint` holds goes on behind its last step; `before_epoch` must then do for
-    its epoch what the calls for those before it did. `lr_shares` tells of each parameter which share of the learning
-    rate it gets; the largest is 1. Each of `context.ranks` takes its part of every batch; all end with the same
+    name: str  # the stage's
+    epochs: int
+    lr: float  # the peak
+    # Is called with each epoch's number, from 1, before it; after a restart for the epoch under way alone.
+    before_epoch: Callable[[int], None] = lambda epoch: None
+    lr_shares: dict[str, float] = field(default_factory=dict)  # a parameter's share of `lr`; the largest is 1
+    teacher: nn.Module | None = None  # an epoch is judged by the distance to it; None: by the labels
+
+
+def train(network: nn.Module, loss: Loss, context: Context, settings: TrainSettings) -> list[dict[str, float]]:
+    """Trains `network` in place and returns a row an epoch; it ends in eval mode.
+
+    The learning rate rises to `settings.lr` over `train.warmup` of the steps and falls to 0 along a cosine. The last
+    epoch is kept, unless an earlier one is better on validation beyond chance. A training that `context.checkpoint`
+    holds continues after its last step. Each of `context.ranks` takes its part of every batch; all end with the same
     weights, and those that do not lead leave their stage by `Relieved`. Raises UserError, which names the step, where
     a loss or a weight is not finite, GivenUp below one of `context.floors`, and Stopped once a signal has come and the
     state is saved.
     """
     network.to(context.device, memory_format=torch.channels_last)
-    ranks, checkpoint = context.ranks, context.checkpoint
-    training = _begin(network, context, name, epochs, lr, lr_shares)
+    ranks, checkpoint, name, epochs = context.ranks, context.checkpoint, settings.name, settings.epochs
+    training = _begin(network, context, settings)
+    teacher_logits = split_logits(settings.teacher, context.data.val, context.device) if settings.teacher else None
     requests = stop_requests() if checkpoint else nullcontext([])
     if ranks.world > 1:
         agree_on_parts(training, loss, context)
@@ -73,59 +79,25 @@ def train(
 
         while training.epoch <= epochs:
             network.train()
-            before_epoch(training.epoch)
+            settings.before_epoch(training.epoch)
             _finish_steps(training, joined, loss, context, keep, bar)
-            _finish_epoch(training, context, keep, bar)
+            _finish_epoch(training, teacher_logits, context, keep, bar)
             keep()
     if not ranks.leads:
         raise Relieved
     if training.parts > 1:
         context.notes["out_of_memory"] = in_parts(training.parts)
-    if training.best:
-        network.load_state_dict(training.best)
-        log.info("%s: kept epoch %d, the best on validation", name, training.best_epoch)
+    if epochs:
+        context.notes["kept_epoch"] = training.choose_epoch()
+        log.info("%s: kept epoch %d, %s", name, *context.notes["kept_epoch"].values())
     network.eval()
     return training.rows
 
 
-def validate(
-    network: nn.Module,
-    split: Split,
-    device: torch.device,
-    after_batch: Callable[[], None] = lambda: None,
-    ranks: Ranks | None = None,
-    parts: int = 1,
-) -> tuple[float, float]:
-    """Mean cross-entropy, and top-1 in percent; in float32, each batch in so many parts.
-
-    Several processes share the images; `after_batch` is then not called, as their numbers of batches may differ.
-    """
-    ranks = ranks or Ranks()
-    network.eval()
-    total, correct = 0.0, 0
-    with torch.no_grad():
-        for batch in split.batches(ranks.part):
-            for images, labels in split_batch(batch, parts):
-                logits, labels = network(to_device(images, device)), labels.to(device)
-                total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-                correct += int((logits.argmax(1) == labels).sum())
-            if ranks.world == 1:
-                after_batch()
-    total, correct = ranks.sums(total, correct)
-    return total / len(split), 100 * correct / len(split)
-
-
-def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Images (N, C, H, W) in channels_last: convolutions on the CPU run about twice as fast so."""
-    return images.to(device, memory_format=torch.channels_last)
-
-
-def _begin(
-    network: nn.Module, context: Context, name: str, epochs: int, lr: float, lr_shares: dict[str, float] | None
-) -> Training:
+def _begin(network: nn.Module, context: Context, settings: TrainSettings) -> Training:
     """A training before its first step, or as it was when it was saved, with its curves written up to there."""
-    an_epoch = context.data.train.steps()
-    optimizer = _optimizer(network, lr, context.train, lr_shares or {})
+    an_epoch, name, epochs = context.data.train.steps(), settings.name, settings.epochs
+    optimizer = _optimizer(network, settings.lr, context.train, settings.lr_shares)
     factor = lambda step: _lr_factor(step, epochs * an_epoch, context.train.warmup)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     generator = torch.Generator().manual_seed(context.seed)
@@ -162,21 +134,26 @@ def _finish_steps(
         keep()
 
 
-def _finish_epoch(training: Training, context: Context, keep: Callable[[], None], bar: Bar) -> None:
-    """Validates, and records and tells the epoch's figures. Raises UserError and GivenUp as `train` says."""
-    val_loss, val_top1 = validate(
-        training.network, context.data.val, context.device, keep, context.ranks, training.parts
+def _finish_epoch(
+    training: Training, teacher_logits: Tensor | None, context: Context, keep: Callable[[], None], bar: Bar
+) -> None:
+    """Validates, then records and shows the epoch's figures. Raises UserError and GivenUp as `train` does."""
+    found = validate(
+        training.network, context.data.val, context.device, teacher_logits, keep, context.ranks, training.parts
     )
-    _require_finite("a validation loss", val_loss, training.step, training)
+    _require_finite("a validation loss", found.loss, training.step, training)
     row = {
         "train_loss": training.total_loss / training.seen,
         "train_top1_percent": 100 * training.correct / training.seen,
-        "val_loss": val_loss,
-        "val_top1_percent": val_top1,
+        "val_loss": found.loss,
+        "val_top1_percent": found.top1_percent,
     }
-    training.finish_epoch(row, [val_top1, -val_loss])
+    figures = f"loss {row['train_loss']:.3f}, train {row['train_top1_percent']:.2f} %, val {found.top1_percent:.2f} %"
+    if found.distances is not None:
+        row["val_teacher_kl_nats"] = found.distance
+        figures += f", {found.distance:.3g} nats from the teacher"
+    training.finish_epoch(row, found)
     context.curves.epoch(len(training.rows), **row)
-    figures = f"loss {row['train_loss']:.3f}, train {row['train_top1_percent']:.2f} %, val {val_top1:.2f} %"
     log.info("%s: epoch %d of %d, %s", training.name, len(training.rows), training.epochs, figures)
     bar.note(figures)
     require_hope(training.name, [past["val_top1_percent"] for past in training.rows], context.floors)

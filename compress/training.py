@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compress.validation import Validation, is_better_beyond_chance, standard_errors_better
+
 _COUNTS = ("epoch", "batches", "seen", "total_loss", "correct", "rows", "best_epoch", "best_rank", "parts")
+_SCORES = ("best_scores", "last_scores")
 
 
 @dataclass
@@ -33,8 +36,10 @@ class Training:
     losses: list[float] = field(default_factory=list)  # a step each, from the first epoch on
     rows: list[dict[str, float]] = field(default_factory=list)  # an epoch each
     best_epoch: int = 0
-    best_rank: list[float] = field(default_factory=list)  # the larger, the better; empty before the first epoch's end
+    best_rank: list[float] = field(default_factory=list)  # the smaller, the better; empty before the first epoch's end
     best: dict[str, Tensor] = field(default_factory=dict)  # the network's state after the best epoch
+    best_scores: Tensor | None = None  # (N,) of the validation images after it, lower is better
+    last_scores: Tensor | None = None  # (N,) after the last epoch
 
     @property
     def steps(self) -> int:
@@ -56,14 +61,31 @@ class Training:
         self.batches, self.seen = self.batches + 1, self.seen + images
         self.total_loss, self.correct = self.total_loss + loss * images, self.correct + correct
 
-    def finish_epoch(self, row: dict[str, float], rank: list[float]) -> None:
-        """Counts an epoch, and keeps the network as it is where that is the best so far."""
-        if not self.best_rank or rank > self.best_rank:
-            self.best_epoch, self.best_rank = self.epoch, rank
+    def finish_epoch(self, row: dict[str, float], found: Validation) -> None:
+        """Counts an epoch, and keeps a copy of the network where that is the best so far."""
+        rank = [found.scores.mean().item(), found.loss]
+        self.last_scores = found.scores
+        if not self.best_rank or rank < self.best_rank:
+            self.best_epoch, self.best_rank, self.best_scores = self.epoch, rank, found.scores
             self.best = copy.deepcopy(self.network.state_dict())
         self.rows.append(row)
         self.epoch, self.order = self.epoch + 1, None
         self.batches, self.seen, self.total_loss, self.correct = 0, 0, 0.0, 0
+
+    def choose_epoch(self) -> dict[str, Any]:
+        """Puts the weights of the epoch to keep into the network; its number, and why it was chosen.
+
+        That is the last one, where the learning rate has come down to 0. The best of several noisy epochs is seldom
+        truly better, and on few images an early one whose learning rate is still high may look so.
+        """
+        if self.best_epoch == len(self.rows):
+            return {"epoch": self.best_epoch, "reason": "the last, and the best on validation"}
+        better = standard_errors_better(self.best_scores, self.last_scores)
+        measured = f"epoch {self.best_epoch} is {better:.1f} standard errors better on validation"
+        if not is_better_beyond_chance(self.best_scores, self.last_scores):
+            return {"epoch": len(self.rows), "reason": f"the last: {measured}, which may be chance"}
+        self.network.load_state_dict(self.best)
+        return {"epoch": self.best_epoch, "reason": f"not the last: {measured}, more than chance"}
 
     def tensors(self) -> dict[str, Tensor]:
         """By group and name; with `values` all that `restore` needs."""
@@ -72,6 +94,7 @@ class Training:
         groups["losses"] = {"steps": torch.tensor(self.losses, dtype=torch.float64)}
         if self.order is not None:
             groups["order"] = {"images": self.order}
+        groups["scores"] = {name: getattr(self, name) for name in _SCORES if getattr(self, name) is not None}
         for index, kept in self.optimizer.state_dict()["state"].items():
             groups[f"optimizer.{index}"] = kept
         return {f"{group}.{name}": value for group, named in groups.items() for name, value in named.items()}
@@ -91,6 +114,8 @@ class Training:
             setattr(self, name, values[name])
         self.network.load_state_dict(groups["network"])
         self.best = groups.get("best", {})
+        for name in _SCORES:
+            setattr(self, name, groups.get("scores", {}).get(name))
         self.losses = groups["losses"]["steps"].tolist()
         self.order = groups["order"]["images"] if "order" in groups else None
         self.generator.set_state(groups["random"]["generator"])

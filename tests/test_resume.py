@@ -33,7 +33,7 @@ from compress.losses import label_loss
 from compress.pipeline import run_pipeline
 from compress.signals import stop_requests
 from compress.stages import STAGES, load_stage
-from compress.train import Loss, train
+from compress.train import Loss, TrainSettings, train
 from tests.conftest import make_tiny_config
 from tests.data.test_data import image_folder
 from tests.test_command import ROOT, command
@@ -97,7 +97,7 @@ def small_training(
     np.random.seed(seed)
     with Curves(folder) as curves:
         context = Context(data, None, TrainConfig(**settings), CPU, 5, curves, checkpoint)
-        return network, train(network, loss or label_loss(0.0), context, "test", EPOCHS, 0.05)
+        return network, train(network, loss or label_loss(0.0), context, TrainSettings("test", EPOCHS, 0.05))
 
 
 def assert_equal(network: nn.Module, wanted: nn.Module) -> None:

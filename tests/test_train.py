@@ -16,7 +16,9 @@ from compress.data import load_data
 from compress.data.splits import Data, Examples
 from compress.errors import GivenUp, UserError
 from compress.models.cifar_resnet import CifarResNet
-from compress.train import _lr_factor, train
+from compress.train import TrainSettings, _lr_factor, train
+from compress.training import Training
+from compress.validation import Validation
 
 
 def cross_entropy(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,7 +42,7 @@ def run(
 ) -> list[dict]:
     with Curves(folder) as curves:
         context = Context(data, None, TrainConfig(**config), torch.device("cpu"), 1, curves, floors=list(floors))
-        return train(network, loss, context, "test", epochs, 0.05)
+        return train(network, loss, context, TrainSettings("test", epochs, 0.05))
 
 
 def test_it_learns(data: Data, tmp_path: Path) -> None:
@@ -74,8 +76,8 @@ def test_no_epoch_changes_nothing(data: Data, tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_the_best_epoch_is_kept(data: Data, tmp_path: Path) -> None:
-    """Labels that turn wrong after two epochs: the last is not the best."""
+def test_an_earlier_epoch_that_is_better_beyond_chance_is_kept(data: Data, tmp_path: Path) -> None:
+    """Labels that turn wrong after two epochs: the last is far from the best."""
     network, calls = fresh(), []
 
     def spoiled(network, examples):
@@ -89,6 +91,33 @@ def test_the_best_epoch_is_kept(data: Data, tmp_path: Path) -> None:
     with torch.no_grad():
         right = sum(int((network(images).argmax(1) == labels).sum()) for images, labels in data.val.batches())
     assert 100 * right / len(data.val) == best
+
+
+def test_the_last_epoch_is_kept_where_an_earlier_one_is_better_by_chance(data: Data, tmp_path: Path) -> None:
+    """A last epoch that spoils one image of 24: 1 standard error, which chance explains."""
+    network = fresh()
+    training = Training("test", 2, 1, network, None, None, None)
+    first = torch.zeros(24)
+    for epoch, mistakes in enumerate((first, first.index_fill(0, torch.tensor(0), 1.0))):
+        with torch.no_grad():
+            network.linear.bias.fill_(epoch)
+        training.finish_epoch({}, Validation(mistakes, mistakes, None))
+    kept = training.choose_epoch()
+    assert kept["epoch"] == 2
+    assert "1.0 standard errors better" in kept["reason"]
+    assert network.linear.bias.eq(1).all()
+
+
+@pytest.mark.parametrize(("earlier", "kept"), [(0.9, 1), (1.1, 2)])
+def test_a_student_is_judged_by_its_distance_and_not_by_few_mistakes(earlier: float, kept: int) -> None:
+    """An epoch with fewer mistakes is kept only where it is nearer to the teacher."""
+    network = fresh()
+    training = Training("test", 2, 1, network, None, None, None)
+    distances = 1 + 0.01 * torch.arange(24)
+    none, all_ = torch.zeros(24), torch.ones(24)
+    training.finish_epoch({}, Validation(none, none, distances * earlier))
+    training.finish_epoch({}, Validation(all_, all_, distances))
+    assert training.choose_epoch()["epoch"] == kept
 
 
 def test_it_ends_below_its_floor_and_not_above(data: Data, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from compress.models.cifar_resnet import CifarResNet
 from compress.quantization.pt2e import calibrate, freeze_batch_norm, freeze_observers, prepare
 from compress.step import Loss
 from compress.torchrun import rank
-from compress.train import train
+from compress.train import TrainSettings, train
 from tests.conftest import make_tiny_config
 
 CPU = torch.device("cpu")
@@ -88,7 +88,7 @@ def training(
         context = Context(data, None, TrainConfig(precision="float32"), CPU, 5, curves, checkpoint, ranks)
         before = freezing(network) if name == "rounded" else lambda epoch: None
         with suppress(Relieved):
-            train(network, loss or label_loss(0.0), context, "test", epochs, 0.05, before)
+            train(network, loss or label_loss(0.0), context, TrainSettings("test", epochs, 0.05, before))
     return {key: value.contiguous().clone() for key, value in network.state_dict().items()}, context
 
 

@@ -25,9 +25,16 @@ def load_data(config: DataConfig, seed: int) -> Data:
         _check_channels({name: part.images.shape[1] for name, part in splits.items()}, str(config.root))
     check_labels({name: part.labels for name, part in splits.items()}, len(classes), str(config.root or config.name))
     index = {name: torch.arange(len(part.labels)) for name, part in splits.items()}
-    if "val" not in splits:
-        splits["val"] = splits["train"]
-        index["train"], index["val"] = hold_out(splits["train"].labels, config.val_fraction, seed)
+    source = "own" if "val" in splits else config.val_from
+    if source != "own":
+        splits["val"] = splits[source]
+        index[source], index["val"] = hold_out(splits[source].labels, config.val_fraction, seed)
+        if not len(index["val"]):
+            raise UserError(
+                f"data.val_from={source} with {len(splits[source].labels)} images in {source}, one of each class",
+                "two images or more of a class, to hold one of them out",
+                f"add images to {source}",
+            )
     mean, std = _statistics(config, splits["train"], index["train"], channels)
     train, val, test = (
         Split(splits[name], index[name], mean, std, config.batch_size) for name in ("train", "val", "test")
@@ -40,6 +47,7 @@ def load_data(config: DataConfig, seed: int) -> Data:
         shape=(channels, config.image_size, config.image_size),
         augmentation=Augmentation(config.crop_padding, config.flip),
         fingerprint=digest(*digests, *(part.index.numpy() for part in (train, val, test))),
+        val_from=source,
     )
 
 

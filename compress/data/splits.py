@@ -124,6 +124,7 @@ class Data:
     shape: tuple[int, int, int]  # (C, H, W)
     augmentation: Augmentation
     fingerprint: str  # of every image, every label and which split each is in
+    val_from: str = "own"  # the split that validation was held out of, train or test; own: it is one of its own
 
     @property
     def labelled(self) -> bool:

@@ -14,7 +14,7 @@ from compress.data.splits import Split
 from compress.export import Runner
 from compress.measure.figures import Missing
 from compress.measure.statistics import mcnemar_p_value, paired_difference, wilson_interval
-from compress.train import to_device
+from compress.validation import to_device
 
 
 @dataclass

@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from compress.measure.seen_validation import seen_validation
 from compress.report.charts import Point, scatter
 from compress.report.load import Run, Stage
 from compress.report.verdict import interval, percent, signed, times_smaller, times_text
@@ -96,7 +97,13 @@ def teacher_latency(run: Run) -> float:
     return run.last.metrics["latency_ms_p50"] * run.last.metrics["speedup_vs_teacher"]
 
 
-def unrest(run: Run) -> str:
+def cautions(run: Run) -> list[str]:
+    """What a reader has to know before believing the figures."""
+    seen = seen_validation(run.teacher.record, run.teacher.metrics)
+    return [caution for caution in (seen, _noisy_machine(run)) if caution]
+
+
+def _noisy_machine(run: Run) -> str:
     """A caution where the teacher's file took another time in turns with the last one than in its own stage."""
     alone, in_turns = run.teacher.metrics["latency_ms_p50"], teacher_latency(run)
     if max(alone, in_turns) <= _QUIET * min(alone, in_turns):

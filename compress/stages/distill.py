@@ -12,7 +12,7 @@ from compress.context import Context
 from compress.errors import UserError
 from compress.losses import tapped, teacher_loss
 from compress.models import Architecture, build
-from compress.train import train
+from compress.train import TrainSettings, train
 
 
 def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Artifact:
@@ -28,7 +28,8 @@ def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Arti
         _check_hints(network, teacher, own, wanted, context)
         answer = asked(teacher) if layers else answers(context)
         loss = teacher_loss(answer, config.temperature, config.alpha, (own, wanted), config.hint_weight)
-        history = train(network, loss, context, "distill", config.epochs, config.lr)
+        judge = teacher if layers or config.alpha else None  # a student of the labels alone may well leave the teacher
+        history = train(network, loss, context, TrainSettings("distill", config.epochs, config.lr, teacher=judge))
     return Artifact(network, spec, notes={"history": history})
 
 

@@ -13,7 +13,8 @@ from compress.models.first_weights import settle
 from compress.models.widths import read_widths
 from compress.pruning.filters import prune_filters
 from compress.pruning.reconstruct import not_refitted, reconstruct
-from compress.train import to_device, train
+from compress.train import TrainSettings, train
+from compress.validation import to_device
 
 
 def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact:
@@ -38,7 +39,7 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
     context.curves.widths(before, after)
 
     loss = label_loss(context.train.label_smoothing)
-    history = train(network, loss, context, "prune", config.epochs, config.lr)
+    history = train(network, loss, context, TrainSettings("prune", config.epochs, config.lr))
     changed = {name: width for name, width in after.items() if width != before[name]}
     spec = replace(
         artifact.spec,

@@ -22,7 +22,8 @@ from compress.quantization.float_layers import keep_float
 from compress.quantization.pt2e import calibrate, convert, freeze_batch_norm, freeze_observers, prepare
 from compress.quantization.sensitivity import MixedFiles, fit_drop, top1_percent
 from compress.quantization.target import WEIGHT_BITS, choose_target
-from compress.train import to_device, train
+from compress.train import TrainSettings, train
+from compress.validation import split_logits, to_device
 
 # Shares of the epochs after which batch norm's statistics, then the activation ranges, stay as they are, so that the
 # last epochs train the very function that ships (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2).
@@ -91,10 +92,7 @@ def _measure_sensitivity(
     if config.max_drop_points is None:
         return None
     val = context.data.val
-    network.eval()
-    with torch.no_grad():
-        logits = [network(to_device(images, context.device)).float().cpu() for images, _ in val.batches()]
-    wanted = torch.cat(logits)
+    wanted = split_logits(network, val, context.device)
     files = MixedFiles(prepared, uncorrected, context.data.shape, val.batches, wanted)
     return fit_drop(files, top1_percent(wanted, val.labels), config.max_drop_points)
 
@@ -117,4 +115,6 @@ def _train(prepared: GraphModule, config: QuantizeConfig, context: Context) -> l
     # bf16 has 8 bits itself: it would blur the very grid that is trained.
     context = replace(context, train=replace(context.train, precision="float32"))
     loss = teacher_loss(answers(context), config.temperature, config.alpha)
-    return train(prepared, loss, context, "quantize", config.epochs, config.lr, before_epoch=freeze)
+    judge = context.teacher.network if config.alpha else None
+    settings = TrainSettings("quantize", config.epochs, config.lr, freeze, teacher=judge)
+    return train(prepared, loss, context, settings)

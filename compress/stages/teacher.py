@@ -12,7 +12,7 @@ from compress.errors import UserError
 from compress.losses import label_loss
 from compress.models import Architecture, build, stem_for
 from compress.models.checkpoint import load_checkpoint
-from compress.train import train
+from compress.train import TrainSettings, train
 from compress.transfer import freezing, lr_shares
 
 
@@ -29,8 +29,9 @@ def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact
         )
     image = torch.zeros(1, *data.shape)
     before_epoch = freezing(network, image, config.freeze_epochs) if config.freeze_epochs else lambda epoch: None
-    shares = lr_shares(network, image, config.lr_decay) if config.lr_decay < 1 else None
-    history = train(network, loss, context, "teacher", config.epochs, config.lr, before_epoch, shares)
+    shares = lr_shares(network, image, config.lr_decay) if config.lr_decay < 1 else {}
+    settings = TrainSettings("teacher", config.epochs, config.lr, before_epoch, shares)
+    history = train(network, loss, context, settings)
     spec = Spec(
         architecture=asdict(architecture),
         classes=data.classes,

@@ -36,7 +36,8 @@ from compress.losses import label_loss, teacher_loss
 from compress.measure.environment import environment
 from compress.models import Architecture, build
 from compress.precision import choose_precision, layers_in
-from compress.train import to_device, train, validate
+from compress.train import TrainSettings, train
+from compress.validation import to_device, validate
 from tests.benchmarks.racing import PROJECT, ratio_of_medians
 
 PLAIN, PLAIN_WORKERS, BARE, OURS = "plain loop", "plain loop, 2 workers", "bare loop, our measures", "ours"
@@ -246,7 +247,7 @@ def bare(network: nn.Module, teacher: nn.Module | None, data: Data, options: arg
                 value.backward()
                 optimizer.step()
                 value.item()
-            return validate(network, data.val, torch.device("cpu"))[1]
+            return validate(network, data.val, torch.device("cpu")).top1_percent
 
     return epoch
 
@@ -260,7 +261,7 @@ def ours(network: nn.Module, teacher: nn.Module | None, data: Data, options: arg
         place = Checkpoint(folder / f"{turn}.training.safetensors", str(turn), config.checkpoint_minutes)
         with Curves(folder / f"curves_{turn}") as curves:
             context = Context(data, None, config, torch.device("cpu"), options.seed, curves, place)
-            rows = train(network, our_loss(teacher), context, "teacher", epochs, LEARNING_RATE)
+            rows = train(network, our_loss(teacher), context, TrainSettings("teacher", epochs, LEARNING_RATE))
         return max(row["val_top1_percent"] for row in rows)
 
     return epoch

@@ -75,6 +75,35 @@ def test_validation_is_stratified_and_apart_from_train() -> None:
     assert torch.bincount(labels[val]).tolist() == [5, 1, 1]
 
 
+def test_validation_may_be_a_share_of_test(tmp_path: Path) -> None:
+    config = npz(tmp_path)
+    config.val_from, config.val_fraction = "test", 0.2
+    data, other = load_data(config, 0), load_data(config, 1)
+    assert data.sizes == {"train": 120, "val": 9, "test": 36}
+    assert data.val_from == "test"
+    assert torch.bincount(data.val.labels).tolist() == [3, 3, 3]
+    assert sorted([*data.val.index.tolist(), *data.test.index.tolist()]) == list(range(45))
+    assert data.val.pixels is data.test.pixels
+    assert load_data(config, 0).fingerprint == data.fingerprint != other.fingerprint
+
+
+def test_a_validation_split_of_its_own_is_used_whatever_val_from_is(tmp_path: Path) -> None:
+    arrays = tiny_arrays(1)
+    config = npz(tmp_path, val_images=arrays["test_images"], val_labels=arrays["test_labels"])
+    config.val_from = "test"
+    data = load_data(config, 0)
+    assert data.sizes == {"train": 120, "val": 45, "test": 45}
+    assert data.val_from == "own"
+
+
+def test_a_test_split_of_one_image_a_class_has_none_to_spare(tmp_path: Path) -> None:
+    arrays = tiny_arrays()
+    config = npz(tmp_path, test_images=arrays["test_images"][:3], test_labels=arrays["test_labels"][:3])
+    config.val_from = "test"
+    with pytest.raises(UserError, match=r"data\.val_from=test with 3 images in test, one of each class"):
+        load_data(config, 0)
+
+
 def test_given_validation_is_used(tmp_path: Path) -> None:
     arrays = tiny_arrays(1)
     config = npz(tmp_path, val_images=arrays["test_images"], val_labels=arrays["test_labels"])

@@ -1,0 +1,42 @@
+"""Whether a teacher that was brought to a run has already learnt its validation images: then they choose wrongly.
+
+On images that a teacher knows by heart a student looks worse the better it does on new ones.
+"""
+
+import math
+from typing import Any
+
+_P_VALUE = 0.001  # one-sided: a remark that is wrong once in a thousand runs
+
+
+def seen_validation(record: dict[str, Any], metrics: dict[str, Any]) -> str | None:
+    """A sentence for the log and the report, or None; from the teacher's stage.json and metrics.json.
+
+    A teacher that was brought has seen its validation images where it has far fewer mistakes there than on the test
+    images, beyond chance (the one-sided z-test of two proportions).
+    """
+    teacher, source = record["config"]["teacher"], record.get("validation", {}).get("from")
+    brought = not teacher["epochs"] or teacher["checkpoint"] or teacher["weights"]
+    if not brought or source not in ("train", "own"):
+        return None
+    validation, test = metrics["deployed_val_top1_percent"], metrics["deployed_top1_percent"]
+    if _p_value(validation, metrics["val_images"], test, metrics["images"]) >= _P_VALUE:
+        return None
+    origin = {
+        "train": "They are held out of train: set data.val_from=test, which takes a share of the test images instead.",
+        "own": "They are the data's own split: put images into it that the teacher was not trained on, or take it away "
+        "and set data.val_from=test.",
+    }
+    return (
+        f"The teacher has {validation:.2f} % on the {metrics['val_images']:,} validation images and {test:.2f} % on "
+        f"the {metrics['images']:,} test images: it was probably trained on the former, so choices made on them "
+        f"(the epoch, max_drop_points, a search) are not to be trusted. {origin[source]}"
+    )
+
+
+def _p_value(percent: float, count: int, other_percent: float, other_count: int) -> float:
+    """How probable a lead of `percent` this large is where both proportions are the same."""
+    pooled = (percent * count + other_percent * other_count) / (count + other_count) / 100
+    spread = math.sqrt(pooled * (1 - pooled) * (1 / count + 1 / other_count))
+    lead = (percent - other_percent) / 100
+    return 0.5 * math.erfc(lead / spread / math.sqrt(2)) if spread > 0 else 1.0
