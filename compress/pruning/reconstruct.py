@@ -65,7 +65,7 @@ def not_refitted(network: nn.Module, original: nn.Module) -> list[dict[str, str]
 
 def _refit(pair: Lockstep, node: fx.Node, kept: Tensor) -> float:
     """Fits one convolution or linear layer, with the batch norm behind it; returns the share left unexplained."""
-    layer, old = pair.layers(node)
+    layer, _ = pair.layers(node)
     follower = only_user(node)
     norm = _batch_norm(pair, follower)
     end = node if norm is None else follower
@@ -80,24 +80,17 @@ def _refit(pair: Lockstep, node: fx.Node, kept: Tensor) -> float:
     if norm is not None:
         if layer.bias is not None:
             layer.bias.zero_()
-        _normalise(layer, norm, fit, old.weight[kept].flatten(1).norm(dim=1))
+        _set_statistics(norm, fit)
     elif layer.bias is not None:
         layer.bias.copy_(fit.intercept)
     return fit.unexplained
 
 
-def _normalise(layer: nn.Module, norm: nn.BatchNorm2d, fit: "_Fit", lengths: Tensor) -> None:
-    """Gives each filter of `layer` its length (C_out,), and batch norm what makes the two together compute the fit.
-
-    Batch norm takes the length out again, but a step of SGD turns a filter by the learning rate over its length
-    squared (van Laarhoven 2017, arXiv:1706.05350): as short as the fit leaves them, they would be thrown about.
-    """
-    found = layer.weight.flatten(1).norm(dim=1)
-    scale = torch.where((lengths > 0) & (found > 0), lengths / found, 1.0)
-    layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.ndim - 1)))
-    norm.running_mean.copy_(fit.mean * scale)
-    norm.running_var.copy_(fit.variance * scale**2)
-    norm.weight.copy_((norm.running_var + norm.eps).sqrt() / scale)
+def _set_statistics(norm: nn.BatchNorm2d, fit: "_Fit") -> None:
+    """Gives batch norm the statistics of the refitted filters' outputs, and the affine map that computes the fit."""
+    norm.running_mean.copy_(fit.mean)
+    norm.running_var.copy_(fit.variance)
+    norm.weight.copy_((fit.variance + norm.eps).sqrt())
     norm.bias.copy_(fit.mean + fit.intercept)
 
 

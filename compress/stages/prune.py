@@ -11,6 +11,7 @@ from compress.context import Context
 from compress.losses import label_loss
 from compress.models.first_weights import settle
 from compress.models.widths import read_widths
+from compress.pruning.filter_length import set_unit_length
 from compress.pruning.filters import prune_filters
 from compress.pruning.reconstruct import not_refitted, reconstruct
 from compress.train import TrainSettings, train
@@ -18,7 +19,11 @@ from compress.validation import to_device
 
 
 def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact:
-    """Removes filters from the artifact's network and fine-tunes it with cross-entropy."""
+    """Removes filters from the artifact's network and fine-tunes it with cross-entropy.
+
+    Filters in front of batch norm end with length 1, so that the learning rates of this stage and of those behind it
+    mean the same for every network.
+    """
     network = artifact.network
     before = read_widths(network)
     example = next(context.data.train.batches())[0][:1].to(context.device)
@@ -26,16 +31,18 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
     pruned = prune_filters(network, example, config)
     after = read_widths(network)
     errors, left_out = {}, pruned.left_out
+    if config.reconstruction_samples and pruned.kept and not config.reinitialize:
+        samples = context.data.train.take(config.reconstruction_samples, context.seed)
+        images = torch.cat([to_device(images, context.device) for images, _ in samples.batches()])
+        errors = reconstruct(network, original, pruned.kept, images)
+        left_out = left_out + not_refitted(network, original)
     if config.reinitialize:
         for module in network.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         settle(network)
-    elif config.reconstruction_samples and pruned.kept:
-        samples = context.data.train.take(config.reconstruction_samples, context.seed)
-        images = torch.cat([to_device(images, context.device) for images, _ in samples.batches()])
-        errors = reconstruct(network, original, pruned.kept, images)
-        left_out = left_out + not_refitted(network, original)
+    else:
+        set_unit_length(network)
     context.curves.widths(before, after)
 
     loss = label_loss(context.train.label_smoothing)
