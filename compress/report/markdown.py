@@ -8,7 +8,7 @@ from compress.report.layers import profile_chart, sensitivity_chart, width_chart
 from compress.report.load import Run
 from compress.report.pictures import disagreement
 from compress.report.settings import changed_settings, command, versions
-from compress.report.stages import cautions, energy_rows, left_out, stage_rows, unavailable
+from compress.report.stages import cautions, energy_rows, kept_epochs, left_out, stage_rows, unavailable
 
 _SHOWN = 10  # rows of a list; the page has all
 
@@ -19,7 +19,7 @@ def run_markdown(run: Run) -> str:
     if run.unfinished:
         parts.append(f"**This run is not finished.** Still to come: {escape(', '.join(run.unfinished))}.")
     parts += [f"**{escape(remark)}**" for remark in (*run.remarks, *cautions(run))]
-    parts += [_stages(run), _energy(run)]
+    parts += [_stages(run), escape(" ".join(kept_epochs(run))), _energy(run)]
     parts += [_not_taken(names, cause) for names, cause in unavailable(run)]
     parts += [
         _classes(run),

@@ -15,7 +15,16 @@ from compress.report.layers import profile_chart, sensitivity_chart, width_chart
 from compress.report.load import Run
 from compress.report.pictures import gallery
 from compress.report.settings import changed_settings, command, digests, versions
-from compress.report.stages import cautions, energy_rows, key_figures, left_out, stage_rows, trade_offs, unavailable
+from compress.report.stages import (
+    cautions,
+    energy_rows,
+    kept_epochs,
+    key_figures,
+    left_out,
+    stage_rows,
+    trade_offs,
+    unavailable,
+)
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _BEFORE_A_UNIT = re.compile(r"(?<=\d) (?=(?:%|ms|[KMG]iB|[kMG]\b))")
@@ -32,6 +41,7 @@ def run_page(run: Run) -> str:
         rows=stage_rows(run),
         energy=energy_rows(run),
         cautions=cautions(run),
+        kept_epochs=kept_epochs(run),
         unavailable=unavailable(run),
         trade_offs=trade_offs(run),
         widths=width_chart(run),

@@ -103,6 +103,12 @@ def cautions(run: Run) -> list[str]:
     return [caution for caution in (seen, _noisy_machine(run)) if caution]
 
 
+def kept_epochs(run: Run) -> list[str]:
+    """Which epoch each training kept, and why; nothing of stages that trained nothing."""
+    kept = {stage.short: stage.record["notes"].get("kept_epoch") for stage in run.stages}
+    return [f"{name} kept epoch {found['epoch']}, {found['reason']}." for name, found in kept.items() if found]
+
+
 def _noisy_machine(run: Run) -> str:
     """A caution where the teacher's file took another time in turns with the last one than in its own stage."""
     alone, in_turns = run.teacher.metrics["latency_ms_p50"], teacher_latency(run)

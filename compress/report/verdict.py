@@ -37,10 +37,16 @@ def basis(run: Run) -> str:
     metrics = run.last.metrics
     place = metrics["environment"]
     threads = threads_text(place["threads"])
+    validation = run.teacher.record.get("validation", {})
+    aside = (
+        f", beside the {validation['images']:,} of that split that served as validation"
+        if validation.get("from") == "test"
+        else ""
+    )
     files = "its" if len(run.stages) == 1 else f"{run.last.name}'s against {run.teacher.name}'s"
     return (
         f"Measured on the deployable files, {files} model.onnx, in ONNX Runtime {place['versions']['onnxruntime']} on "
-        f"{place['cpu']}, {threads}; accuracy on the same {metrics['images']:,} test images."
+        f"{place['cpu']}, {threads}; accuracy on the same {metrics['images']:,} test images{aside}."
     )
 
 

@@ -53,6 +53,11 @@ def read_page(folder: Path) -> Reader:
     return Reader(run_page(load_run(folder)))
 
 
+def written(folder: Path) -> list[str]:
+    """The text of the page and of the Markdown file, with plain spaces."""
+    return [text.replace("\u00a0", " ") for text in (read_page(folder).text, run_markdown(load_run(folder)))]
+
+
 def test_a_whole_run_shows_every_section(tmp_path: Path) -> None:
     found = read_page(write_tiny_run(tmp_path))
     assert found.sections == SECTIONS
@@ -192,6 +197,36 @@ def test_a_noisy_machine_is_named(tmp_path: Path) -> None:
     noisy = read_page(write_tiny_run(tmp_path / "noisy", speedup_vs_teacher=9.0))
     assert "The machine was not quiet" not in quiet.text
     assert "took 2.00\u00a0ms in its own stage and 4.50\u00a0ms in turns" in noisy.text
+
+
+def change_record(stage: Path, **changes: object) -> None:
+    """Writes stage.json anew with these values."""
+    record = json.loads((stage / "stage.json").read_text())
+    (stage / "stage.json").write_text(json.dumps(record | changes))
+
+
+def test_validation_that_the_teacher_has_seen_is_a_caution(tmp_path: Path) -> None:
+    write_tiny_run(tmp_path)
+    teacher = tmp_path / "01_teacher"
+    assert "probably trained on" not in "".join(written(tmp_path))
+    config = json.loads((teacher / "stage.json").read_text())["config"]
+    config["teacher"] |= {"checkpoint": "weights.pth", "epochs": 0}
+    change_record(teacher, validation={"from": "train", "images": 500}, config=config)
+    metrics = json.loads((teacher / "metrics.json").read_text())
+    metrics |= {"deployed_val_top1_percent": 100.0, "val_images": 500, "deployed_top1_percent": 60.0}
+    (teacher / "metrics.json").write_text(json.dumps(metrics))
+    for text in written(tmp_path):
+        assert "100.00 % on the 500 validation images and 60.00 % on the 40 test images" in text
+        assert "data.val_from=test" in text.replace("\\", "")
+
+
+def test_the_epoch_that_was_kept_and_the_source_of_validation_are_named(tmp_path: Path) -> None:
+    write_tiny_run(tmp_path)
+    change_record(tmp_path / "01_teacher", validation={"from": "test", "images": 10})
+    change_record(tmp_path / "03_distill", notes={"kept_epoch": {"epoch": 7, "reason": "the last, and the best"}})
+    for text in written(tmp_path):
+        assert "distill kept epoch 7, the last, and the best." in text
+        assert "the same 40 test images, beside the 10 of that split that served as validation" in text
 
 
 def test_the_command_repeats_the_run(tmp_path: Path) -> None:
