@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
@@ -23,14 +24,13 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._image, self._values = image, {}
 
-    def create_proxy(self, kind: str, *arguments: Any, **options: Any) -> fx.Proxy:
+    def create_node(self, kind: str, *arguments: Any, **options: Any) -> fx.Node:
         """As fx does it; what the call gives for the image is kept, for branches on shapes."""
-        proxy = super().create_proxy(kind, *arguments, **options)
-        node = proxy.node
+        node = super().create_node(kind, *arguments, **options)
         if self._image is not None and all(source in self._values for source in node.all_input_nodes):
-            with contextlib.suppress(Exception):  # what cannot be evaluated is not known
+            with contextlib.suppress(Exception), _as_it_was():  # what cannot be evaluated is not known
                 self._values[node] = self._image if kind == "placeholder" else call_node(node, self.root, self._values)
-        return proxy
+        return node
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """A branch on shapes, which all images have in common; one on an image's values cannot be traced."""
@@ -75,6 +75,17 @@ class _Tracer(fx.Tracer):
         if node.op == "call_module":
             return bool(getattr(self.root.get_submodule(node.target), "inplace", False))
         return writes_in_place(node)
+
+
+@contextlib.contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Inside, modules compute, in the middle of a trace: fx makes every call of a module a node of its own."""
+    patched = nn.Module.__call__, nn.Module.__getattr__
+    nn.Module.__call__, nn.Module.__getattr__ = _symbolic_trace._orig_module_call, _symbolic_trace._orig_module_getattr
+    try:
+        yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = patched
 
 
 def writes_in_place(node: fx.Node) -> bool:
