@@ -79,6 +79,11 @@ def is_view(name: str) -> bool:
     return name in _VIEWS
 
 
+def is_elementwise(name: str) -> bool:
+    """Whether an operator combines the numbers at one place of its operands."""
+    return name in _ELEMENTWISE
+
+
 def channel_dim(call: Call) -> int | None:
     """The dimension of the result; None where the operator is unknown, or may mix, count or move channels."""
     if not isinstance(call.value, Tensor):

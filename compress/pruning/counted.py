@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from compress.models.widths import has_width
-from compress.pruning.channels import Call, channel_dim, is_tracked, is_view, tensors_in
+from compress.pruning.channels import Call, channel_dim, is_elementwise, is_tracked, is_view, tensors_in
 
 LOGITS = "its outputs are the logits"
-_PARAMETER = "a parameter outside of layers"
+_PARAMETER = "a parameter whose width model.json does not hold"
 _SHORTCUT = "its channels meet the zero-padded ones of a shortcut, whose number is fixed"
 
 # The operators that read a layer's own parameters: the layer's class, and the dimension of the channels.
@@ -122,12 +122,23 @@ def _leaves(outputs: Any) -> list[Tensor]:
 
 
 def _reason(name: str, operands: list[Tensor], causes: list[str]) -> str:
-    """`causes` are the reasons of the cuts that the operands come from."""
+    """Why channels cannot pass an operator; `causes` are the reasons of the cuts that its operands come from."""
     if name == "pad":
         return _SHORTCUT
     if any(isinstance(x, nn.Parameter) for x in operands) or any(_PARAMETER in cause for cause in causes):
-        return f"its channels pass {name} with {_PARAMETER}, whose width model.json does not hold"
+        return f"its channels pass {name} with {_PARAMETER}"
+    if any(not is_tracked(x) and x.numel() > 1 for x in operands):
+        return f"its channels pass {name} with a tensor of fixed width"
+    if is_elementwise(name):
+        return next(iter(causes), f"its channels pass {name}, where they meet channels in another dimension")
     return f"its channels pass {name}, which counts on their number"
+
+
+def _name_of(function: Callable) -> str:
+    name = getattr(function, "__name__", "operator")
+    if name == "__get__":  # of an attribute, as x.data
+        name = getattr(getattr(function, "__self__", None), "__name__", name)
+    return name.strip("_")
 
 
 class _Cuts(TorchFunctionMode):
@@ -166,10 +177,12 @@ class _Cuts(TorchFunctionMode):
                 hook.remove()
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(function, "__name__", "operator").strip("_")
-        if name == "detach":
-            return args[0]  # the channels go on all the same
+        with torch.enable_grad():  # the channels go on without gradients all the same
+            return self._follow(_name_of(function), function, args, kwargs or {})
+
+    def _follow(self, name: str, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if name in ("detach", "data"):
+            return args[0]
         if name in _OF_LAYERS and self._is_layers_own(name, args, kwargs):
             return self._run_layer(name, function, args, kwargs)
         value = function(*args, **kwargs)
@@ -180,7 +193,8 @@ class _Cuts(TorchFunctionMode):
         causes = [self._causes[id(x)] for x in operands if id(x) in self._causes]
         dim = channel_dim(Call(name, args, kwargs, value, self._dim_of))
         if dim is None:
-            return self._cut(_reason(name, operands, causes), operands, value)
+            computed = self._fixed.get(self._owners[-1]) if name in _OF_LAYERS and self._owners else None
+            return self._cut(computed or _reason(name, operands, causes), operands, value)
         if is_view(name):
             value = self._show_widths(function, args, kwargs, dim)
         self._note(value, dim, next(iter(causes), None))
@@ -217,7 +231,8 @@ class _Cuts(TorchFunctionMode):
             dim = _usual_dim(x) if dim is None else dim
             norms = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
             of_planes = dim == 1 and x.ndim in norms
-            marker = norms[x.ndim](x.shape[1]) if of_planes else nn.LayerNorm(x.shape[-1])
+            # Without parameters, which torch-pruning would weigh when it ranks channels.
+            marker = norms[x.ndim](x.shape[1], affine=False) if of_planes else nn.LayerNorm(x.shape[-1], 1e-5, False)
             self._markers.append((reason, marker.to(x.device, x.dtype).eval()))
         _, marker = self._markers[self._used]
         self._used += 1

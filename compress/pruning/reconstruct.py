@@ -149,7 +149,8 @@ def _least_squares(layer: nn.Module, inputs: list[Tensor], targets: list[Tensor]
     """
     # Images are left out, not positions: gathering the positions costs more than the solution.
     step = max(1, math.ceil(sum(target.numel() / _outputs(layer) for target in targets) / _ROWS))
-    pairs = [(rows(layer, x[::step]), pixels(layer, y[::step])) for x, y in zip(inputs, targets, strict=True)]
+    pairs = zip(inputs, targets, strict=True)
+    pairs = [(rows(layer, x[::step]).float(), pixels(layer, y[::step]).float()) for x, y in pairs]
     gram = cross = total = 0
     for seen, goals in pairs:
         seen = _with_ones(seen)
