@@ -199,6 +199,9 @@ def _of_index(call: Call, x: Tensor, dim: int) -> int | None:
     """Slices and numbers in other dimensions; torch-pruning reads no slices of tensors with 2 or 5 dimensions."""
     parts = call.argument(1)
     parts = parts if isinstance(parts, tuple) else (parts,)
+    if parts.count(...) == 1 and not any(isinstance(part, Tensor) for part in parts):
+        at = parts.index(...)
+        parts = (*parts[:at], *[slice(None)] * (x.ndim - len(parts) + 1), *parts[at + 1 :])
     if not all(isinstance(part, (slice, int)) and not isinstance(part, bool) for part in parts):
         return None
     if len(parts) > dim and parts[dim] != slice(None):

@@ -177,12 +177,13 @@ class _Cuts(TorchFunctionMode):
                 hook.remove()
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        with torch.enable_grad():  # the channels go on without gradients all the same
+        changes_parameter = bool(args) and isinstance(args[0], nn.Parameter)  # only where gradients are off
+        with contextlib.nullcontext() if changes_parameter else torch.enable_grad():
             return self._follow(_name_of(function), function, args, kwargs or {})
 
     def _follow(self, name: str, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if name in ("detach", "data"):
-            return args[0]
+        if name in ("detach", "data") and is_tracked(args[0]):
+            return args[0]  # the channels go on without gradients all the same
         if name in _OF_LAYERS and self._is_layers_own(name, args, kwargs):
             return self._run_layer(name, function, args, kwargs)
         value = function(*args, **kwargs)
@@ -194,7 +195,9 @@ class _Cuts(TorchFunctionMode):
         dim = channel_dim(Call(name, args, kwargs, value, self._dim_of))
         if dim is None:
             computed = self._fixed.get(self._owners[-1]) if name in _OF_LAYERS and self._owners else None
-            return self._cut(computed or _reason(name, operands, causes), operands, value)
+            outside = f"its channels pass {name} with a weight that is read outside of its layer"
+            reason = computed or (outside if name in _OF_LAYERS else _reason(name, operands, causes))
+            return self._cut(reason, operands, value)
         if is_view(name):
             value = self._show_widths(function, args, kwargs, dim)
         self._note(value, dim, next(iter(causes), None))
@@ -217,8 +220,8 @@ class _Cuts(TorchFunctionMode):
     def _begin(self, reason: str, x: Tensor) -> Tensor:
         """Marks the layers that read `x`, which starts a graph of its own."""
         if not x.is_floating_point():
-            return x.detach().requires_grad_() if x.is_complex() else x
-        x = x.detach().requires_grad_()
+            return x.detach().requires_grad_().clone() if x.is_complex() else x
+        x = x.detach().requires_grad_().clone()  # no leaf: it may be changed in place
         if x.ndim > 1:
             x = self._mark(reason, x, None)
             self._reasons[id(x)] = reason

@@ -24,11 +24,17 @@ def rows(layer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2)
     with _FirstConvolution() as call:
-        layer(x)
+        layer(x[:0] if _pads_by_itself(layer) else x)
+    source = x if _pads_by_itself(layer) else call.source
     (top, bottom), (left, right) = _padding(layer, call.padding)
-    padded = F.pad(call.source, (left, right, top, bottom))
+    padded = F.pad(source, (left, right, top, bottom))
     columns = F.unfold(padded, layer.kernel_size, call.dilation, 0, call.stride)
     return columns.transpose(1, 2).flatten(0, 1)
+
+
+def _pads_by_itself(layer: nn.Conv2d) -> bool:
+    """Whether the convolution gets what the layer reads: then one of no images says how it is called."""
+    return type(layer) is nn.Conv2d and layer.padding_mode == "zeros"
 
 
 def computes_weight(layer: nn.Module) -> bool:

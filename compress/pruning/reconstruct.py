@@ -151,27 +151,50 @@ def _least_squares(layer: nn.Module, inputs: list[Tensor], targets: list[Tensor]
     step = max(1, math.ceil(sum(target.numel() / _outputs(layer) for target in targets) / _ROWS))
     pairs = zip(inputs, targets, strict=True)
     pairs = [(rows(layer, x[::step]).float(), pixels(layer, y[::step]).float()) for x, y in pairs]
-    gram = cross = total = 0
+    few = sum(len(seen) for seen, _ in pairs) < pairs[0][0].shape[1]
+    solution = (_solve_for_places if few else _solve_for_weights)(pairs, intercept)
+    found, goals = [_with_ones(seen) @ solution.float() for seen, _ in pairs], [goals for _, goals in pairs]
+    (mean, variance), (_, spread) = _moments(found), _moments(goals)
+    wrong = sum((x - y).double().square().sum() for x, y in zip(found, goals, strict=True))
+    unexplained = wrong / (spread.sum() * sum(map(len, goals))).clamp_min(1e-12)
+    weight, intercepts = solution[:-1], solution[-1]
+    return _Fit(*(x.float() for x in (weight, intercepts, mean - intercepts, variance)), unexplained.item())
+
+
+def _moments(chunks: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The mean and the variance (C,) of values (places, C), in double precision, without a copy of all."""
+    count = sum(map(len, chunks))
+    mean = sum(chunk.double().sum(0) for chunk in chunks) / count
+    return mean, sum((chunk.double() - mean).square().sum(0) for chunk in chunks) / count
+
+
+def _solve_for_weights(pairs: list[tuple[Tensor, Tensor]], intercept: bool) -> Tensor:
+    """The weights, and in the last row the intercepts (C_in k k + 1, C_out), by the matrix of the inputs' products."""
+    gram = cross = 0
     for seen, goals in pairs:
         seen = _with_ones(seen)
         gram = gram + (seen.T @ seen).double()
         cross = cross + (seen.T @ goals).double()
-        total = total + goals.double().sum(0)
-    count = sum(len(goals) for _, goals in pairs)
-    damping = (
-        _RIDGE
-        * gram.diagonal()[:-1].mean().clamp_min(_LEAST_SQUARE)
-        * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    )
+    ridge = _RIDGE * gram.diagonal()[:-1].mean().clamp_min(_LEAST_SQUARE)
+    damping = ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     damping[-1, -1] = 0
     solution, columns = torch.zeros_like(cross), len(cross) - (not intercept)
     solution[:columns] = torch.linalg.solve((gram + damping)[:columns, :columns], cross[:columns])
-    weight = solution[:-1]
-    mean = gram[-1, :-1] / count @ weight
-    variance = ((weight * (gram[:-1, :-1] / count @ weight)).sum(0) - mean**2).clamp_min(0)
-    error = sum((goals - _with_ones(seen) @ solution.float()).double().square().sum() for seen, goals in pairs)
-    spread = sum((goals.double() - total / count).square().sum() for _, goals in pairs)
-    return _Fit(*(x.float() for x in (weight, solution[-1], mean, variance)), (error / spread.clamp_min(1e-12)).item())
+    return solution
+
+
+def _solve_for_places(pairs: list[tuple[Tensor, Tensor]], intercept: bool) -> Tensor:
+    """The same by the matrix of the places' products: smaller where a layer has more inputs than there are places.
+
+    A linear layer behind a flattened VGG has 25,088 inputs, and an image is one place. W = X' (X X' + ridge)^-1 Y.
+    """
+    seen, goals = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
+    ridge = _RIDGE * seen.square().sum().div(seen.shape[1]).clamp_min(_LEAST_SQUARE)
+    means = [x.mean(0) if intercept else torch.zeros_like(x[0]) for x in (seen, goals)]
+    seen, goals = seen - means[0], goals - means[1]
+    damping = ridge * torch.eye(len(seen), dtype=seen.dtype, device=seen.device)
+    weight = seen.T @ torch.linalg.solve(seen @ seen.T + damping, goals)
+    return torch.cat([weight, (means[1] - means[0] @ weight)[None]])
 
 
 def _with_ones(rows: Tensor) -> Tensor:
