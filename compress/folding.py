@@ -17,14 +17,19 @@ def folded(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network).eval()
     calls = [node for node in trace(network).nodes if node.op == "call_module"]
     times = Counter(node.target for node in calls)
-    convolutions = [node for node in calls if isinstance(network.get_submodule(node.target), nn.Conv2d)]
+    convolutions = [node for node in calls if _is_plain(network.get_submodule(node.target))]
     pairs = [(node.target, batch_norm_at(network, only_user(node))) for node in convolutions]
     for name, norm_name in pairs:
-        if norm_name and times[name] == 1 >= times[norm_name]:
-            norm = network.get_submodule(norm_name)
+        norm = network.get_submodule(norm_name) if norm_name else None
+        if norm_name and norm.running_mean is not None and times[name] == 1 >= times[norm_name]:
             network.set_submodule(name, fuse_conv_bn_eval(network.get_submodule(name), norm))
             network.set_submodule(norm_name, _rest(norm))
     return network
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """A convolution of torch's own, with a weight that is a parameter: others compute it anew at each call."""
+    return type(layer) is nn.Conv2d and isinstance(layer.weight, nn.Parameter)
 
 
 def _rest(norm: nn.BatchNorm2d) -> nn.Module:

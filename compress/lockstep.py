@@ -1,8 +1,8 @@
 """Evaluates two networks of one graph on the same images, node by node, so that layers can be changed on the way."""
 
-import operator
-
 from torch import Tensor, fx, nn
+
+from compress.tracing import call_node
 
 
 class Lockstep:
@@ -71,19 +71,3 @@ class Lockstep:
                 inputs = {source: self._value(old, source, at) for source in node.all_input_nodes}
                 values[at] = call_node(node, self.original if old else self.network, inputs)
         return values[at]
-
-
-def call_node(node: fx.Node, root: nn.Module, inputs: dict[fx.Node, Tensor]) -> Tensor:
-    """What `node` computes from the values of its inputs, with `root`'s modules and parameters; nothing in place."""
-    arguments = fx.map_arg(node.args, inputs.__getitem__)
-    options = fx.map_arg(node.kwargs, inputs.__getitem__)
-    if node.op == "call_module":
-        return root.get_submodule(node.target)(*arguments, **options)
-    if node.op == "call_method":
-        return getattr(arguments[0], node.target)(*arguments[1:], **options)
-    if node.op == "get_attr":
-        return operator.attrgetter(node.target)(root)
-    if node.op == "output":
-        return arguments[0]
-    function = operator.add if node.target is operator.iadd else node.target
-    return function(*arguments, **({**options, "inplace": False} if "inplace" in options else options))

@@ -98,7 +98,8 @@ def _student(
             if len(width) > 1
         ]
         if config.prune.reconstruction_samples:
-            remarks = [f"{row['layer']}: {row['reason']}" for row in not_refitted(student, teacher)]
+            image = torch.zeros(1, *data.shape)
+            remarks = [f"{row['layer']}: {row['reason']}" for row in not_refitted(student, teacher, image)]
     if "distill" in config.stages and config.distill.student:
         check_model(config.distill.student, "distill.student")
         _, architecture = untrained(config.teacher, data.shape, len(data.classes))

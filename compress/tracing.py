@@ -1,33 +1,119 @@
 """The calls of a network in eval mode, as far as they do not depend on values."""
 
-from collections.abc import Callable
+import contextlib
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+_INPLACE_OPERATORS = {getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "pow")}
+
+# Subclasses of these read their width from themselves, and a trace would write it down as a number.
+_SIZED = (nn.Conv2d, nn.Linear, nn.LayerNorm)
 
 
 class _Tracer(fx.Tracer):
     """Where a module's forward pass branches on values it stays one node, and what is inside stays as it is."""
 
+    def __init__(self, image: Tensor | None):
+        super().__init__()
+        self._image, self._values = image, {}
+
+    def create_node(self, kind: str, *arguments: Any, **options: Any) -> fx.Node:
+        """As fx does it; what the call gives for the image is kept, for branches on shapes."""
+        node = super().create_node(kind, *arguments, **options)
+        if self._image is not None and all(source in self._values for source in node.all_input_nodes):
+            with contextlib.suppress(Exception), _as_it_was():  # what cannot be evaluated is not known
+                self._values[node] = self._image if kind == "placeholder" else call_node(node, self.root, self._values)
+        return node
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """A branch on shapes, which all images have in common; one on an image's values cannot be traced."""
+        value = self._values.get(obj.node)
+        return bool(value) if isinstance(value, (bool, int, float)) else super().to_bool(obj)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
+        """A sequence has as many parts for every image."""
+        value = self._values.get(obj.node)
+        return iter([obj[at] for at in range(len(value))]) if isinstance(value, (tuple, list)) else super().iter(obj)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Layers are one node, also those whose class is the user's or timm's."""
+        return isinstance(m, _SIZED) or super().is_leaf_module(m, module_qualified_name)
+
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        around = self.module_stack.copy()
+        around, known = self.module_stack.copy(), set(self.graph.nodes)
         try:
-            return super().call_module(m, forward, args, kwargs)
-        except (fx.proxy.TraceError, TypeError):
+            value = super().call_module(m, forward, args, kwargs)
+            self._refuse_lost_writes(m, known, value)
+            return value
+        except Exception:  # each kind of branch has an error of its own, and some are the user's
             self.module_stack = around
+            for node in reversed([node for node in self.graph.nodes if node not in known]):
+                if node.op != "get_attr":  # the tracer keeps those for the next reader
+                    self.graph.erase_node(node)
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
+    def _refuse_lost_writes(self, m: nn.Module, known: set[fx.Node], value: Any) -> None:
+        """Raises TraceError where a value is changed in place and then read by its old name: a graph cannot say so."""
+        order = {node: position for position, node in enumerate(self.graph.nodes)}
+        returned = {leaf.node for leaf in tree_leaves(value) if isinstance(leaf, fx.Proxy)}
+        for node in order:
+            if node in known or not node.args or not isinstance(node.args[0], fx.Node) or not self._writes(node):
+                continue
+            read_later = any(order[user] > order[node] for user in node.args[0].users)
+            if read_later or node.args[0] in returned or (not node.users and node not in returned):
+                raise fx.proxy.TraceError(f"{type(m).__name__} changes {node.args[0]} in place and reads it again")
 
-def trace(network: nn.Module) -> fx.Graph:
-    """The calls of `network` in eval mode, as deep as they can be traced."""
+    def _writes(self, node: fx.Node) -> bool:
+        """Whether a call changes its first argument."""
+        if node.op == "call_module":
+            return bool(getattr(self.root.get_submodule(node.target), "inplace", False))
+        return writes_in_place(node)
+
+
+@contextlib.contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Inside, modules compute, in the middle of a trace: fx makes every call of a module a node of its own."""
+    patched = nn.Module.__call__, nn.Module.__getattr__
+    nn.Module.__call__, nn.Module.__getattr__ = _symbolic_trace._orig_module_call, _symbolic_trace._orig_module_getattr
+    try:
+        yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = patched
+
+
+def writes_in_place(node: fx.Node) -> bool:
+    """Whether a call of a function or a method changes its first argument."""
+    if node.op == "call_method":
+        return node.target.endswith("_") and not node.target.endswith("__")
+    if node.op != "call_function":
+        return False
+    if node.target in _INPLACE_OPERATORS or node.kwargs.get("inplace"):
+        return True
+    known = getattr(node.target, "__code__", None)
+    names = known.co_varnames[: known.co_argcount] if known else ()
+    return "inplace" in names[: len(node.args)] and bool(node.args[names.index("inplace")])
+
+
+@torch.no_grad()
+def trace(network: nn.Module, image: Tensor | None = None) -> fx.Graph:
+    """The calls of `network` in eval mode, as deep as they can be traced.
+
+    With an `image` (1, C, H, W), branches on shapes go as they do for it.
+    """
     whole = nn.Sequential()  # so that the network itself is a module among others
     whole.network = network
-    graph = _Tracer().trace(whole)
+    graph = _Tracer(image).trace(whole)
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            node.target = node.target.removeprefix("network.")
-    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))  # of blocks that were given up
+            node.target = node.target.removeprefix("network").removeprefix(".")
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     return graph
 
 
@@ -37,14 +123,37 @@ def only_user(node: fx.Node) -> fx.Node | None:
     return users[0] if len(users) == 1 else None
 
 
+def read_argument(node: fx.Node, at: int, name: str) -> fx.Node | None:
+    """The node that `node` is called with at position `at`, or by `name`."""
+    value = node.args[at] if len(node.args) > at else node.kwargs.get(name)
+    return value if isinstance(value, fx.Node) else None
+
+
 def batch_norm_at(network: nn.Module, node: fx.Node | None) -> str | None:
     """The name of the batch norm that `node` calls: as a module, or inside one of timm's with an activation."""
     if not isinstance(node, fx.Node):
         return None
     if node.op == "call_module":
         name = node.target
-    elif node.target is F.batch_norm:
-        name = node.args[1].target.rpartition(".")[0]
+    elif node.target is F.batch_norm and (statistics := read_argument(node, 1, "running_mean")) is not None:
+        name = statistics.target.rpartition(".")[0]
     else:
         return None
     return name if isinstance(network.get_submodule(name), nn.BatchNorm2d) else None
+
+
+def call_node(node: fx.Node, root: nn.Module, inputs: dict[fx.Node, Tensor]) -> Tensor:
+    """What `node` computes from the values of its inputs, with `root`'s modules and parameters; nothing in place."""
+    arguments = fx.map_arg(node.args, inputs.__getitem__)
+    options = fx.map_arg(node.kwargs, inputs.__getitem__)
+    if writes_in_place(node) and arguments and isinstance(arguments[0], Tensor):
+        arguments = (arguments[0].clone(), *arguments[1:])  # the value may have other readers
+    if node.op == "call_module":
+        return root.get_submodule(node.target)(*arguments, **options)
+    if node.op == "call_method":
+        return getattr(arguments[0], node.target)(*arguments[1:], **options)
+    if node.op == "get_attr":
+        return operator.attrgetter(node.target)(root)
+    if node.op == "output":
+        return arguments[0]
+    return node.target(*arguments, **options)

@@ -3,26 +3,43 @@
 import torch
 from torch import nn
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-RESIZED = (nn.Conv2d, nn.Linear, *_BATCH_NORMS)
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+_INSTANCE_NORM = nn.modules.instancenorm._InstanceNorm
+
+
+def has_width(module: nn.Module) -> bool:
+    """Whether `read_widths` reads this module: a layer whose tensors a width determines."""
+    tensors = {name for name, _ in module.named_parameters(recurse=False)}
+    if isinstance(module, (nn.Conv2d, nn.Linear, _BATCH_NORM, nn.PReLU)):
+        return tensors <= {"weight", "bias"}
+    if isinstance(module, _INSTANCE_NORM):  # torch-pruning passes over its statistics
+        return tensors <= {"weight", "bias"} and not module.track_running_stats
+    return isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and tensors <= {"weight", "bias"}
 
 
 def read_widths(network: nn.Module) -> dict[str, list[int]]:
-    """`[out, in, groups]` of each convolution, `[out, in]` of each linear layer, `[width]` of each batch norm."""
-    widths = {}
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            widths[name] = [module.out_channels, module.in_channels, module.groups]
-        elif isinstance(module, nn.Linear):
-            widths[name] = [module.out_features, module.in_features]
-        elif isinstance(module, _BATCH_NORMS):
-            widths[name] = [module.num_features]
-    return widths
+    """`[out, in, groups]` of each convolution, `[out, in]` of each linear layer, `[width]` of a norm or a PReLU."""
+    return {name: _width(module) for name, module in network.named_modules() if _is_layer(module) or has_width(module)}
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Conv2d, nn.Linear))
+
+
+def _width(module: nn.Module) -> list[int]:
+    if isinstance(module, nn.Conv2d):
+        return [module.out_channels, module.in_channels, module.groups]
+    if isinstance(module, nn.Linear):
+        return [module.out_features, module.in_features]
+    if isinstance(module, nn.LayerNorm):
+        return list(module.normalized_shape)
+    return [module.num_parameters if isinstance(module, nn.PReLU) else module.num_features]
 
 
 def set_widths(network: nn.Module, widths: dict[str, list[int]]) -> None:
     """Resizes the layers in place; the weights of a resized layer are zeros until a state is loaded.
 
+    Every buffer gets memory of its own, so that a state can be loaded into those that were expanded.
     Raises KeyError for a layer that the network lacks.
     """
     layers = dict(network.named_modules())
@@ -35,14 +52,21 @@ def set_widths(network: nn.Module, widths: dict[str, list[int]]) -> None:
             module.out_features, module.in_features = width
             _resize(module, weight=tuple(width), bias=(width[0],))
         else:
-            module.num_features = width[0]
+            if isinstance(module, nn.LayerNorm):
+                module.normalized_shape = tuple(width)
+            else:
+                setattr(module, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", width[0])
             _resize(module, **dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (width[0],)))
+    for module in layers.values():
+        for name, buffer in module.named_buffers(recurse=False):
+            if 0 in buffer.stride() and buffer.numel() > 1:
+                module._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
 
 
 def _resize(module: nn.Module, **shapes: tuple[int, ...]) -> None:
     for name, shape in shapes.items():
-        old = getattr(module, name)
+        old = getattr(module, name, None)
         if old is None or old.shape == shape:
             continue
         new = torch.zeros(shape, dtype=old.dtype)
-        setattr(module, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+        setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)

@@ -8,28 +8,30 @@ network was trained, whether its batch norm was folded, and on a refit, which le
 import torch
 from torch import Tensor, nn
 
+from compress.pruning.receptive import computes_weight
 from compress.tracing import batch_norm_at, only_user, trace
 
 _SHORTEST = 1e-6  # a shorter filter is dead: scaling it up would only scale up noise
 
 
 @torch.no_grad()
-def set_unit_length(network: nn.Module) -> list[str]:
+def set_unit_length(network: nn.Module, image: Tensor) -> list[str]:
     """Scales, in place, each filter that only batch norm reads to length 1; returns the names of their layers.
 
     Batch norm takes the scale up in its statistics and its weight, so in eval mode the network computes the same.
+    `image` (1, C, H, W) shows the calls of a network that branches on shapes.
     """
     changed = []
-    for layer_name, layer, norm in _normalized_layers(network):
+    for layer_name, layer, norm in _normalized_layers(network, image):
         length = layer.weight.flatten(1).norm(dim=1)
         _scale(layer, norm, torch.where(length > _SHORTEST, 1 / length, 1.0))
         changed.append(layer_name)
     return changed
 
 
-def _normalized_layers(network: nn.Module) -> list[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
+def _normalized_layers(network: nn.Module, image: Tensor) -> list[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
     """Convolutions whose output goes into a batch norm alone that can take a scale up; each module is called once."""
-    nodes = [node for node in trace(network.eval()).nodes if node.op == "call_module"]
+    nodes = [node for node in trace(network.eval(), image).nodes if node.op == "call_module"]
     calls = [node.target for node in nodes]
     found = []
     for node in nodes:
@@ -37,7 +39,8 @@ def _normalized_layers(network: nn.Module) -> list[tuple[str, nn.Conv2d, nn.Batc
         if not isinstance(layer, nn.Conv2d) or norm_name is None or calls.count(node.target) > 1:
             continue
         norm = network.get_submodule(norm_name)
-        if norm.affine and norm.track_running_stats and calls.count(norm_name) <= 1:
+        whole = norm.affine and norm.running_mean is not None and calls.count(norm_name) <= 1
+        if whole and not computes_weight(layer):
             found.append((node.target, layer, norm))
     return found
 

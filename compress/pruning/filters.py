@@ -1,9 +1,9 @@
 """Takes filters out of a network for good, along torch-pruning's dependency graph."""
 
-import copy
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch_pruning
@@ -12,7 +12,7 @@ from torch_pruning.dependency import DependencyGraph, Group
 
 from compress.config import PruneConfig
 from compress.models.widths import read_widths
-from compress.pruning.counted import Watched, watch
+from compress.pruning.counted import LOGITS, Watched, requiring_gradients, watch
 
 _NORM = {"l1": 1, "l2": 2}
 _LEAST_LEFT = 0.05  # of a layer's filters: global scope must not cut a path through the network
@@ -27,31 +27,43 @@ class Pruned:
     left_out: list[dict[str, str]]  # {layer, reason}: convolutions and linear layers that kept every filter
 
 
+@dataclass
+class _Choice:
+    """The filters of one group of coupled layers that go: `numbers` of the layer `root`, in order."""
+
+    root: nn.Module
+    handler: Any  # of torch-pruning
+    numbers: list[int]
+
+
+class _Graph(DependencyGraph):
+    """torch-pruning's graph; it follows `flatten` into linear layers also where others of them read (N, T, C)."""
+
+    _2d_4d = property(lambda self: True, lambda self, value: None)
+
+
 def prune_filters(network: nn.Module, example: torch.Tensor, config: PruneConfig) -> Pruned:
     """Removes the share `config.ratio` of the filters with the smallest norms (Li et al. 2017), or of any, in place.
 
     Filters that must go together (residual sums, depthwise convolutions) are ranked by the mean of their norms
-    (Fang et al. 2023, "DepGraph"). `example` is (1, C, H, W). A ratio of 0 changes nothing. Raises ValueError where
-    what is left cannot run, or is not what was chosen.
+    (Fang et al. 2023, "DepGraph"). `example` is (1, C, H, W). Frozen parameters are pruned as all others, and stay
+    frozen. A ratio of 0 changes nothing. Raises ValueError where what is left computes outputs of another shape.
     """
     before = read_widths(network)
-    fixed = {_logits_layer(network, example): "its outputs are the logits"}
-    indexed = _with_filter_numbers(network)
+    fixed = {_last_layer(network, example): LOGITS}
+    kept: dict[str, list[int]] = {}
     if config.ratio > 0:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), requiring_gradients(network), torch.enable_grad():
             warnings.simplefilter("ignore")  # it warns of parameters outside layers, which stay as they are
             watched = watch(network, example)
-            graph, copied = _graph(watched, example), _graph(watch(indexed, example), example)
-            fixed = _counted_layers(graph, watched) | fixed
-            _remove(graph, [*map(network.get_submodule, fixed), *watched.markers], config)
-            copied.load_pruning_history(graph.pruning_history())
+            graph = _Graph().build_dependency(watched.model, example, watched.forward)
+            fixed = _fixed_layers(graph, watched) | fixed
+            choices = _choose(graph, [*map(network.get_submodule, fixed), *watched.markers], config)
+            names = {module: name for name, module in network.named_modules()}
+            kept, refused = _remove(graph, choices, network, example)
+            kept = {names[layer]: filters for layer, filters in kept.items()}
+            fixed = {names[layer]: reason for layer, reason in refused.items()} | fixed
     after = read_widths(network)
-    kept = {
-        name: module.weight.detach().flatten(1)[:, 0].long().tolist()
-        for name, module in indexed.named_modules()
-        if isinstance(module, _LAYERS) and before[name][0] != after[name][0]
-    }
-    _check(network, example, after, kept)
     left_out = [
         {"layer": name, "reason": _reason(name, before[name], fixed, config)}
         for name, module in network.named_modules()
@@ -60,7 +72,7 @@ def prune_filters(network: nn.Module, example: torch.Tensor, config: PruneConfig
     return Pruned(kept, left_out)
 
 
-def _logits_layer(network: nn.Module, example: torch.Tensor) -> str:
+def _last_layer(network: nn.Module, example: torch.Tensor) -> str:
     """The name of the layer that runs last."""
     order: list[str] = []
     hooks = [
@@ -77,11 +89,12 @@ def _logits_layer(network: nn.Module, example: torch.Tensor) -> str:
     return order[-1]
 
 
-def _remove(graph: DependencyGraph, layers: list[nn.Module], config: PruneConfig) -> None:
-    """Removes the lowest ranked filters of every group of coupled layers, but of those with one of `layers`."""
+def _choose(graph: DependencyGraph, layers: list[nn.Module], config: PruneConfig) -> list[_Choice]:
+    """The lowest ranked filters of every group of coupled layers, but of those with one of `layers`."""
     groups = list(graph.get_all_groups(ignored_layers=layers))
     ranks = [_rank(group, config) for group in groups]
     limit = torch.cat(ranks).sort().values[_share(sum(map(len, ranks)), config.ratio) - 1] if ranks else None
+    choices = []
     for group, rank in zip(groups, ranks, strict=True):
         parts = _parts(group)
         chosen = int((rank <= limit).sum()) if config.scope == "global" else _share(len(rank), config.ratio)
@@ -90,8 +103,82 @@ def _remove(graph: DependencyGraph, layers: list[nn.Module], config: PruneConfig
         if 0 < left < len(rank):
             gone = rank.argsort()[: len(rank) - left].tolist()
             root = group[0].dep
-            every = [number + part * len(rank) for part in range(parts) for number in gone]
-            graph.get_pruning_group(root.target.module, root.handler, sorted(every)).prune()
+            numbers = [number + part * len(rank) for part in range(parts) for number in gone]
+            choices.append(_Choice(root.target.module, root.handler, sorted(numbers)))
+    return choices
+
+
+def _remove(
+    graph: DependencyGraph, choices: list[_Choice], network: nn.Module, example: torch.Tensor
+) -> tuple[dict[nn.Module, list[int]], dict[nn.Module, str]]:
+    """Prunes; the filters that are left of each layer, and the reasons of layers that cannot lose theirs.
+
+    Where the network does not run any more, groups are tried one by one: a shape that is written out as numbers in
+    its forward pass shows only when it is run.
+    """
+    shapes = _shapes(network, example)
+    whole = _state(graph)
+    kept = {layer: left for choice in choices for layer, left in _prune(graph, choice).items()}
+    if _fault(network, example, shapes) is None:
+        return kept, {}
+    _set_state(whole)
+    kept, refused = {}, {}
+    for choice in choices:
+        before = _state(graph)
+        left = _prune(graph, choice)
+        fault = _fault(network, example, shapes)
+        if fault is None:
+            kept |= left
+        else:
+            _set_state(before)
+            refused |= dict.fromkeys(left, f"with fewer of them the network does not run: {fault}")
+    fault = _fault(network, example, shapes)
+    if fault is not None:
+        raise ValueError(f"received a network that does not run twice alike: {fault}; expected one that does")
+    return kept, refused
+
+
+def _prune(graph: DependencyGraph, choice: _Choice) -> dict[nn.Module, list[int]]:
+    """Prunes one group; the filters that are left of each of its layers."""
+    group = graph.get_pruning_group(choice.root, choice.handler, choice.numbers)
+    kept = {}
+    for dep, numbers in group:
+        layer = dep.target.module
+        if isinstance(layer, _LAYERS) and graph.is_out_channel_pruning_fn(dep.handler):
+            kept[layer] = sorted(set(range(graph.get_out_channels(layer))) - set(numbers))
+    group.prune(record_history=False)
+    return kept
+
+
+def _state(graph: DependencyGraph) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """What pruning changes in a graph: it gives layers new parameters, and changes lists in place."""
+    copied = (dict, list)
+    return [
+        (module, {name: value.copy() if type(value) in copied else value for name, value in vars(module).items()})
+        for module in graph.module2node
+        if isinstance(module, nn.Module)
+    ]
+
+
+def _set_state(state: list[tuple[nn.Module, dict[str, Any]]]) -> None:
+    for module, values in state:
+        vars(module).update(values)
+
+
+def _shapes(network: nn.Module, example: torch.Tensor) -> Any:
+    """The shapes of what the network returns."""
+    with torch.no_grad():
+        outputs = network(example)
+    return torch.utils._pytree.tree_map(lambda x: tuple(getattr(x, "shape", ())), outputs)
+
+
+def _fault(network: nn.Module, example: torch.Tensor, shapes: Any) -> str | None:
+    """Why the network cannot do without what it has lost; None where it can."""
+    try:
+        found = _shapes(network, example)
+    except Exception as error:  # whatever the user's code raises is the answer
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return None if found == shapes else f"it returns {found} in place of {shapes}"
 
 
 def _share(count: int, ratio: float) -> int:
@@ -113,56 +200,39 @@ def _rank(group: Group, config: PruneConfig) -> torch.Tensor:
 
 def _parts(group: Group) -> int:
     """Into how many equal parts grouped convolutions split the channels of a group; depthwise ones do not count."""
-    layers = [dep.target.module for dep, _ in group]
-    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d) and layer.groups < layer.out_channels]
-    return max((layer.groups for layer in convolutions), default=1)
+    return math.lcm(*(layer.groups for layer, _ in _grouped(group)))
 
 
-def _graph(watched: Watched, example: torch.Tensor) -> DependencyGraph:
-    return DependencyGraph().build_dependency(watched.model, example, watched.forward)
+def _grouped(group: Group) -> list[tuple[nn.Conv2d, int]]:
+    """The convolutions in groups, with the number of their channels that belong to this group of layers."""
+    layers = [(dep.target.module, len(numbers)) for dep, numbers in group]
+    return [pair for pair in layers if isinstance(pair[0], nn.Conv2d) and 1 < pair[0].groups < pair[0].out_channels]
 
 
-def _counted_layers(graph: DependencyGraph, watched: Watched) -> dict[str, str]:
-    """The layers whose filters meet an operator that counts channels, with the reason."""
+def _fixed_layers(graph: DependencyGraph, watched: Watched) -> dict[str, str]:
+    """The layers that no filter can be taken from, with the reason."""
     fixed = {}
     for name, module in watched.model["network"].named_modules():
-        if not isinstance(module, _LAYERS) or module not in graph.module2node:
+        if not isinstance(module, _LAYERS):
+            continue
+        if module not in watched.called or module not in graph.module2node:
+            fixed[name] = "it is not called as a layer in eval mode: its weight is read elsewhere, or not at all"
             continue
         prune = graph.get_pruner_of_module(module).prune_out_channels
         group = graph.get_pruning_group(module, prune, range(graph.get_out_channels(module)))
         reasons = [watched.markers[dep.target.module] for dep, _ in group if dep.target.module in watched.markers]
+        if any(count not in (layer.in_channels, layer.out_channels) for layer, count in _grouped(group)):
+            reasons.append("its channels are some of those that a convolution in groups reads")
         if reasons:
-            fixed[name] = reasons[0]
+            fixed[name] = LOGITS if LOGITS in reasons else reasons[0]
     return fixed
 
 
-def _check(network: nn.Module, example: torch.Tensor, after: dict[str, list[int]], kept: dict[str, list[int]]) -> None:
-    wrong = [name for name, filters in kept.items() if len(filters) != after[name][0]]
-    if wrong:
-        raise ValueError(f"received another pruning of {', '.join(wrong)} than was chosen; expected the same")
-    try:
-        with torch.no_grad():
-            network(example)
-    except RuntimeError as error:
-        raise ValueError(f"received a pruned network that cannot run: {error}; expected one that does") from error
-
-
-def _with_filter_numbers(network: nn.Module) -> nn.Module:
-    """A copy in which the weights of filter i are all i: replaying the pruning on it tells which filters are left."""
-    indexed = copy.deepcopy(network)
-    with torch.no_grad():
-        for module in indexed.modules():
-            if isinstance(module, _LAYERS):
-                shape = (-1, *[1] * (module.weight.ndim - 1))
-                module.weight.copy_(torch.arange(len(module.weight)).view(shape).expand_as(module.weight))
-    return indexed
-
-
 def _reason(name: str, width: list[int], fixed: dict[str, str], config: PruneConfig) -> str:
+    if config.ratio == 0 and name not in fixed:
+        return "prune.ratio is 0"
     if name in fixed:
         return fixed[name]
-    if config.ratio == 0:
-        return "prune.ratio is 0"
     if config.scope == "global":
         return "none of its filters, or of those coupled with them, is among the smallest of the network"
     return f"{width[0]} filters, or those coupled with them, leave nothing to remove in steps of {config.round_to}"

@@ -3,21 +3,29 @@
 import contextlib
 import math
 import operator
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from compress.lockstep import Lockstep
-from compress.tracing import batch_norm_at, only_user, trace
+from compress.pruning.receptive import channel_dim, computes_weight, pixels, rows
+from compress.tracing import batch_norm_at, only_user, read_argument, trace
 
 _RIDGE = 1e-2  # of the mean squared input: less overfits a thousand images, and is then harder to fine-tune
+_LEAST_SQUARE = 1e-12  # so that inputs that are all zero have a solution
 _ROWS = 200_000  # positions a layer is fitted on, at most
 _CHUNK = 64  # images at a time
 
-_SUMS = {operator.add, operator.iadd, torch.add}
+_SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_PASSED_OVER = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in eval mode
+
+_GROUPS = "a convolution in groups"
+_COMPUTED = "its weight is computed from other parameters"
+_REPEATED = "it is called more than once"
+_HIDDEN = "a block around it branches on values, or changes values in place"
 
 
 @torch.no_grad()
@@ -32,35 +40,58 @@ def reconstruct(
     `kept` names the filters that are left of each layer that lost some; `images` is (N, C, H, W). The errors are
     squared, as shares of the target's variance. `not_refitted` tells which layers are out of reach.
     """
-    graph = trace(original.eval())
+    graph = trace(original.eval(), images[:1])
     errors = {}
     with _without_inplace(network, original):
         pair = Lockstep(graph, network.eval(), original, list(images.split(_CHUNK)))
+        refitted = set(_lost_layers(network, original)) - {row["layer"] for row in _unreached(network, original, graph)}
+        repeated = _repeated(graph)
         for node in graph.nodes:
-            layer, old = pair.layers(node)
             norm = _batch_norm(pair, node)
-            if _is_refitted(layer, old):
+            source = _source(node)
+            if node.op == "call_module" and node.target in refitted:
+                old = original.get_submodule(node.target)
                 filters = torch.tensor(kept.get(node.target, range(_outputs(old))))
                 errors[node.target] = _refit(pair, node, filters)
-            elif norm is not None and not _is_refitted(*pair.layers(node.args[0])):
-                _adopt_statistics(norm, pair.new(node.args[0]))
+            elif norm is not None and node.target not in repeated and getattr(source, "target", None) not in refitted:
+                _adopt_statistics(norm, pair.new(source))
             pair.advance(node)
     return errors
 
 
-def not_refitted(network: nn.Module, original: nn.Module) -> list[dict[str, str]]:
-    """The layers, each with the reason, that lost inputs and that `reconstruct` passes over."""
-    reached = {node.target for node in trace(original.eval()).nodes if node.op == "call_module"}
-    lost = [(name, m) for name, m in network.named_modules() if _lost_inputs(m, original.get_submodule(name))]
-    reasons = {
-        name: "a convolution in groups" if getattr(layer, "groups", 1) > 1 else "a block around it branches on values"
-        for name, layer in lost
-        if getattr(layer, "groups", 1) > 1 or name not in reached
-    }
+def not_refitted(network: nn.Module, original: nn.Module, image: Tensor | None = None) -> list[dict[str, str]]:
+    """The layers, each with the reason, that lost inputs and that `reconstruct` passes over for images like `image`."""
+    return _unreached(network, original, trace(original.eval(), image))
+
+
+def _unreached(network: nn.Module, original: nn.Module, graph: fx.Graph) -> list[dict[str, str]]:
+    reached, repeated = {node.target for node in graph.nodes if node.op == "call_module"}, _repeated(graph)
+    reasons = {}
+    for name in _lost_layers(network, original):
+        layer = network.get_submodule(name)
+        if getattr(layer, "groups", 1) > 1:
+            reasons[name] = _GROUPS
+        elif computes_weight(layer):
+            reasons[name] = _COMPUTED
+        elif name in repeated:
+            reasons[name] = _REPEATED
+        elif name not in reached:
+            reasons[name] = _HIDDEN
     return [
         {"layer": name, "reason": f"not refitted to the inputs that it lost: {reason}"}
         for name, reason in reasons.items()
     ]
+
+
+def _repeated(graph: fx.Graph) -> set[str]:
+    """The modules that are called more than once: what suits one call does not suit the other."""
+    times = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    return {name for name, count in times.items() if count > 1}
+
+
+def _source(node: fx.Node) -> fx.Node | None:
+    """The node that a layer reads."""
+    return read_argument(node, 0, "input") or next(iter(node.all_input_nodes), None)
 
 
 def _refit(pair: Lockstep, node: fx.Node, kept: Tensor) -> float:
@@ -69,13 +100,14 @@ def _refit(pair: Lockstep, node: fx.Node, kept: Tensor) -> float:
     follower = only_user(node)
     norm = _batch_norm(pair, follower)
     end = node if norm is None else follower
-    targets = [value[:, kept] for value in pair.old(end)]
-    other = _other_addend(end)
+    dim = channel_dim(layer)
+    targets = [value.index_select(dim, kept) for value in pair.old(end)]
+    other = _other_addend(pair.network, end)
     # An addend that comes later still changes: its own refit makes up for this layer.
-    if other is not None and pair.is_settled(other, end) and pair.old(other)[0].shape == pair.old(end)[0].shape:
+    if other is not None and pair.is_settled(other, end) and _shape(pair.old(other)) == _shape(pair.old(end)):
         shortcuts = zip(pair.old(other), pair.new(other), strict=True)
-        targets = [target + old[:, kept] - new for target, (old, new) in zip(targets, shortcuts, strict=True)]
-    fit = _least_squares(layer, pair.new(node.args[0]), targets, norm is not None or layer.bias is not None)
+        targets = [t + old.index_select(dim, kept) - new for t, (old, new) in zip(targets, shortcuts, strict=True)]
+    fit = _least_squares(layer, pair.new(_source(node)), targets, norm is not None or layer.bias is not None)
     layer.weight.copy_(fit.weight.T.reshape(layer.weight.shape))
     if norm is not None:
         if layer.bias is not None:
@@ -104,30 +136,58 @@ class _Fit:
 
 
 def _least_squares(layer: nn.Module, inputs: list[Tensor], targets: list[Tensor], intercept: bool) -> _Fit:
-    """The layer's best weights for inputs (N, C_in, H, W) -> targets (N, C_out, H', W'), in double precision.
+    """The layer's best weights for its inputs and targets as it reads and returns them, in double precision.
 
     With `intercept` false it is 0: there is no parameter to hold another.
     """
     # Images are left out, not positions: gathering the positions costs more than the solution.
-    step = max(1, math.ceil(sum(target.numel() / target.shape[1] for target in targets) / _ROWS))
-    pairs = [(_rows(layer, x[::step]), _pixels(y[::step])) for x, y in zip(inputs, targets, strict=True)]
-    gram = cross = total = 0
-    for rows, goals in pairs:
-        rows = _with_ones(rows)
-        gram = gram + (rows.T @ rows).double()
-        cross = cross + (rows.T @ goals).double()
-        total = total + goals.double().sum(0)
-    count = sum(len(goals) for _, goals in pairs)
-    damping = _RIDGE * gram.diagonal()[:-1].mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    step = max(1, math.ceil(sum(target.numel() / _outputs(layer) for target in targets) / _ROWS))
+    pairs = zip(inputs, targets, strict=True)
+    pairs = [(rows(layer, x[::step]).float(), pixels(layer, y[::step]).float()) for x, y in pairs]
+    few = sum(len(seen) for seen, _ in pairs) < pairs[0][0].shape[1]
+    solution = (_solve_for_places if few else _solve_for_weights)(pairs, intercept)
+    found, goals = [_with_ones(seen) @ solution.float() for seen, _ in pairs], [goals for _, goals in pairs]
+    (mean, variance), (_, spread) = _moments(found), _moments(goals)
+    wrong = sum((x - y).double().square().sum() for x, y in zip(found, goals, strict=True))
+    unexplained = wrong / (spread.sum() * sum(map(len, goals))).clamp_min(1e-12)
+    weight, intercepts = solution[:-1], solution[-1]
+    return _Fit(*(x.float() for x in (weight, intercepts, mean - intercepts, variance)), unexplained.item())
+
+
+def _moments(chunks: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The mean and the variance (C,) of values (places, C), in double precision, without a copy of all."""
+    count = sum(map(len, chunks))
+    mean = sum(chunk.double().sum(0) for chunk in chunks) / count
+    return mean, sum((chunk.double() - mean).square().sum(0) for chunk in chunks) / count
+
+
+def _solve_for_weights(pairs: list[tuple[Tensor, Tensor]], intercept: bool) -> Tensor:
+    """The weights, and in the last row the intercepts (C_in k k + 1, C_out), by the matrix of the inputs' products."""
+    gram = cross = 0
+    for seen, goals in pairs:
+        seen = _with_ones(seen)
+        gram = gram + (seen.T @ seen).double()
+        cross = cross + (seen.T @ goals).double()
+    ridge = _RIDGE * gram.diagonal()[:-1].mean().clamp_min(_LEAST_SQUARE)
+    damping = ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     damping[-1, -1] = 0
     solution, columns = torch.zeros_like(cross), len(cross) - (not intercept)
     solution[:columns] = torch.linalg.solve((gram + damping)[:columns, :columns], cross[:columns])
-    weight = solution[:-1]
-    mean = gram[-1, :-1] / count @ weight
-    variance = ((weight * (gram[:-1, :-1] / count @ weight)).sum(0) - mean**2).clamp_min(0)
-    error = sum((goals - _with_ones(rows) @ solution.float()).double().square().sum() for rows, goals in pairs)
-    spread = sum((goals.double() - total / count).square().sum() for _, goals in pairs)
-    return _Fit(*(x.float() for x in (weight, solution[-1], mean, variance)), (error / spread.clamp_min(1e-12)).item())
+    return solution
+
+
+def _solve_for_places(pairs: list[tuple[Tensor, Tensor]], intercept: bool) -> Tensor:
+    """The same by the matrix of the places' products: smaller where a layer has more inputs than there are places.
+
+    A linear layer behind a flattened VGG has 25,088 inputs, and an image is one place. W = X' (X X' + ridge)^-1 Y.
+    """
+    seen, goals = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
+    ridge = _RIDGE * seen.square().sum().div(seen.shape[1]).clamp_min(_LEAST_SQUARE)
+    means = [x.mean(0) if intercept else torch.zeros_like(x[0]) for x in (seen, goals)]
+    seen, goals = seen - means[0], goals - means[1]
+    damping = ridge * torch.eye(len(seen), dtype=seen.dtype, device=seen.device)
+    weight = seen.T @ torch.linalg.solve(seen @ seen.T + damping, goals)
+    return torch.cat([weight, (means[1] - means[0] @ weight)[None]])
 
 
 def _with_ones(rows: Tensor) -> Tensor:
@@ -135,23 +195,10 @@ def _with_ones(rows: Tensor) -> Tensor:
     return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
 
 
-def _rows(layer: nn.Module, x: Tensor) -> Tensor:
-    """What each output position sees: (N H' W', C_in k k) of a convolution, (N, C_in) of a linear layer."""
-    if isinstance(layer, nn.Linear):
-        return x.flatten(0, -2)
-    columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    return columns.transpose(1, 2).flatten(0, 1)
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """(N, C, H, W) as (N H W, C); (N, C) as it is."""
-    return x.permute(0, 2, 3, 1).flatten(0, 2) if x.ndim == 4 else x
-
-
 def _adopt_statistics(norm: nn.BatchNorm2d, inputs: list[Tensor]) -> None:
     """Gives batch norm its inputs' statistics without changing what it computes: training then starts from there."""
-    pixels = torch.cat([_pixels(x) for x in inputs])
-    mean, variance = pixels.mean(0), pixels.var(0, correction=0)
+    values = torch.cat([pixels(norm, x) for x in inputs])
+    mean, variance = values.mean(0), values.var(0, correction=0)
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     shift = norm.bias - norm.running_mean * scale
     norm.running_mean.copy_(mean)
@@ -161,32 +208,50 @@ def _adopt_statistics(norm: nn.BatchNorm2d, inputs: list[Tensor]) -> None:
 
 
 def _batch_norm(pair: Lockstep, node: fx.Node | None) -> nn.BatchNorm2d | None:
-    """The changed network's batch norm that `node` calls."""
+    """The changed network's batch norm that `node` calls, where its statistics and its affine map can be set."""
     name = batch_norm_at(pair.network, node)
-    return pair.network.get_submodule(name) if name else None
+    norm = pair.network.get_submodule(name) if name else None
+    whole = norm is not None and norm.running_mean is not None and norm.affine
+    return norm if whole and node.target not in _repeated(node.graph) else None
 
 
-def _lost_inputs(layer: nn.Module, old: nn.Module) -> bool:
-    if isinstance(layer, nn.Conv2d):
-        return layer.in_channels < old.in_channels and layer.groups < layer.in_channels
-    return isinstance(layer, nn.Linear) and layer.in_features < old.in_features
-
-
-def _is_refitted(layer: nn.Module | None, old: nn.Module | None) -> bool:
-    return _lost_inputs(layer, old) and getattr(layer, "groups", 1) == 1
+def _lost_layers(network: nn.Module, original: nn.Module) -> list[str]:
+    """The convolutions and linear layers that lost inputs."""
+    lost = []
+    for name, layer in network.named_modules():
+        old = original.get_submodule(name)
+        if isinstance(layer, nn.Conv2d):
+            if layer.in_channels < old.in_channels and layer.groups < layer.in_channels:
+                lost.append(name)
+        elif isinstance(layer, nn.Linear) and layer.in_features < old.in_features:
+            lost.append(name)
+    return lost
 
 
 def _outputs(layer: nn.Module) -> int:
     return layer.weight.shape[0]
 
 
-def _other_addend(node: fx.Node) -> fx.Node | None:
+def _shape(values: list[Tensor]) -> torch.Size | None:
+    return values[0].shape if isinstance(values[0], Tensor) else None
+
+
+def _other_addend(network: nn.Module, node: fx.Node) -> fx.Node | None:
     """The other side of the sum that `node` alone goes into."""
     user = only_user(node)
-    if user is None or user.target not in _SUMS or len(user.args) != 2:
+    while user is not None and _hands_on(network, user):
+        node, user = user, only_user(user)
+    if user is None or user.target not in _SUMS or len(user.args) != 2 or user.kwargs:
         return None
     others = [side for side in user.args if side is not node]
     return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None
+
+
+def _hands_on(network: nn.Module, node: fx.Node) -> bool:
+    """Whether `node` returns what it reads, in eval mode."""
+    if node.op == "call_module":
+        return isinstance(network.get_submodule(node.target), _PASSED_OVER)
+    return getattr(node.target, "__name__", "") == "stochastic_depth"
 
 
 @contextlib.contextmanager

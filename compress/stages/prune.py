@@ -35,14 +35,14 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
         samples = context.data.train.take(config.reconstruction_samples, context.seed)
         images = torch.cat([to_device(images, context.device) for images, _ in samples.batches()])
         errors = reconstruct(network, original, pruned.kept, images)
-        left_out = left_out + not_refitted(network, original)
+        left_out = left_out + not_refitted(network, original, example)
     if config.reinitialize:
         for module in network.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         settle(network)
     else:
-        set_unit_length(network)
+        set_unit_length(network, example)
     context.curves.widths(before, after)
 
     loss = label_loss(context.train.label_smoothing)

@@ -41,7 +41,7 @@ def test_the_network_computes_the_same(name: str, training: bool) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     other = copy.deepcopy(network)
-    names = set_unit_length(other)
+    names = set_unit_length(other, images[:1])
     assert names
     torch.testing.assert_close(lengths(other, names), torch.ones_like(lengths(other, names)))
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_dead_filters_layers_with_two_readers_and_those_without_batch_norm_stay_
     with torch.no_grad():
         network.alone.weight[0] = 0
     before = copy.deepcopy(network.state_dict())
-    assert set_unit_length(network) == ["alone"]
+    assert set_unit_length(network, torch.randn(1, 1, 8, 8)) == ["alone"]
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"alone.weight", "alone.bias", "norm.running_var", "norm.weight"}
     assert network.alone.weight[0].eq(0).all()
