@@ -30,7 +30,7 @@ from compress.data.splits import Data
 from compress.devices import Ranks, Relieved, join, leave, leaving_the_last_word, receive
 from compress.errors import UserError
 from compress.measure.environment import versions
-from compress.models.own import OWN, own_digest, prepare_own
+from compress.models.own import identity, prepare_own
 from compress.precision import choose_precision
 from compress.quantization.target import choose_target
 from compress.stages import load_stage, stage_module
@@ -173,7 +173,11 @@ def stage_inputs(name: str, run: Run, parent: dict[str, str] | None) -> dict[str
         "device": run.device.type,
         "parent": parent,
         "checkpoint": files.digest_of_file(config.teacher.checkpoint) if name == "teacher" else None,
-        **({"own": own_digest(OWN[config.teacher.factory])} if name == "teacher" and config.teacher.factory else {}),
+        **(
+            {"own": identity(config.teacher.factory, data.shape)}
+            if name == "teacher" and config.teacher.factory
+            else {}
+        ),
         "code": code_digest(stage_module(name), *_WRITE_AND_MEASURE),
         "versions": versions(),
     }

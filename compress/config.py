@@ -47,6 +47,9 @@ class TeacherConfig:
         choices=("auto", "small", "imagenet"),
     )
     checkpoint: Optional[str] = option(None, "weights to load: .safetensors, .pt, .pth or .th (tensors only)")
+    checkpoint_key: Optional[str] = option(
+        None, "which weights of a checkpoint with several; null: the averaged ones (EMA), or the only ones"
+    )
     weights: Optional[str] = option(None, "pretrained weights: torchvision's name, e.g. IMAGENET1K_V1, or timm's tag")
     epochs: int = option(12, "0 with a checkpoint: the teacher is taken as it is", low=0, high=10000)
     lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
