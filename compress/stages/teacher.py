@@ -11,7 +11,7 @@ from compress.config import TeacherConfig
 from compress.context import Context
 from compress.errors import UserError
 from compress.losses import label_loss
-from compress.models import Architecture, build, stem_for
+from compress.models import Architecture, build, is_library, stem_for
 from compress.models.checkpoint import load_checkpoint
 from compress.train import train
 from compress.transfer import freezing, lr_shares
@@ -65,7 +65,14 @@ def initial(
 
     Raises UserError for a checkpoint that does not fit, and for epochs where all parameters are frozen.
     """
-    architecture = Architecture(config.factory or config.model, stem_for(config.stem, shape[1]), shape[0], classes)
+    stem, model = stem_for(config.stem, shape[1]), config.factory or config.model
+    if config.stem == "small" and is_library(model):
+        raise UserError(
+            f"teacher.stem=small with teacher.model={model}",
+            "auto or imagenet: networks of a library are built as they were published",
+            "leave teacher.stem out, or name a network of python -m compress.models",
+        )
+    architecture = Architecture(model, stem, shape[0], classes, shape[1])
     network = build(architecture, config.weights)
     remarks = load_checkpoint(network, config.checkpoint, config.checkpoint_key) if config.checkpoint else []
     if config.epochs and not any(value.requires_grad for value in network.parameters()):
