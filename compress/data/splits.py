@@ -124,6 +124,8 @@ class Data:
     shape: tuple[int, int, int]  # (C, H, W)
     augmentation: Augmentation
     fingerprint: str  # of every image, every label and which split each is in
+    crop_share: float = 1.0  # how files became these images, see `middle_square`
+    interpolation: str = "bilinear"
 
     @property
     def labelled(self) -> bool:

@@ -37,7 +37,7 @@ def own_digest(network: nn.Module) -> str:
         tensors.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
         tensors.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     classes = {kind for module in network.modules() for kind in type(module).__mro__}
-    own = [kind for kind in classes if kind.__module__.split(".")[0] not in (*_VERSIONED, "builtins")]
+    own = [kind for kind in classes if kind.__module__.split(".")[0] not in _VERSIONED and kind is not object]
     return digest_of(
         {
             "modules": _ADDRESS.sub("", repr(network)),
@@ -158,7 +158,8 @@ def _code(function: FunctionType, seen: set[int], depth: int) -> list[Any]:
     names = sorted({name for code in _codes(function.__code__) for name in code.co_names})
     named = {name: function.__globals__[name] for name in names if name in function.__globals__}
     closure = [_cell(cell) for cell in function.__closure__ or ()]
-    own = not _is_library(function.__module__ or "")
+    module = function.__module__ or ""
+    own = module == "builtins" or not _is_library(module)  # that of code that exec was given
     return [
         function.__qualname__,
         _describe(function.__code__, seen, depth) if own else None,

@@ -47,6 +47,8 @@ def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact
             "mean": data.mean,
             "std": data.std,
             "layout": "NCHW",
+            "crop_share": data.crop_share,
+            "interpolation": data.interpolation,
         },
     )
     return Artifact(network, spec, notes=notes | {"history": history})
