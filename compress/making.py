@@ -17,7 +17,6 @@ from compress.measure.environment import versions
 from compress.measure.figures import taken_before
 from compress.measure.spent import SPENT, spending
 from compress.measure.stage import measure_stage
-from compress.models import ZOO
 from compress.quantization.export import export_onnx
 from compress.quantization.inspect import float_operators, inspect_quantization, require_quantized
 from compress.quantization.target import mismatch
@@ -35,7 +34,7 @@ def make_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
     start = time.perf_counter()
     files.fresh_folder(stage)
     config, data = run.config, run.data
-    if name == "teacher" and (config.teacher.factory or config.teacher.model not in ZOO):  # the zoo is known to pass
+    if name == "teacher" and config.teacher.factory:  # one of the zoo's is known to pass
         from compress.trial import require_passage  # most of a second, which other stages do without
 
         require_passage(config, data)

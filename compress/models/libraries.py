@@ -63,9 +63,9 @@ def from_torchvision(name: str, classes: int, weights: str | None, image_size: i
     from torchvision import models  # as above
 
     extra = _sized(name, image_size)
-    if name in ("googlenet", "inception_v3"):
+    if name in ("googlenet", "inception_v3") and not weights:
         # Their own first weights take seconds to draw; those of each layer train as well behind batch norm.
-        extra |= {"aux_logits": False} | ({} if weights else {"init_weights": False})
+        extra |= {"aux_logits": False, "init_weights": False}
     if not weights:
         return _loadable(models.get_model(name, weights=None, num_classes=classes, **extra))
     _check_weights(weights, [member.name for member in models.get_model_weights(name)], name)
@@ -76,6 +76,8 @@ def from_torchvision(name: str, classes: int, weights: str | None, image_size: i
             network = models.get_model(name, weights=weights, **extra)
     except OSError as error:
         raise _not_fetched(weights, error) from error
+    if name == "inception_v3":  # whose weights have to be loaded with them
+        network.aux_logits, network.AuxLogits = False, None
     _set_classes(network, classes)
     return _loadable(network)
 

@@ -92,7 +92,7 @@ def published(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("name", ["inception_v3", "densenet121", "vit_b_32", "swin_t", "squeezenet1_1"])
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet", "densenet121", "vit_b_32", "squeezenet1_1"])
 def test_published_weights_fill_all_but_the_head(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     published(name, monkeypatch)
     size = 96 if name in ("vit_b_32", "inception_v3") else None
@@ -152,12 +152,12 @@ def test_the_crop_is_that_of_torchvisions_evaluation() -> None:
     from torchvision.transforms import functional as F
 
     generator = np.random.default_rng(0)
-    image = Image.fromarray(generator.integers(0, 255, (40, 64, 3), dtype=np.uint8))
+    image = Image.fromarray(generator.integers(0, 255, (40, 60, 3), dtype=np.uint8))
     for share, interpolation in ((1.0, "bilinear"), (28 / 32, "bicubic")):
         resized = F.resize(image, round(28 / share), F.InterpolationMode(interpolation))
         expected = np.asarray(F.center_crop(resized, 28), np.float32)
         found = np.asarray(middle_square(image, 28, share, interpolation), np.float32)
-        assert np.abs(found - expected).mean() < 12  # they round to another pixel; without the crop it is 60
+        assert np.abs(found - expected).max() <= 1
     described = {"shape": [3, 28, 28], "mean": [0.0] * 3, "std": [1.0] * 3}
     cropped = network_input(image, described | {"crop_share": 0.5, "interpolation": "bicubic"})
     assert np.array_equal(cropped * 255, np.asarray(middle_square(image, 28, 0.5, "bicubic")).transpose(2, 0, 1))
