@@ -65,6 +65,8 @@ def _adopted(network: nn.Module, name: str, shape: tuple[int, int, int], seed: i
         log.info("%s: its %s is converted to float32, which all stages compute in", name, " and ".join(sorted(others)))
         network.float()
     if any(isinstance(value, nn.parameter.UninitializedTensorMixin) for value in network.state_dict().values()):
+        if ":" not in name:
+            log.warning("%s: its lazy layers have seen no image, so their weights are drawn now", name)
         with seeded(seed):
             _forward(network.eval(), name, torch.zeros(2, *shape), "")
     _separate_views(network)
