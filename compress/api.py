@@ -16,7 +16,7 @@ from compress.data.arrays import ARRAYS
 from compress.data.own import own_arrays
 from compress.errors import UserError
 from compress.files import ONNX, read_json
-from compress.models.own import OWN, own_digest
+from compress.models.own import OWN, add_own
 from compress.predict import Classifier, load
 from compress.study import run_study
 
@@ -69,8 +69,7 @@ def _config(recipe: str, model: nn.Module | None, data: Sequence[Any] | None, ov
     """The config, with `model` and `data` known to the pipeline until the context ends."""
     own = []
     if model is not None:
-        name = f"{type(model).__name__}@{own_digest(model)[:12]}"
-        OWN[name] = model
+        name = add_own(model)
         own += [f"teacher.factory='{name}'", "teacher.epochs=0"]
     else:
         name = None

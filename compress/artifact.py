@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from compress.files import MODEL, SPEC, read_json, write_bytes, write_json
+from compress.files import MODEL, OUTPUTS, SPEC, read_json, write_bytes, write_json
+from compress.models.outputs import fixed_outputs
 
 
 @dataclass
@@ -41,14 +42,24 @@ class Artifact:
 
 
 def write_model(artifact: Artifact, folder: Path) -> None:
-    """Writes model.safetensors and model.json."""
+    """Writes model.safetensors, model.json, and outputs.safetensors, which `restore` compares; the network to the CPU.
+
+    A spec without the shape of the images has no such outputs.
+    """
     write_tensors(folder / MODEL, artifact.tensors())
     write_json(folder / SPEC, asdict(artifact.spec))
+    if shape := artifact.spec.input.get("shape"):
+        write_tensors(folder / OUTPUTS, {"outputs": fixed_outputs(artifact.network.cpu(), shape)})
 
 
 def read_model(folder: Path) -> tuple[Spec, dict[str, torch.Tensor]]:
     """What `write_model` wrote."""
     return Spec(**read_json(folder / SPEC)), read_tensors(folder / MODEL)
+
+
+def read_outputs(folder: Path) -> torch.Tensor | None:
+    """The outputs on fixed images that `write_model` recorded; None in a folder of an earlier version."""
+    return read_tensors(folder / OUTPUTS)["outputs"] if (folder / OUTPUTS).is_file() else None
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

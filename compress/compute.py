@@ -30,7 +30,9 @@ from compress.data.splits import Data
 from compress.devices import Ranks, Relieved, join, leave, leaving_the_last_word, receive
 from compress.errors import UserError
 from compress.measure.environment import versions
-from compress.models.own import OWN, own_digest, prepare_own
+from compress.models import require_model_fits
+from compress.models.own import identity, prepare_own
+from compress.models.preprocessing import with_normalisation, with_preprocessing
 from compress.precision import choose_precision
 from compress.quantization.target import choose_target
 from compress.stages import load_stage, stage_module
@@ -78,7 +80,8 @@ def prepare(config: Config) -> Run:
     ranks = join(device)
     torch.set_num_threads(threads)
     ranks.tell(config)
-    data = load_data(config.data, config.seed)
+    config = with_preprocessing(config)
+    data = with_normalisation(load_data(config.data, config.seed), config)
     if not data.labelled and config.teacher.epochs:
         raise UserError(
             f"train images without labels and teacher.epochs={config.teacher.epochs}",
@@ -87,6 +90,10 @@ def prepare(config: Config) -> Run:
         )
     if config.teacher.factory:
         prepare_own(config.teacher.factory, data.shape, len(data.classes), config.seed)
+    else:
+        require_model_fits(config.teacher.model, "teacher.model", data.shape, len(data.classes))
+    if "distill" in config.stages and config.distill.student:
+        require_model_fits(config.distill.student, "distill.student", data.shape, len(data.classes))
     if ranks.world > data.train.smallest_batch():
         raise UserError(
             f"{ranks.world} processes that share batches of {data.train.smallest_batch()} images",
@@ -173,7 +180,11 @@ def stage_inputs(name: str, run: Run, parent: dict[str, str] | None) -> dict[str
         "device": run.device.type,
         "parent": parent,
         "checkpoint": files.digest_of_file(config.teacher.checkpoint) if name == "teacher" else None,
-        **({"own": own_digest(OWN[config.teacher.factory])} if name == "teacher" and config.teacher.factory else {}),
+        **(
+            {"own": identity(config.teacher.factory, data.shape)}
+            if name == "teacher" and config.teacher.factory
+            else {}
+        ),
         "code": code_digest(stage_module(name), *_WRITE_AND_MEASURE),
         "versions": versions(),
     }

@@ -23,7 +23,23 @@ class DataConfig:
 
     name: str = option("digits", "the data set", choices=("digits", "fashion_mnist", "cifar10", "imagefolder", "npz"))
     root: Optional[str] = option(None, "its folder, or the .npz file")
-    image_size: int = option(32, "images are resized to this many pixels a side", low=8, high=1024)
+    image_size: Optional[int] = option(
+        None,
+        "images are resized to this many pixels a side; null: that of teacher.weights, else 224 (imagefolder) or 32",
+        low=8,
+        high=1024,
+    )
+    crop_share: Optional[float] = option(
+        None,
+        "imagefolder: share of the resized shorter side that the middle square keeps; null: of teacher.weights, else 1",
+        low=0.1,
+        high=1.0,
+    )
+    interpolation: Optional[str] = option(
+        None,
+        "imagefolder: how images are resized; null: that of teacher.weights, else bilinear",
+        choices=("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"),
+    )
     batch_size: int = option(128, "images a training step", low=2, high=65536)
     val_from: str = option(
         "train",
@@ -32,7 +48,9 @@ class DataConfig:
         choices=("train", "test"),
     )
     val_fraction: float = option(0.1, "share of that split that becomes validation", low=0.01, high=0.5)
-    mean: Optional[list[float]] = option(None, "a channel each, of pixels in [0, 1]; null: of the train split")
+    mean: Optional[list[float]] = option(
+        None, "a channel each, of pixels in [0, 1]; null: that of teacher.weights, else of the train split"
+    )
     std: Optional[list[float]] = option(None, "as mean")
     crop_padding: int = option(2, "augmentation: random crops from an image padded by this many pixels", low=0, high=64)
     flip: bool = option(False, "augmentation: random left-right flips")
@@ -43,7 +61,7 @@ class DataConfig:
 class TeacherConfig:
     """The network to compress."""
 
-    model: str = option("mobilenet_v2", "a name in the zoo: python -m compress.models lists them")
+    model: str = option("mobilenet_v2", "a name of python -m compress.models, or torchvision/NAME or timm/NAME")
     factory: Optional[str] = option(
         None, "package.module:function that returns a network of your own, in place of teacher.model"
     )
@@ -53,6 +71,9 @@ class TeacherConfig:
         choices=("auto", "small", "imagenet"),
     )
     checkpoint: Optional[str] = option(None, "weights to load: .safetensors, .pt, .pth or .th (tensors only)")
+    checkpoint_key: Optional[str] = option(
+        None, "which weights of a checkpoint with several; null: the averaged ones (EMA), or the only ones"
+    )
     weights: Optional[str] = option(None, "pretrained weights: torchvision's name, e.g. IMAGENET1K_V1, or timm's tag")
     epochs: int = option(12, "0 with a checkpoint: the teacher is taken as it is", low=0, high=10000)
     lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
@@ -90,7 +111,9 @@ class PruneConfig:
 class DistillConfig:
     """Hinton's distillation from the teacher."""
 
-    student: Optional[str] = option(None, "null: the network of the stage before; a zoo name: a new student")
+    student: Optional[str] = option(
+        None, "null: the network of the stage before; a name as in teacher.model: a new student"
+    )
     temperature: float = option(2.0, "softens both distributions", low=0.1, high=100)
     alpha: float = option(0.9, "weight of the teacher's term; the labels weigh 1 - alpha", low=0.0, high=1.0)
     hint_layers: list[str] = option([], "modules whose outputs should match the teacher's, e.g. [layer1,layer2]")
@@ -273,7 +296,7 @@ def check_ranges(config: Any, prefix: str = "") -> None:
             continue
         low, high, choices = item.metadata["low"], item.metadata["high"], item.metadata["choices"]
         parts = value if isinstance(value, list) else [value]
-        strange = [part for part in parts if choices and part not in choices]
+        strange = [part for part in parts if choices and part is not None and part not in choices]
         if strange:
             raise UserError(
                 f"{name}={strange[0]}", f"one of {', '.join(choices)}", f"set {name}={choices[0]}, for example"
@@ -289,6 +312,7 @@ def _check_together(config: Any) -> None:
             _check_together(getattr(config, item.name))
     if isinstance(config, DataConfig):
         _check_normalisation(config)
+        _check_crop(config)
     if isinstance(config, QuantizeConfig):
         _check_corrections(config)
     if isinstance(config, ExportConfig):
@@ -328,6 +352,17 @@ def _check_normalisation(data: DataConfig) -> None:
             "as many means as deviations, and deviations above 0",
             "give one of each a channel, or neither",
         )
+
+
+def _check_crop(data: DataConfig) -> None:
+    asked = {"crop_share": data.crop_share, "interpolation": data.interpolation}
+    for name, value in asked.items():
+        if value is not None and data.name != "imagefolder":
+            raise UserError(
+                f"data.{name}={value} with data={data.name}",
+                "null: arrays come as they are, only images in folders are cropped",
+                f"leave data.{name} out",
+            )
 
 
 def _check_targets(targets: list[str]) -> None:

@@ -85,7 +85,7 @@ def write_again(name: str, stage: Path, done: list[Path], record: dict[str, Any]
     """
     anew = stage.with_name(f"{stage.name}.anew")
     files.fresh_folder(anew)
-    for kept in (files.MODEL, files.SPEC, files.ONNX, files.SENSITIVITY, files.SENSITIVITY_PLOT):
+    for kept in (files.MODEL, files.SPEC, files.ONNX, files.OUTPUTS, files.SENSITIVITY, files.SENSITIVITY_PLOT):
         if (stage / kept).is_file():
             shutil.copyfile(stage / kept, anew / kept)
     spent = taken_before(files.read_json(stage / files.METRICS), SPENT)

@@ -84,6 +84,10 @@ def _finished(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], 
         files.finish_stage(stage, record | {"config": asdict(run.config)})
         with Curves(stage.parent / "tensorboard" / stage.name) as curves:
             show_row(curves, name, stage, run.config)  # curves and pictures are with the run that computed it
+    if name == "teacher" and run.config.teacher.factory:
+        from compress.restore import restore_float
+
+        restore_float(stage)  # raises where the network that was given now is another one than the stage's
     if record["conditions"] != run.conditions():
         log.info("%s: its files are written and measured anew", name)
         from compress.making import write_again  # seconds, as `_make_stage`

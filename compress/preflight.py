@@ -19,8 +19,9 @@ from compress.data.splits import Data
 from compress.files import write_json
 from compress.measure.cost import count_cost
 from compress.measure.deployed import deployed_figures
-from compress.models import build, check_model
+from compress.models import build, require_model_fits
 from compress.models.own import prepare_own
+from compress.models.preprocessing import with_normalisation, with_preprocessing
 from compress.models.widths import read_widths
 from compress.pruning.reconstruct import not_refitted
 from compress.quantization.inspect import inspect_quantization
@@ -45,7 +46,8 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
     """
     check_order(config.stages)
     _, threads = prepare_machine(config)
-    data = load_data(config.data, config.seed)
+    config = with_preprocessing(config)
+    data = with_normalisation(load_data(config.data, config.seed), config)
     teacher, model = _teacher(config, data)
     student, layers, remarks = _student(teacher, model, config, data)
     for network in (teacher, student):
@@ -78,7 +80,7 @@ def _teacher(config: Config, data: Data) -> tuple[nn.Module, str]:
     if config.teacher.factory:
         prepare_own(config.teacher.factory, data.shape, len(data.classes), config.seed)
     else:
-        check_model(config.teacher.model, "teacher.model")
+        require_model_fits(config.teacher.model, "teacher.model", data.shape, len(data.classes))
     torch.manual_seed(config.seed)
     network, architecture = untrained(config.teacher, data.shape, len(data.classes))
     return network.eval(), architecture.model
@@ -101,7 +103,7 @@ def _student(
             image = torch.zeros(1, *data.shape)
             remarks = [f"{row['layer']}: {row['reason']}" for row in not_refitted(student, teacher, image)]
     if "distill" in config.stages and config.distill.student:
-        check_model(config.distill.student, "distill.student")
+        require_model_fits(config.distill.student, "distill.student", data.shape, len(data.classes))
         _, architecture = untrained(config.teacher, data.shape, len(data.classes))
         student = build(replace(architecture, model=config.distill.student)).eval()
     return student, layers, remarks

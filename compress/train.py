@@ -184,7 +184,7 @@ def _optimizer(
     trained = [(lr_shares.get(name, 1.0), value) for name, value in network.named_parameters() if value.requires_grad]
     groups = [
         {"params": params, "weight_decay": decay, "lr": share * lr}
-        for share in sorted({share for share, _ in trained}, reverse=True)  # the first is the rate that is shown
+        for share in sorted({share for share, _ in trained} or {1.0}, reverse=True)  # the first is the rate shown
         for decay, params in (
             (config.weight_decay, [value for own, value in trained if own == share and value.ndim > 1]),
             (0.0, [value for own, value in trained if own == share and value.ndim <= 1]),

@@ -48,9 +48,12 @@ def freezing(network: nn.Module, image: torch.Tensor, epochs: int) -> Callable[[
     A frozen block computes as in deployment, with batch norm's statistics left as they were.
     """
     deep = blocks(network, image)[:-1]
+    trained = [value for part in deep for value in part.parameters() if value.requires_grad]
 
     def before_epoch(epoch: int) -> None:
         for part in deep:
-            part.train(epoch > epochs).requires_grad_(epoch > epochs)
+            part.train(epoch > epochs)
+        for value in trained:  # what the network came with frozen stays so
+            value.requires_grad_(epoch > epochs)
 
     return before_epoch

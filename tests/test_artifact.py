@@ -42,7 +42,7 @@ def finished(folder: Path) -> Path:
 def test_a_finished_stage_is_recognised(tmp_path: Path) -> None:
     record = files.finished_stage(finished(tmp_path), "k")
     assert record["key"] == "k"
-    assert set(record["files"]) == {files.MODEL, files.SPEC}
+    assert set(record["files"]) == {files.MODEL, files.SPEC, files.OUTPUTS}
 
 
 def test_another_key_is_another_stage(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import torch
 from compress.config import DataConfig
 from compress.data.arrays import ARRAYS, to_memory
 from compress.data.augment import Augmentation
+from compress.data.defaults import with_defaults
 from compress.data.folder import imagefolder
 from compress.data.splits import Data, Pixels, Split, check_labels, digest, hold_out
 from compress.errors import UserError
@@ -14,6 +15,7 @@ _STATISTICS_IMAGES = 4096  # enough for a mean to three digits, and quick where 
 
 def load_data(config: DataConfig, seed: int) -> Data:
     """The data set `config.name`. Raises UserError for files or labels that cannot be used."""
+    config = with_defaults(config)
     if config.name == "imagefolder":
         splits, classes, digests = imagefolder(config)
         channels = 3
@@ -46,6 +48,8 @@ def load_data(config: DataConfig, seed: int) -> Data:
         classes=classes,
         shape=(channels, config.image_size, config.image_size),
         augmentation=Augmentation(config.crop_padding, config.flip),
+        crop_share=config.crop_share,
+        interpolation=config.interpolation,
         fingerprint=digest(*digests, *(part.index.numpy() for part in (train, val, test))),
         val_from=source,
     )

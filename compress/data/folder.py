@@ -28,10 +28,12 @@ class Files:
     labels: torch.Tensor
     image_size: int
     workers: int
+    crop_share: float = 1.0
+    interpolation: str = "bilinear"
 
     def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[Batch]:
         loader = torch.utils.data.DataLoader(
-            _Decoder(self.paths, self.image_size),
+            _Decoder(self.paths, self.image_size, self.crop_share, self.interpolation),
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.workers,
             collate_fn=_collate,
@@ -65,7 +67,8 @@ def imagefolder(config: DataConfig) -> tuple[dict[str, Files], list[str], list[s
         if (root / split).is_dir():
             labelled = split != "train" or folders["train"]
             paths, labels = _list_split(root / split, classes) if labelled else _list_unlabelled(root / split)
-            splits[split] = Files(paths, torch.tensor(labels, dtype=torch.int64), config.image_size, config.workers)
+            how = config.image_size, config.workers, config.crop_share, config.interpolation
+            splits[split] = Files(paths, torch.tensor(labels, dtype=torch.int64), *how)
             digests.append(
                 digest(*(part for path in paths for part in (str(path.relative_to(root)), path.read_bytes())))
             )
@@ -102,8 +105,8 @@ def _list_split(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]
 
 
 class _Decoder(torch.utils.data.Dataset):
-    def __init__(self, paths: list[Path], image_size: int):
-        self.paths, self.image_size = paths, image_size
+    def __init__(self, paths: list[Path], image_size: int, crop_share: float, interpolation: str):
+        self.paths, self.how = paths, (image_size, crop_share, interpolation)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -112,7 +115,7 @@ class _Decoder(torch.utils.data.Dataset):
         """The image, or what is wrong with it: an exception of ours would not survive the way out of a worker."""
         try:
             with Image.open(self.paths[at]) as image:
-                pixels = middle_square(image.convert("RGB"), self.image_size)
+                pixels = middle_square(image.convert("RGB"), *self.how)
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return f"{self.paths[at]}: {error}"
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)

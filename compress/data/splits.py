@@ -125,6 +125,8 @@ class Data:
     augmentation: Augmentation
     fingerprint: str  # of every image, every label and which split each is in
     val_from: str = "own"  # the split that validation was held out of, train or test; own: it is one of its own
+    crop_share: float = 1.0  # how files became these images, see `middle_square`
+    interpolation: str = "bilinear"
 
     @property
     def labelled(self) -> bool:

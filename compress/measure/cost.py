@@ -13,6 +13,12 @@ def count_cost(network: nn.Module, shape: tuple[int, int, int]) -> tuple[int, in
     """
     parameter = next(network.parameters())
     image = torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(image)
+    trained = [value for value in network.parameters() if value.requires_grad]
+    network.requires_grad_(False)  # the counter fails where a parameter that could be trained is a layer's input
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(image)
+    finally:
+        for value in trained:
+            value.requires_grad_(True)
     return sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2

@@ -1,18 +1,27 @@
 """The zoo: a name -> a network, for the classes, the channels and the size of image asked for."""
 
 import copy
+import difflib
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from compress.errors import UserError
 from compress.models.first_weights import settle
-from compress.models.libraries import from_timm, from_torchvision, require_timm
+from compress.models.libraries import (
+    check_library_name,
+    from_timm,
+    from_torchvision,
+    not_built,
+    require_takes,
+    require_timm,
+)
 from compress.models.own import OWN
 from compress.models.stems import set_input_channels
-from compress.models.zoo import ZOO, Entry
+from compress.models.zoo import LIBRARIES, ZOO, Entry, find_entry
 
-__all__ = ["ZOO", "Architecture", "Entry", "build", "check_model", "stem_for"]
+__all__ = ["ZOO", "Architecture", "Entry", "build", "check_model", "is_library", "require_model_fits", "stem_for"]
 
 _SMALL_PIXELS = 64  # at 64 the published strides leave 2x2
 # Share of the newest batch in batch norm's statistics, at least: torch's default. MobileNetV3 has 0.01 and MNASNet
@@ -29,16 +38,53 @@ class Architecture:
     stem: str  # small or imagenet
     in_channels: int
     classes: int
+    image_size: int | None = None  # pixels a side, for networks that are made for one; None: written before there was
 
 
 def check_model(name: str, key: str) -> None:
-    """Raises UserError where neither the zoo nor the user has that name, or where the package behind it is missing."""
+    """Raises UserError where no library, zoo or user has that name, or where the package behind it is missing."""
     if name in OWN:
         return
+    if is_library(name):
+        check_library_name(name, key)
+        return
     if name not in ZOO:
-        raise UserError(f"{key}={name}", f"one of {', '.join(ZOO)}", "name one of these")
+        near = difflib.get_close_matches(name, ZOO, 3)
+        mend = f"{' or '.join(near)} is near; " if near else ""
+        raise UserError(
+            f"{key}={name}",
+            f"one of {', '.join(ZOO)}, or torchvision/NAME or timm/NAME",
+            f"{mend}name one of these; python -m compress.models lists them",
+        )
     if ZOO[name].timm:
         require_timm(f"{key}={name}")
+
+
+def is_library(name: str) -> bool:
+    """Whether `name` is torchvision/NAME or timm/NAME: built as it was published, and known to no test of ours."""
+    return name not in OWN and name.partition("/")[0] in LIBRARIES and "/" in name
+
+
+def require_model_fits(name: str, key: str, shape: tuple[int, int, int], classes: int) -> None:
+    """Raises UserError where a library's network cannot be built for images (C, H, W), or does not take them.
+
+    Those of the zoo take any size. Built without weights or values, on the meta device, where that is possible.
+    """
+    check_model(name, key)
+    if not is_library(name):
+        return
+    architecture = Architecture(name, "imagenet", shape[0], classes, shape[1])
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device):
+                require_takes(build(architecture), name, key, shape, classes)
+            return
+        except UserError:
+            if device == "cpu":
+                raise
+        except Exception as error:  # whatever a library raises; on the meta device also for want of values
+            if device == "cpu":
+                raise not_built(name, key, shape[1], error) from error
 
 
 def stem_for(stem: str, pixels: int) -> str:
@@ -55,21 +101,24 @@ def build(architecture: Architecture, weights: str | None = None) -> nn.Module:
     check_model(architecture.model, "model")
     if architecture.model in OWN:
         return copy.deepcopy(OWN[architecture.model])
-    entry, classes = ZOO[architecture.model], architecture.classes
+    entry, classes = find_entry(architecture.model), architecture.classes
+    size = architecture.image_size if is_library(architecture.model) else None
     if entry.own:
         if weights:
             raise UserError(f"teacher.weights={weights}", f"null for {architecture.model}", "use teacher.checkpoint")
         network = entry.own(architecture.in_channels, classes)
     elif entry.timm:
-        network = from_timm(entry.timm, classes, weights)
+        channels = architecture.in_channels if is_library(architecture.model) else 3
+        network = from_timm(entry.timm, classes, weights, channels, size)
     else:
-        network = from_torchvision(entry.torchvision, classes, weights)
+        network = from_torchvision(entry.torchvision, classes, weights, size)
     if not weights:
         settle(network)
     if architecture.stem == "small" and entry.small:
         entry.small(network)
-    set_input_channels(network, architecture.in_channels)
+    if not (entry.timm and is_library(architecture.model)):  # timm has set them
+        set_input_channels(network, architecture.in_channels)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
             module.momentum = max(module.momentum, _MOMENTUM)
     return network

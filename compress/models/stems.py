@@ -34,7 +34,11 @@ def set_input_channels(network: nn.Module, channels: int) -> None:
     name, old = next((name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
     if old.in_channels == channels:
         return
-    new = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None)
+    new = nn.Conv2d(
+        channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, bias=old.bias is not None
+    )
+    if getattr(network, "transform_input", False):  # GoogLeNet's and Inception's: it takes the three colours apart
+        network.transform_input = False
     with torch.no_grad():
         if channels == 1:
             new.weight.copy_(old.weight.sum(1, keepdim=True))

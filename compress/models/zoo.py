@@ -24,6 +24,8 @@ class Entry:
     small: Callable[[nn.Module], None] | None = small_stem  # stem=small, in place; None: made for 32 pixels
 
 
+LIBRARIES = ("torchvision", "timm")  # what may stand before a slash and a name there
+
 ZOO = {
     "depthwise": Entry("Howard et al. 2017 (a short example)", own=Depthwise),
     "mobilenet_v1": Entry("Howard et al. 2017", timm="mobilenetv1_100"),
@@ -51,3 +53,14 @@ ZOO = {
         for depth, width in ((16, 2), (40, 2), (28, 10))
     },
 }
+
+
+def find_entry(name: str) -> Entry:
+    """Where the network `name` comes from: of the zoo, or as torchvision/NAME or timm/NAME, built as published.
+
+    Raises KeyError for a name of neither.
+    """
+    library, slash, network = name.partition("/")
+    if slash and library in LIBRARIES:
+        return Entry(library, small=None, **{library: network})
+    return ZOO[name]

@@ -1,0 +1,174 @@
+"""Calls the function of the user's that builds their network, and shows what it raises as theirs."""
+
+import difflib
+import importlib
+import inspect
+import re
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compress.errors import UserError
+from compress.models.seeds import seeded
+
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_EXPECTED = "package.module:function, a function that returns a torch.nn.Module"
+_HERE = Path(__file__).resolve().parent.parent
+_IMPORT_SEED = 0  # a module is imported once, whatever the seed of the run
+
+# Names of arguments that mean but one thing in a function that builds an image classifier.
+CLASSES_NAMES = (
+    "num_classes", "n_classes", "nb_classes", "num_class", "n_class", "nb_class", "classes", "nclasses", "nclass",
+    "numclasses", "class_num", "classes_num", "class_count", "n_cls", "num_cls", "num_labels", "n_labels", "numClasses",
+    "nClasses", "number_of_classes", "no_classes", "num_categories",
+)  # fmt: skip
+CHANNELS_NAMES = (
+    "in_channels", "in_chans", "in_ch", "in_chan", "in_channel", "input_channels", "input_channel", "n_channels",
+    "num_channels", "nb_channels", "n_input_channels", "num_input_channels", "input_chans", "image_channels",
+    "img_channels", "channels_in", "inchannels", "in_nc", "input_nc", "n_in_channels",
+)  # fmt: skip
+SIZE_NAMES = ("image_size", "img_size", "input_size", "input_resolution", "img_dim", "image_dim")
+
+
+def call_factory(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
+    """What teacher.factory=`name` returns for images (C, H, W), with all global random numbers seeded by `seed`.
+
+    It gets the number of classes and channels, and the size of the images, where an argument of it has a name that
+    means that. Raises UserError for a function that is not there, that raises, or that returns no network.
+    """
+    build = _find(name)
+    if isinstance(build, nn.Module):
+        return build
+    if not callable(build):
+        raise UserError(f"teacher.factory={name}, which is {type(build).__name__}", _EXPECTED, "name a function")
+    given, spare = _arguments(build, name, shape, classes)
+    while True:
+        with seeded(seed):
+            try:
+                network = build(**given, **spare)
+                break
+            except TypeError as error:
+                refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+                if refused is None or refused[1] not in spare:
+                    raise theirs(f"teacher.factory={name}", error) from error
+                spare = _without(refused[1], spare)
+            except (Exception, SystemExit) as error:
+                raise theirs(f"teacher.factory={name}", error) from error
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"teacher.factory={name}, which returned {type(network).__name__}", _EXPECTED, "return a network"
+        )
+    return network
+
+
+def theirs(received: str, error: BaseException) -> UserError:
+    """`error`, which code of the user's raised, with the file and the line."""
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    what = f"{type(error).__name__}: {' '.join(str(text).split())}".rstrip(": ")
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f"{error.filename}, line {error.lineno}"
+    else:
+        place = _place(error)
+    return UserError(
+        f"{received}, which raises {what}{f' ({place})' if place else ''}",
+        "code that runs",
+        "mend it there" if place else "mend that code",
+    )
+
+
+def _place(error: BaseException) -> str | None:
+    """The file and line of the last call in the user's own code; else of the last call in a library."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
+    frames = [frame for frame in frames if not frame.filename.startswith("<frozen")]
+    own = [frame for frame in frames if not {"site-packages", "dist-packages"} & set(Path(frame.filename).parts)]
+    library = Path(inspect.__file__).parent
+    own = [frame for frame in own if library not in Path(frame.filename).parents] or frames
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else None
+
+
+def _is_ours(file: str) -> bool:
+    return _HERE in Path(file).resolve().parents
+
+
+def _find(name: str) -> Any:
+    """The object that is named. Raises UserError where it is not there, or its module cannot be imported."""
+    if not _FACTORY.fullmatch(name):
+        raise UserError(f"teacher.factory={name}", _EXPECTED, "write it so")
+    module_name, function = name.split(":")
+    with seeded(_IMPORT_SEED):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise theirs(f"teacher.factory={name}", error) from error
+            raise UserError(
+                f"teacher.factory={name}: {error}",
+                _EXPECTED,
+                "mend the name, or start where the module lies, or put its folder into PYTHONPATH",
+            ) from error
+        except (Exception, SystemExit) as error:
+            raise theirs(f"teacher.factory={name}", error) from error
+    if not hasattr(module, function):
+        near = difflib.get_close_matches(function, [key for key in vars(module) if not key.startswith("_")], 3, 0.5)
+        raise UserError(
+            f"teacher.factory={name}: {module_name} has no {function}",
+            _EXPECTED,
+            f"name {' or '.join(near)}, for example" if near else "mend the name",
+        )
+    return getattr(module, function)
+
+
+def _arguments(
+    build: Callable[..., Any], name: str, shape: tuple[int, int, int], classes: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments that `build` names, and those that it may take under **kwargs."""
+    try:
+        parameters = inspect.signature(build).parameters
+    except (TypeError, ValueError):  # of a compiled function: it has none
+        return {}, {}
+    keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    by_name = {key: value for key, value in parameters.items() if value.kind in keywords}
+    given: dict[str, Any] = {}
+    for names, value in ((CLASSES_NAMES, classes), (CHANNELS_NAMES, shape[0])):
+        found = [key for key in names if key in by_name]
+        given |= dict.fromkeys(found[:1], value)
+    for key in SIZE_NAMES:
+        if key in by_name:
+            given[key] = _size_like(by_name[key].default, shape)
+    required = [
+        key
+        for key, value in parameters.items()
+        if value.default is value.empty and value.kind not in (value.VAR_POSITIONAL, value.VAR_KEYWORD)
+    ]
+    unknown = [key for key in required if key not in given]
+    if unknown:
+        raise UserError(
+            f"teacher.factory={name}, which needs {', '.join(unknown)}",
+            f"arguments that are known here (classes: {', '.join(CLASSES_NAMES[:7])}; channels: "
+            f"{', '.join(CHANNELS_NAMES[:6])}; size: {', '.join(SIZE_NAMES[:2])}), and defaults for all others",
+            "rename it, give it a default, or write a function around it",
+        )
+    spare: dict[str, Any] = {}
+    if any(value.kind is value.VAR_KEYWORD for value in parameters.values()):
+        spare = {} if set(CLASSES_NAMES) & set(given) else {CLASSES_NAMES[0]: classes}
+        spare |= {} if set(CHANNELS_NAMES) & set(given) else {CHANNELS_NAMES[0]: shape[0]}
+    return given, spare
+
+
+def _size_like(default: Any, shape: tuple[int, int, int]) -> Any:
+    """The size of the images in the form of the argument's default: a side, (H, W) or (C, H, W)."""
+    if isinstance(default, (tuple, list)):
+        return type(default)(shape if len(default) == 3 else shape[1:])
+    return shape[1]
+
+
+def _without(refused: str, spare: dict[str, Any]) -> dict[str, Any]:
+    """`spare` with the next usual name in place of the one that was refused, or without it."""
+    left = {key: value for key, value in spare.items() if key != refused}
+    for names in (CLASSES_NAMES[:3], CHANNELS_NAMES[:2]):
+        if refused in names[:-1]:
+            left[names[names.index(refused) + 1]] = spare[refused]
+    return left
