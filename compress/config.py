@@ -24,6 +24,9 @@ class DataConfig:
     name: str = option("digits", "the data set", choices=("digits", "fashion_mnist", "cifar10", "imagefolder", "npz"))
     root: Optional[str] = option(None, "its folder, or the .npz file")
     image_size: int = option(32, "images are resized to this many pixels a side", low=8, high=1024)
+    channels: Optional[int] = option(
+        None, "of image files: 1 grey, 3 colour (as null), 4 with transparency; arrays have their own", low=1, high=4
+    )
     batch_size: int = option(128, "images a training step", low=2, high=65536)
     val_fraction: float = option(0.1, "share of train held out where there is no validation split", low=0.01, high=0.5)
     mean: Optional[list[float]] = option(None, "a channel each, of pixels in [0, 1]; null: of the train split")
