@@ -77,7 +77,7 @@ def _config(recipe: str, model: nn.Module | None, data: Sequence[Any] | None, ov
         if data is not None:
             arrays, classes = own_arrays(data, _asked_size(overrides))
             ARRAYS[_DATA] = lambda config: (arrays, classes)
-            own.append(f"data.image_size={arrays['train'][0].shape[1]}")
+            own.append(f"data.image_size={min(arrays['train'][0].shape[1:3])}")
         config = compose_recipe(recipe, own + overrides)
         if data is not None:
             config.data.name = _DATA

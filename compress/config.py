@@ -40,6 +40,9 @@ class DataConfig:
         "imagefolder: how images are resized; null: that of teacher.weights, else bilinear",
         choices=("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"),
     )
+    channels: Optional[int] = option(
+        None, "of image files: 1 grey, 3 colour (as null), 4 with transparency; arrays have their own", low=1, high=4
+    )
     batch_size: int = option(128, "images a training step", low=2, high=65536)
     val_from: str = option(
         "train",

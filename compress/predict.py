@@ -4,14 +4,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from compress import files
 from compress.errors import UserError
-from compress.pixels import network_input
+from compress.layout import to_numpy
+from compress.pixels import network_input, opened
 
 BATCH = 32
 SHOWN = 3  # classes an image on the command line
@@ -34,16 +36,24 @@ class Classifier:
     def predict(self, images: Sequence[str | Path | Image.Image | np.ndarray]) -> list[dict[str, float]]:
         """Of each image every class with its probability, the likeliest first.
 
-        An image is a file, an array uint8 (H, W), (H, W, 1) or (H, W, 3), or a Pillow image.
-        Raises UserError for a file that holds no image.
+        An image is a file, a Pillow image, or an array or a tensor (H, W), (H, W, C) or (C, H, W) of uint8, uint16 or
+        floats in [0, 1]. Raises UserError for a file that holds no image, and for pixels that the network cannot have.
         """
-        found = []
+        images, found = _several(images, self._input["shape"][0]), []
         for start in range(0, len(images), BATCH):
-            batch = np.stack([network_input(_open(image), self._input) for image in images[start : start + BATCH]])
+            part = images[start : start + BATCH]
+            batch = np.stack([self._pixels(image, f"image {start + at}") for at, image in enumerate(part)])
             for row in _softmax(self._session.run(["logits"], {"image": batch})[0]):
                 order = np.argsort(-row, kind="stable")
                 found.append({self.classes[at]: float(row[at]) for at in order})
         return found
+
+    def _pixels(self, image: Any, name: str) -> np.ndarray:
+        """float32 (C, S, S), as the network reads it."""
+        if not isinstance(image, (str, Path)):
+            return network_input(image if isinstance(image, Image.Image) else to_numpy(image), self._input, name)
+        with opened(image, str(image)) as file:
+            return network_input(file, self._input, str(image))
 
 
 def load(run: str | Path) -> Classifier:
@@ -88,24 +98,21 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _open(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    if isinstance(image, np.ndarray):
-        return _from_array(image)
-    try:
-        with Image.open(image) as opened:
-            opened.load()
-            return opened
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{image}: {error}", "an image that can be decoded", "name another file") from error
-
-
-def _from_array(image: np.ndarray) -> Image.Image:
-    pixels = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise UserError(f"an array {image.dtype} {image.shape}", "uint8 (H, W), (H, W, 1) or (H, W, 3)", "convert it")
-    return Image.fromarray(pixels)
+def _several(images: Any, channels: int) -> Sequence[Any]:
+    """A list of images of one image, too. Raises UserError for an array that may be one image or several."""
+    if isinstance(images, (str, Path, Image.Image)):
+        return [images]
+    shape = getattr(images, "shape", None)
+    if shape is None:
+        return list(images)
+    ends = {shape[0], shape[-1]}
+    if len(shape) < 3 or (len(shape) == 3 and (shape[-1] <= 4 or (channels > 1 and channels in ends))):
+        raise UserError(
+            f"an array of shape {tuple(shape)}",
+            "several images, (N, H, W) or (N, H, W, C)",
+            "give one image as [image]",
+        )
+    return images
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from compress.data.folder import Files
 from compress.errors import UserError
 from compress.files import ONNX, SPEC, STAGE, read_json
 from compress.pipeline import run_pipeline
-from compress.pixels import middle_square, network_input
+from compress.pixels import Square, middle_square, network_input
 from compress.predict import main
 from tests.conftest import make_tiny_config
 
@@ -59,13 +59,13 @@ def test_probabilities_are_those_of_the_file(run: Path, images: list[str]) -> No
 
 def test_a_file_is_read_as_in_training(images: list[str]) -> None:
     """A folder of images, decoded for training, and the same file given to the classifier."""
-    source = Files([Path(images[1])], torch.zeros(1, dtype=torch.int64), PIXELS, 0)
+    source = Files([Path(images[1])], torch.zeros(1, dtype=torch.int64), Square(PIXELS), 0)
     ((pixels, _),) = source.stream([torch.tensor([0])])
     described = {"shape": [3, PIXELS, PIXELS], "mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
     mean, std = (torch.tensor(described[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     found = network_input(Image.open(images[1]), described)
     assert np.allclose(found, ((pixels / 255 - mean) / std)[0].numpy(), atol=1e-6)
-    assert middle_square(Image.open(images[1]), PIXELS).size == (PIXELS, PIXELS)
+    assert middle_square(Image.open(images[1]), Square(PIXELS)).size == (PIXELS, PIXELS)
 
 
 def test_one_stage_can_be_named(run: Path, images: list[str]) -> None:

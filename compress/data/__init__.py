@@ -1,14 +1,19 @@
 """The data sets: a name -> train, validation and test, split by the seed, normalised and fingerprinted."""
 
+import logging
+
 import torch
 
 from compress.config import DataConfig
-from compress.data.arrays import ARRAYS, to_memory
+from compress.data.arrays import ARRAYS, Arrays, to_memory
 from compress.data.augment import Augmentation
 from compress.data.defaults import with_defaults
 from compress.data.folder import imagefolder
+from compress.data.labels import note_classes_without_images
 from compress.data.splits import Data, Pixels, Split, check_labels, digest, hold_out
 from compress.errors import UserError
+
+log = logging.getLogger("compress")
 
 _STATISTICS_IMAGES = 4096  # enough for a mean to three digits, and quick where files must be decoded
 
@@ -18,14 +23,20 @@ def load_data(config: DataConfig, seed: int) -> Data:
     config = with_defaults(config)
     if config.name == "imagefolder":
         splits, classes, digests = imagefolder(config)
-        channels = 3
+        channels = config.channels or 3
     else:
         arrays, classes = ARRAYS[config.name](config)
+        _note_oblong(arrays)
         digests = [digest(*arrays[name]) for name in arrays]
         splits = {name: to_memory(*arrays[name], config.image_size) for name in arrays}
         channels = splits["train"].images.shape[1]
         _check_channels({name: part.images.shape[1] for name, part in splits.items()}, str(config.root))
+        if config.channels not in (None, channels):
+            raise UserError(
+                f"data.channels={config.channels} for arrays with {channels}", "image files", "leave data.channels out"
+            )
     check_labels({name: part.labels for name, part in splits.items()}, len(classes), str(config.root or config.name))
+    note_classes_without_images(splits["train"].labels.numpy(), classes)
     index = {name: torch.arange(len(part.labels)) for name, part in splits.items()}
     source = "own" if "val" in splits else config.val_from
     if source != "own":
@@ -53,6 +64,13 @@ def load_data(config: DataConfig, seed: int) -> Data:
         fingerprint=digest(*digests, *(part.index.numpy() for part in (train, val, test))),
         val_from=source,
     )
+
+
+def _note_oblong(arrays: Arrays) -> None:
+    """Logs what is not seen of images that are no squares."""
+    height, width = arrays["train"][0].shape[1:3]
+    if height != width:
+        log.info("images of %dx%d pixels: their middle square is read; pad them to squares to keep all", height, width)
 
 
 def _check_channels(channels: dict[str, int], source: str) -> None:

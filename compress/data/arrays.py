@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from compress.config import DataConfig
+from compress.data.labels import match_classes, to_labels
 from compress.data.splits import NO_LABEL, Memory
 from compress.errors import UserError
+from compress.layout import many_images, require_bits, scaled
+from compress.pixels import Square, as_bytes_if_exact, square
 
-Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> uint8 images (N, H, W[, C]), labels (N,)
+# split -> images (N, H, W[, C]), uint8 or float32 from 0 to 255, and labels (N,)
+Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def digits(config: DataConfig) -> tuple[Arrays, list[str]]:
@@ -37,9 +40,10 @@ def cifar10(config: DataConfig) -> tuple[Arrays, list[str]]:
 
 
 def npz(config: DataConfig) -> tuple[Arrays, list[str]]:
-    """A file in MedMNIST's layout: `<split>_images` uint8 (N, H, W[, C]) and `<split>_labels` (N,) or (N, 1).
+    """A file in MedMNIST's layout: `<split>_images` (N, H, W[, C]) and `<split>_labels` (N,) or (N, 1).
 
-    train_labels may be missing: then train has no labels, and the classes are those of test.
+    Images are uint8, uint16 or floats in [0, 1], labels whole numbers, names or one-hot rows. train_labels may be
+    missing: then train has no labels, and the classes are those of test.
     """
     path = _existing(config)
     try:
@@ -56,32 +60,24 @@ def npz(config: DataConfig) -> tuple[Arrays, list[str]]:
         if split not in arrays:
             names = ", ".join(sorted(found)) or "none of them"
             raise UserError(f"{path} with {names}", f"{split}_images and {split}_labels", "add the missing arrays")
-    labels = arrays["train" if "train_labels" in found else "test"][1]
-    count = int(labels.max(initial=0)) + 1
-    return arrays, [str(label) for label in range(count)]
+    labels = {split: part[1] for split, part in arrays.items()}
+    classes = match_classes(labels, dict.fromkeys(labels))
+    return {split: (images, labels[split]) for split, (images, _) in arrays.items()}, classes
 
 
 def _npz_split(found: dict[str, np.ndarray], split: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = found[f"{split}_images"], found.get(f"{split}_labels")
-    shape = tuple(images.shape)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and shape[3] not in (1, 3)):
-        raise UserError(
-            f"{path}: {split}_images {images.dtype} {shape}",
-            "uint8 (N, H, W) or (N, H, W, 1 or 3)",
-            "convert the array",
-        )
+    name = f"{path}: {split}_images"
+    images = many_images(found[f"{split}_images"], name)
+    require_bits(images, name)
+    images = as_bytes_if_exact(scaled(images, name))
+    labels = found.get(f"{split}_labels")
     if labels is None and split == "train":
-        labels = np.full(len(images), NO_LABEL)
-    if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels is None or labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        got = "missing" if labels is None else f"{labels.dtype} {tuple(labels.shape)}"
+        return images, np.full(len(images), NO_LABEL)
+    if labels is None:
         raise UserError(
-            f"{path}: {split}_labels {got}",
-            f"one whole number an image, ({len(images)},)",
-            "one class an image, from 0",
+            f"{path}: {split}_labels missing", f"one class an image, ({len(images)},)", "add the labels of these images"
         )
-    return images, labels
+    return images, to_labels(labels, len(images), f"{path}: {split}_labels")
 
 
 def _torchvision(name: str, config: DataConfig) -> tuple[Arrays, list[str]]:
@@ -122,16 +118,12 @@ def _existing(config: DataConfig) -> Path:
 
 
 def to_memory(images: np.ndarray, labels: np.ndarray, image_size: int) -> Memory:
-    """uint8 (N, H, W[, C]) as uint8 (N, C, S, S): one channel where there is none, resized where S differs."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images))
-    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-    if pixels.shape[2:] != (image_size, image_size):
-        pieces = [
-            F.interpolate(part.float(), (image_size, image_size), mode="bilinear", antialias=True)
-            for part in pixels.split(1024)
-        ]
-        pixels = torch.cat([piece.round().clamp(0, 255).to(torch.uint8) for piece in pieces])
-    return Memory(pixels.contiguous(), torch.from_numpy(labels.astype(np.int64)))
+    """(N, H, W[, C]) as (N, C, S, S): one channel where there is none, the middle square resized where S differs."""
+    images = images[..., None] if images.ndim == 3 else images
+    if images.shape[1:3] != (image_size, image_size) and len(images):
+        images = np.stack([square(image, Square(image_size)) for image in images])
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return Memory(pixels, torch.from_numpy(labels.astype(np.int64)))
 
 
 ARRAYS: dict[str, Callable[[DataConfig], tuple[Arrays, list[str]]]] = {

@@ -1,4 +1,4 @@
-"""Random crops and flips of a whole uint8 batch at a time: no image goes through Python on its own."""
+"""Random crops and flips of a whole batch at a time: no image goes through Python on its own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Augmentation:
     def __call__(
         self, images: torch.Tensor, generator: torch.Generator, part: Part = whole, batch: int | None = None
     ) -> torch.Tensor:
-        """uint8 (N, C, H, W) in and out.
+        """(N, C, H, W) in and out, uint8 or float32.
 
         `images` are the `part` of a batch of so many: all of them are drawn for, so that each gets the same crop and
         flip however many processes share the batch.

@@ -7,33 +7,33 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from compress.config import DataConfig
+from compress.data.listing import LeftOut, folders_in, images_below, look_into
 from compress.data.splits import NO_LABEL, Batch, digest
 from compress.errors import UserError
-from compress.pixels import middle_square
-
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-
+from compress.nearest import did_you_mean
+from compress.pixels import Square, opened, read
 
 _NEEDED = ("train", "test")
 
 
 @dataclass
 class Files:
-    """Image files with their labels, decoded to RGB uint8 (N, 3, S, S) by `workers` processes."""
+    """Image files with their labels, decoded to (N, C, S, S) by `workers` processes.
+
+    Pixels are uint8; float32 from 0 to 255 in a batch with images of more bits.
+    """
 
     paths: list[Path]
     labels: torch.Tensor
-    image_size: int
+    square: Square
     workers: int
-    crop_share: float = 1.0
-    interpolation: str = "bilinear"
+    channels: int = 3
 
     def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[Batch]:
         loader = torch.utils.data.DataLoader(
-            _Decoder(self.paths, self.image_size, self.crop_share, self.interpolation),
+            _Decoder(self.paths, self.square, self.channels),
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.workers,
             collate_fn=_collate,
@@ -41,8 +41,8 @@ class Files:
             worker_init_fn=_leave_signals_to_parent,
         )
         for images, batch in zip(loader, batches, strict=True):
-            if isinstance(images, str):
-                raise UserError(images, "an image that can be decoded", "repair or remove that file")
+            if isinstance(images, UserError):
+                raise images
             yield images, self.labels[batch]
 
 
@@ -60,64 +60,65 @@ def imagefolder(config: DataConfig) -> tuple[dict[str, Files], list[str], list[s
         if not (root / split).is_dir():
             found = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
             raise UserError(f"{root} with {found}", "folders train and test (and val)", f"add {root / split}")
-    folders = {split: sorted(path.name for path in (root / split).iterdir() if path.is_dir()) for split in _NEEDED}
-    classes = folders["train"] or folders["test"]
+    left_out = LeftOut()
+    given = [split for split in ("train", "val", "test") if (root / split).is_dir()]
+    left_out.others += [path for path in sorted(root.iterdir()) if path.name not in given and path.name[0] != "."]
+    folders = {split: folders_in(root / split, LeftOut()) for split in _NEEDED}
+    classes = [path.name for path in folders["train"] or folders["test"]]
     splits, digests = {}, []
-    for split in ("train", "val", "test"):
-        if (root / split).is_dir():
-            labelled = split != "train" or folders["train"]
-            paths, labels = _list_split(root / split, classes) if labelled else _list_unlabelled(root / split)
-            how = config.image_size, config.workers, config.crop_share, config.interpolation
-            splits[split] = Files(paths, torch.tensor(labels, dtype=torch.int64), *how)
-            digests.append(
-                digest(*(part for path in paths for part in (str(path.relative_to(root)), path.read_bytes())))
-            )
+    square = Square(config.image_size, config.crop_share, config.interpolation)
+    for split in given:
+        labelled = split != "train" or folders["train"]
+        paths, labels = (_list_split if labelled else _list_unlabelled)(root / split, classes, left_out)
+        digests.append(digest(*_parts(root, paths, left_out)))
+        labels = torch.tensor(labels, dtype=torch.int64)
+        splits[split] = Files(paths, labels, square, config.workers, config.channels or 3)
+    left_out.log(root)
     return splits, classes, digests
 
 
-def _list_unlabelled(folder: Path) -> tuple[list[Path], list[int]]:
-    paths = _images(folder)
+def _parts(root: Path, paths: list[Path], left_out: LeftOut) -> Iterator[str | bytes]:
+    """The name and the content of each file, which are what a data set is known by."""
+    for path, content in zip(paths, look_into(paths, left_out), strict=True):
+        yield path.relative_to(root).as_posix()
+        yield content
+
+
+def _list_unlabelled(folder: Path, classes: list[str], left_out: LeftOut) -> tuple[list[Path], list[int]]:
+    paths = images_below(folder, left_out)
     return paths, [NO_LABEL] * len(paths)
 
 
-def _images(folder: Path) -> list[Path]:
-    """The image files below a folder. Raises UserError where there is none, or one is empty."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
-    if not found:
-        raise UserError(f"{folder} without an image", f"files ending in {' '.join(sorted(EXTENSIONS))}", "add images")
-    empty = next((path for path in found if path.stat().st_size == 0), None)
-    if empty:
-        raise UserError(f"{empty}, 0 bytes", "an image", "repair or remove that file")
-    return found
-
-
-def _list_split(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
+def _list_split(folder: Path, classes: list[str], left_out: LeftOut) -> tuple[list[Path], list[int]]:
     paths, labels = [], []
-    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for place in folders_in(folder, left_out):
         if place.name not in classes:
             raise UserError(
-                f"class {place}", f"one of train's: {', '.join(classes[:10])}", "add it to train, or remove it"
+                f"class {place}",
+                f"one of train's: {', '.join(classes[:10])}",
+                f"{did_you_mean(place.name, classes)}add it to train, or remove it",
             )
-        found = _images(place)
+        found = images_below(place, left_out)
         paths += found
         labels += [classes.index(place.name)] * len(found)
     return paths, labels
 
 
 class _Decoder(torch.utils.data.Dataset):
-    def __init__(self, paths: list[Path], image_size: int, crop_share: float, interpolation: str):
-        self.paths, self.how = paths, (image_size, crop_share, interpolation)
+    def __init__(self, paths: list[Path], square: Square, channels: int):
+        self.paths, self.square, self.channels = paths, square, channels
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, at: int) -> torch.Tensor | str:
-        """The image, or what is wrong with it: an exception of ours would not survive the way out of a worker."""
+    def __getitem__(self, at: int) -> torch.Tensor | UserError:
+        """The image (C, S, S), or what is wrong with it: raised in a worker, it would come out as another exception."""
+        path = self.paths[at]
         try:
-            with Image.open(self.paths[at]) as image:
-                pixels = middle_square(image.convert("RGB"), *self.how)
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return f"{self.paths[at]}: {error}"
+            with opened(path, str(path)) as image:
+                pixels = read(image, self.channels, self.square, str(path))
+        except UserError as error:
+            return error
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
 
 
@@ -130,5 +131,9 @@ def _leave_signals_to_parent(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _collate(items: list[torch.Tensor | str]) -> torch.Tensor | str:
-    return next((item for item in items if isinstance(item, str)), None) or torch.stack(items)
+def _collate(items: list[torch.Tensor | UserError]) -> torch.Tensor | UserError:
+    mistake = next((item for item in items if isinstance(item, UserError)), None)
+    if mistake is not None:
+        return mistake
+    deep = any(item.is_floating_point() for item in items)
+    return torch.stack([item.float() for item in items] if deep else items)

@@ -1,86 +1,164 @@
 """Images given in Python, as arrays or as datasets, brought into the form of the data sets that lie in files."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from compress.data.arrays import Arrays
+from compress.data.labels import match_classes, one_label, to_labels
 from compress.errors import UserError
-from compress.pixels import middle_square
+from compress.layout import many_images, one_image, require_bits, scaled, to_numpy
+from compress.pixels import Square, as_bytes_if_exact, natural_channels, opened, read, square, to_channels
 
 _FORMS = "(images, labels) or a dataset of (image, label); images uint8, or float in [0, 1]"
+_IMAGE_KEYS = ("image", "images", "img", "pixel_values")
+_LABEL_KEYS = ("label", "labels", "target", "targets", "class", "y")
 
 
-def own_arrays(splits: Sequence[Any], image_size: int | None) -> tuple[Arrays, list[str]]:
-    """(train, val, test) -> uint8 (N, H, W, C) and labels (N,) a split, and the names of the classes.
+def own_arrays(splits: Sequence[Any] | Mapping[str, Any], image_size: int | None) -> tuple[Arrays, list[str]]:
+    """(train, val, test) -> pixels (N, H, W[, C]) and labels (N,) a split, and the names of the classes.
 
     val may be None: it is then held out of train. Each other one is a pair of images (N, H, W[, C]) or (N, C, H, W)
-    with their labels, or a dataset with a length; its images may be PIL's, of any size where `image_size` is given.
-    All are held in memory. Raises UserError for what is neither.
+    with their labels, or a dataset with a length whose items are (image, label) or dicts with an image and a label; its
+    images may be PIL's or files, of any size where `image_size` is given. Labels are whole numbers, names or one-hot
+    rows. All are held in memory: uint8, or float32 from 0 to 255 where 8 bits would not do. Raises UserError for what
+    is neither, and for what cannot be known for sure.
     """
+    arrays, labels, names = {}, {}, {}
+    for split, given in _splits(splits).items():
+        pair = _pair(given)
+        images, told = (_images(pair[0], split, image_size), pair[1]) if pair else _dataset(given, split, image_size)
+        arrays[split], labels[split] = images, to_labels(told, len(images), f"{split} labels")
+        names[split] = None if pair else _class_names(given)
+    classes = match_classes(labels, names)
+    return {split: (arrays[split], labels[split]) for split in arrays}, classes
+
+
+def _splits(splits: Any) -> dict[str, Any]:
+    if isinstance(splits, Mapping):
+        splits = [splits.get("train"), splits.get("val", splits.get("validation")), splits.get("test")]
     if not isinstance(splits, Sequence) or len(splits) != 3:
         raise UserError(f"data of {type(splits).__name__}", "(train, val, test), val None if there is none", "mend it")
     named = dict(zip(("train", "val", "test"), splits, strict=True))
-    arrays = {
-        name: _pair(split, name, image_size) if _is_pair(split) else _dataset(split, name, image_size)
-        for name, split in named.items()
-        if split is not None or name != "val"
-    }
-    names = getattr(named["train"], "classes", None)
-    count = int(max(labels.max(initial=0) for _, labels in arrays.values())) + 1
-    return arrays, [str(name) for name in names] if names else [str(label) for label in range(count)]
+    return {name: split for name, split in named.items() if split is not None or name != "val"}
 
 
-def _is_pair(split: Any) -> bool:
-    return isinstance(split, tuple) and len(split) == 2 and not isinstance(split[0], tuple)
+def _pair(split: Any) -> tuple[Any, Any] | None:
+    """(images, labels), where that is what a split is; None for a dataset, a list of two items among them."""
+    if isinstance(split, Mapping):
+        image, label = _keys(split, "a split")
+        return split[image], split[label]
+    if not isinstance(split, (tuple, list)) or len(split) != 2:
+        return None
+    first = split[0]
+    if isinstance(first, (tuple, list)):
+        return tuple(split) if _all_images(first) else None
+    return None if isinstance(first, (Image.Image, Mapping, str)) else tuple(split)
 
 
-def _pair(split: tuple, name: str, image_size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = (np.asarray(part.cpu() if isinstance(part, torch.Tensor) else part) for part in split)
-    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
-        images = images.transpose(0, 2, 3, 1)
-    if images.ndim not in (3, 4) or labels.shape != (len(images),):
-        raise UserError(f"{name} with images {images.shape} and labels {labels.shape}", _FORMS, "mend their shapes")
-    return _pixels(images, name), labels.astype(np.int64)
+def _all_images(parts: Sequence[Any]) -> bool:
+    """Whether these are images alone, where an item of a dataset has a label, too."""
+    if all(isinstance(part, (str, Path)) for part in parts):
+        return True
+    return all(isinstance(part, Image.Image) or np.ndim(to_numpy(part)) > 1 for part in parts)
 
 
-def _dataset(split: Any, name: str, image_size: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _dataset(split: Any, name: str, image_size: int | None) -> tuple[np.ndarray, list[Any]]:
+    """The pixels of a dataset's images, and its labels."""
     if not isinstance(split, Sized) or not hasattr(split, "__getitem__"):
-        raise UserError(f"{name} of {type(split).__name__}", _FORMS, "give a dataset that has a length and items")
+        loader = ": of a DataLoader its .dataset" if hasattr(split, "dataset") else ""
+        raise UserError(
+            f"{name} of {type(split).__name__}", _FORMS, f"give a dataset that has a length and items{loader}"
+        )
     images, labels = [], []
     for at in range(len(split)):
-        image, label = split[at][:2]
-        images.append(_array(image, image_size))
-        labels.append(int(label))
-    sizes = {image.shape for image in images}
-    if len(sizes) > 1:
-        some = ", ".join(map(str, sorted(sizes)[:3]))
-        raise UserError(f"{name} with images of {some}", "one size", "add the override data.image_size=PIXELS")
-    return _pixels(np.stack(images), name), np.asarray(labels, np.int64)
+        image, label = _parts(split[at], f"{name}[{at}]")
+        images.append(_pixels(image, f"{name}[{at}]", image_size))
+        labels.append(one_label(label, f"the label of {name}[{at}]"))
+    return _stacked(images, name), labels
 
 
-def _array(image: Any, image_size: int | None) -> np.ndarray:
-    """An item's image as (H, W[, C])."""
-    if isinstance(image, Image.Image):
-        image = image if image.mode in ("L", "RGB") else image.convert("RGB")
-        return np.asarray(middle_square(image, image_size) if image_size else image)
-    array = np.asarray(image.cpu() if isinstance(image, torch.Tensor) else image)
-    channels_first = array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3)
-    return array.transpose(1, 2, 0) if channels_first else array
+def _parts(item: Any, name: str) -> tuple[Any, Any]:
+    """The image and the label of an item; what a tuple has behind them is not read."""
+    if isinstance(item, Mapping):
+        image, label = _keys(item, name)
+        return item[image], item[label]
+    if isinstance(item, (tuple, list)) and len(item) >= 2:
+        return item[0], item[1]
+    raise UserError(f"{name} of {type(item).__name__}", "items (image, label), or dicts with both", "add the label")
 
 
-def _pixels(images: np.ndarray, name: str) -> np.ndarray:
-    """uint8 of uint8, or of floats in [0, 1]."""
-    if images.dtype == np.uint8:
-        return images
-    low, high = (float(images.min(initial=0)), float(images.max(initial=0)))
-    if not np.issubdtype(images.dtype, np.floating) or not (low >= 0 and high <= 1):
+def _keys(item: Mapping, name: str) -> tuple[str, str]:
+    """The keys of a dict's image and label. Raises UserError where they are not plain."""
+    images, labels = ([key for key in item if key in known] for known in (_IMAGE_KEYS, _LABEL_KEYS))
+    labels = labels or [key for key in item if key not in images]
+    if len(images) != 1 or len(labels) != 1:
         raise UserError(
-            f"{name} with {images.dtype} from {low:.3g} to {high:.3g}",
-            "pixels: uint8, or floats in [0, 1]",
-            "give the images before they are normalised; data.mean and data.std do that",
+            f"{name} with {', '.join(map(str, item)) or 'nothing'}",
+            f"one of {', '.join(_IMAGE_KEYS)} and one of {', '.join(_LABEL_KEYS)}",
+            "rename the keys that hold the image and its class",
         )
-    return (images * 255).round().astype(np.uint8)
+    return images[0], labels[0]
+
+
+def _images(images: Any, name: str, image_size: int | None) -> np.ndarray:
+    """The pixels (N, H, W[, C]) of a split: uint8, or float32 from 0 to 255."""
+    ragged = isinstance(images, np.ndarray) and images.dtype == object
+    if isinstance(images, (list, tuple)) or ragged:
+        return _stacked([_pixels(image, f"{name}[{at}]", image_size) for at, image in enumerate(images)], name)
+    array = many_images(to_numpy(images), name)
+    require_bits(array, name)
+    return as_bytes_if_exact(scaled(array, name))
+
+
+def _pixels(image: Any, name: str, image_size: int | None) -> np.ndarray:
+    """An item's image as (H, W, C)."""
+    if isinstance(image, (str, Path)):
+        with opened(image, f"{name}, {image}") as file:
+            return _pixels(file, f"{name}, {image}", image_size)
+    how = Square(image_size) if image_size else None
+    if isinstance(image, Image.Image):
+        return as_bytes_if_exact(read(image, natural_channels(image), how, name))
+    pixels = scaled(one_image(to_numpy(image), name), name)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return square(pixels, how) if how else as_bytes_if_exact(pixels)
+
+
+def _stacked(images: list[np.ndarray], name: str) -> np.ndarray:
+    """(N, H, W), or (N, H, W, C) of several channels; grey images among colour ones become colour."""
+    if not images:
+        return np.zeros((0, 1, 1), np.uint8)
+    if {image.shape[2] for image in images} == {1, 3}:
+        images = [to_channels(image, 3, name) for image in images]
+    shapes = {image.shape for image in images}
+    if len({shape[:2] for shape in shapes}) > 1:
+        some = ", ".join(f"{height}x{width}" for height, width, _ in sorted(shapes)[:3])
+        raise UserError(
+            f"{name} with images of several sizes, {some} (height x width)",
+            "one size",
+            "add the override data.image_size=PIXELS",
+        )
+    if len(shapes) > 1:
+        some = ", ".join(map(str, sorted(shape[2] for shape in shapes)))
+        raise UserError(f"{name} with images of {some} channels", "the same in all", "convert some of them")
+    stacked = np.stack(images)
+    return stacked[..., 0] if stacked.shape[3] == 1 else stacked
+
+
+def _class_names(split: Any) -> list[str] | None:
+    """The names of a dataset's classes, also of one that a Subset or the like is of; None where it has none."""
+    classes = getattr(split, "classes", None)
+    if isinstance(classes, (list, tuple, np.ndarray)) and len(classes):
+        return [str(name) for name in classes]
+    features = getattr(split, "features", None)  # Hugging Face's
+    if isinstance(features, Mapping):
+        named = [features[key].names for key in _LABEL_KEYS if getattr(features.get(key), "names", None)]
+        return [str(name) for name in named[0]] if named else None
+    if isinstance(getattr(split, "datasets", None), Iterable):  # a ConcatDataset
+        found = [_class_names(part) for part in split.datasets]
+        return found[0] if found and all(names == found[0] for names in found) else None
+    inner = getattr(split, "dataset", None)
+    return None if inner is None else _class_names(inner)

@@ -31,13 +31,16 @@ class Pixels(Protocol):
     labels: torch.Tensor  # (N,) int64
 
     def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[Batch]:
-        """For the positions (N,) of each batch its uint8 images (N, C, H, W) with their labels (N,)."""
+        """For the positions (N,) of each batch its images (N, C, H, W) with their labels (N,).
+
+        Pixels are uint8, or float32 from 0 to 255 where they have more than 8 bits.
+        """
         ...
 
 
 @dataclass
 class Memory:
-    """Images that fit into memory, as uint8 (N, C, H, W)."""
+    """Images that fit into memory, (N, C, H, W): uint8, or float32 from 0 to 255."""
 
     images: torch.Tensor
     labels: torch.Tensor

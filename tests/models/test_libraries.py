@@ -17,7 +17,7 @@ from compress.models import Architecture, build, check_model, require_model_fits
 from compress.models import __main__ as command
 from compress.models.libraries import torchvision_names
 from compress.models.preprocessing import with_normalisation, with_preprocessing
-from compress.pixels import middle_square, network_input
+from compress.pixels import Square, middle_square, network_input
 from compress.stages.teacher import untrained
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
@@ -156,13 +156,14 @@ def test_the_crop_is_that_of_torchvisions_evaluation() -> None:
     for share, interpolation in ((1.0, "bilinear"), (28 / 32, "bicubic")):
         resized = F.resize(image, round(28 / share), F.InterpolationMode(interpolation))
         expected = np.asarray(F.center_crop(resized, 28), np.float32)
-        found = np.asarray(middle_square(image, 28, share, interpolation), np.float32)
+        found = np.asarray(middle_square(image, Square(28, share, interpolation)), np.float32)
         assert np.abs(found - expected).max() <= 1
     described = {"shape": [3, 28, 28], "mean": [0.0] * 3, "std": [1.0] * 3}
     cropped = network_input(image, described | {"crop_share": 0.5, "interpolation": "bicubic"})
-    assert np.array_equal(cropped * 255, np.asarray(middle_square(image, 28, 0.5, "bicubic")).transpose(2, 0, 1))
+    wanted = middle_square(image, Square(28, 0.5, "bicubic"))
+    assert np.array_equal(cropped * 255, np.asarray(wanted).transpose(2, 0, 1))
     assert np.array_equal(
-        network_input(image, described) * 255, np.asarray(middle_square(image, 28)).transpose(2, 0, 1)
+        network_input(image, described) * 255, np.asarray(middle_square(image, Square(28))).transpose(2, 0, 1)
     )
 
 
