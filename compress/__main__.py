@@ -27,10 +27,12 @@ def main() -> int:
     from compress.launch.options import register_launchers, require_one_kind_of_processes
     from compress.launch.plugin import register_search
     from compress.launch.sweep import explain_launcher, outcome, place, write_page
+    from compress.overrides import as_hydra_reads
     from compress.signals import stoppable
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit
     try:
+        sys.argv[1:] = as_hydra_reads(sys.argv[1:])
         register(sys.argv[1:])
         require_one_kind_of_processes(sys.argv[1:], world_size())
         register_launchers()

@@ -1,6 +1,7 @@
 """Where Hydra ends: recipes and schema go in as config groups, plain dataclasses and one-line errors come out."""
 
 import errno
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from yaml import YAMLError
 from compress.config import Config, SearchConfig, check
 from compress.errors import UserError
 from compress.help import CONF, RECIPES
+from compress.nearest import did_you_mean
+from compress.overrides import as_hydra_reads, known_keys, parsed, quoted, unknown_key
 
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
@@ -37,11 +40,15 @@ def register(overrides: Sequence[str] = ()) -> None:
 
 
 def recipe_files(overrides: Sequence[str]) -> list[str]:
-    """The files among the recipes that a command line asks for, as they are typed."""
-    named = [text.removeprefix("recipe=") for text in overrides if text.startswith("recipe=")]
-    return [
-        name for text in named for name in (part.strip("'\"") for part in text.split(",")) if name.endswith(".yaml")
+    """The files among the recipes that a command line asks for."""
+    asked = [parsed(text) for text in overrides if text.startswith("recipe=")]
+    named = [
+        name
+        for found in asked
+        if found is not None
+        for name in (found.sweep_string_iterator() if found.is_sweep_override() else [str(found.value())])
     ]
+    return [name for name in (part.strip("'\"") for part in named) if name.endswith(".yaml")]
 
 
 def with_own_folders(arguments: list[str]) -> list[str]:
@@ -58,7 +65,7 @@ def with_own_folders(arguments: list[str]) -> list[str]:
     typed = {text.partition("=")[0] for text in arguments}
     return [
         *arguments[:at],
-        *(f"{key}={folder}" for key, folder in folders.items() if key not in typed),
+        *(f"{key}={quoted(folder)}" for key, folder in folders.items() if key not in typed),
         *arguments[at:],
     ]
 
@@ -114,7 +121,7 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError for a recipe, a key or a value that cannot be.
     """
-    arguments = [f"recipe={recipe}", *overrides]
+    arguments = as_hydra_reads([f"recipe={recipe}", *overrides])
     register(arguments)
     around = GlobalHydra.instance().hydra  # of a Hydra application that calls us
     GlobalHydra.instance().clear()
@@ -147,11 +154,24 @@ def explain(error: Exception) -> UserError:
     lines = [
         line.strip() for text in dict.fromkeys((str(error), str(cause))) for line in text.splitlines() if line.strip()
     ]
+    text = " ".join(lines)
     if any(line.startswith("Available options") for line in lines):
         at = next(i for i, line in enumerate(lines) if line.startswith("Available options"))
         names = [line for line in lines[at + 1 :] if " " not in line and not line.startswith("Config")]
-        return UserError(" ".join(lines[:at]), f"one of {', '.join(dict.fromkeys(names))}", "name one of these")
-    return UserError(" ".join(lines), "keys and values that exist", "see python -m compress --help")
+        asked = re.search(r"Could not find '[^']*?([^'/]+)'", text)
+        meant = did_you_mean(asked[1], names) if asked else ""
+        return UserError(" ".join(lines[:at]), f"one of {', '.join(dict.fromkeys(names))}", f"{meant}name one of these")
+    key = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text) or re.search(
+        r"full_key: (\S+)", text
+    )
+    if key is None:
+        return UserError(text, "keys and values that exist", "see python -m compress --help")
+    known = known_keys()
+    if key[1] not in known:
+        recipe = re.search(r"In '(recipe/[^']+)'", text)
+        return unknown_key(key[1], f" of {recipe[1]}" if recipe else "")
+    received = next((line for line in lines if "alue" in line), text)
+    return UserError(f"{key[1]}: {received}", known[key[1]], f"set {key[1]} to such a value")
 
 
 def ending(error: Exception) -> tuple[int, str]:

@@ -37,7 +37,8 @@ from compress.precision import choose_precision
 from compress.quantization.target import choose_target
 from compress.stages import load_stage, stage_module
 
-_WRITE_AND_MEASURE = ("compress.quantization.export", "compress.measure.stage")  # modules that all stages go through
+# Modules that all stages go through, the reading of images among them.
+_WRITE_AND_MEASURE = ("compress.data", "compress.quantization.export", "compress.measure.stage")
 
 
 @dataclass

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Optional
 
 from compress.errors import UserError
+from compress.nearest import nearest
 
 
 def option(default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple = ()) -> Any:
@@ -302,7 +303,9 @@ def check_ranges(config: Any, prefix: str = "") -> None:
         strange = [part for part in parts if choices and part is not None and part not in choices]
         if strange:
             raise UserError(
-                f"{name}={strange[0]}", f"one of {', '.join(choices)}", f"set {name}={choices[0]}, for example"
+                f"{name}={strange[0]}",
+                f"one of {', '.join(choices)}",
+                f"set {name}={next(iter(nearest(str(strange[0]), choices)), f'{choices[0]}, for example')}",
             )
         outside = [part for part in parts if low is not None and part is not None and not low <= part <= high]
         if outside:  # a NaN is in it too

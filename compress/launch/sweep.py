@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -59,7 +60,7 @@ class Told(Callback):
 
 def place() -> str:
     """The override with which the same command goes on."""
-    return f"{_command.key}={_command.folder}"
+    return shlex.quote(f"{_command.key}={_command.folder}")
 
 
 def stopped_by() -> signal.Signals | None:

@@ -11,6 +11,7 @@ from compress.cpu import cpu_flags, cpu_name
 
 _PACKAGES = (
     "torchvision", "torchao", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "hydra-core", "safetensors",
+    "pillow",
 )  # fmt: skip
 
 

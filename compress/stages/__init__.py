@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable
 
 from compress.errors import UserError
+from compress.nearest import did_you_mean
 
 # A stage's name is that of its module here, and of its function there.
 STAGES = ("teacher", "prune", "distill", "quantize")
@@ -16,7 +17,11 @@ def check_order(stages: list[str]) -> None:
     received = f"stages=[{','.join(stages)}]"
     unknown = [name for name in stages if name not in STAGES]
     if unknown:
-        raise UserError(f"{received} with {unknown[0]}", f"names among {', '.join(STAGES)}", "mend that name")
+        raise UserError(
+            f"{received} with {unknown[0]}",
+            f"names among {', '.join(STAGES)}",
+            f"{did_you_mean(unknown[0], STAGES)}mend that name",
+        )
     if len(set(stages)) < len(stages):
         raise UserError(received, "each stage once", "remove the repeated one")
     if not stages or stages[0] != _FIRST:
