@@ -50,7 +50,7 @@ def main() -> int:
     print(
         f"for colour images of {options.image_size} pixels a side and {options.classes} classes; stem={stem}\n"
         "int8: a byte a weight, biases and scales; without the graph around them\n"
-        'torchvision/NAME and timm/NAME are networks too: python -m compress.models "timm/*edge*"'
+        'torchvision/NAME and timm/NAME too: python -m compress.models "timm/*edge*"'
     )
     return 0
 

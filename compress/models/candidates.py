@@ -69,13 +69,11 @@ def candidates(content: object, own: Tensors) -> list[Candidate]:
 
 
 def choose(found: list[Candidate], path: str, key: str | None) -> tuple[Candidate, list[str]]:
-    """The set to load, and what is to be said of it.
+    """The set to load, of one or more, and what is to be said of it.
 
-    The averaged one where there is one, else the only one, or the one that `key` names. Raises UserError where there is
-    none, where several are left, and for a `key` that names none.
+    The averaged one where there is one, else the only one, or the one that `key` names. Raises UserError where several
+    are left, and for a `key` that names none.
     """
-    if not found:
-        raise UserError(f"{path} without any", "a dict of tensors", "save model.state_dict()")
     keys = ", ".join(one.key or "the file itself" for one in found)
     if key is not None:
         named = [one for one in found if key in (one.key, one.key.rpartition(".")[2], one.key.partition(".")[0])]

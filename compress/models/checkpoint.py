@@ -41,7 +41,16 @@ def load_checkpoint(network: nn.Module, path: str, key: str | None = None) -> li
     UserError for a file that is missing, broken, holds pickled code, quantized weights or another architecture's.
     """
     own = network.state_dict()
-    chosen, remarks = choose(candidates(_read(Path(path)), own), path, key)
+    content = _read(Path(path))
+    found = candidates(content, own)
+    if not found:
+        keys = f" with {', '.join(map(str, list(content)[:_SHOWN]))}" if isinstance(content, dict) else ""
+        raise UserError(
+            f"{path}, a {type(content).__name__}{keys}, without weights by name",
+            "a dict of tensors",
+            "save model.state_dict()",
+        )
+    chosen, remarks = choose(found, path, key)
     _require_fit(own, chosen, path)
     state = {name: chosen.tensors[name] for name in own if name in chosen.tensors}
     wrong = [found for name, value in state.items() if (found := _wrong_kind(name, value, own[name]))]
@@ -124,6 +133,10 @@ def _read(path: Path) -> object:
         return load_file(path) if path.suffix == ".safetensors" else _load_tensors(path)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, ValueError, TypeError) as error:
         expected = "a file of tensors alone: .safetensors, or a state_dict saved by torch.save"
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{path}, a TorchScript archive", expected, "save torch.jit.load(FILE).state_dict() with torch.save"
+            ) from error
         classes = re.findall(r"(?:Unsupported global: GLOBAL|Unsupported class) ([\w.]+)", str(error))
         if classes:
             raise UserError(

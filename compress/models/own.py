@@ -41,6 +41,8 @@ def add_own(network: nn.Module) -> str:
 
     Raises UserError for one that cannot be copied.
     """
+    if not isinstance(network, nn.Module):
+        raise UserError(f"model of {type(network).__name__}", "a torch.nn.Module", "give the trained network itself")
     network = without_wrappers(copy_network(unwrapped(network)))
     name = f"{type(network).__name__}@{own_digest(network)[:12]}"
     OWN[name] = network

@@ -168,6 +168,19 @@ def test_masks_of_pruning_are_named(tmp_path: Path) -> None:
         load(content, tmp_path)
 
 
+@pytest.mark.parametrize("content", [[STATE], {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}, {"epoch": 3}])
+def test_a_file_without_weights_says_what_it_holds(content: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a (list|dict with (optimizer|epoch)), without weights.* a dict of tensors"):
+        load(content, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torchscript_is_named(tmp_path: Path) -> None:
+    torch.jit.trace(network().eval(), torch.zeros(1, 1, 8, 8)).save(tmp_path / "x.pt")
+    with pytest.raises(UserError, match="a TorchScript archive"):
+        load_checkpoint(network(), str(tmp_path / "x.pt"))
+
+
 class Settings:
     """A class of the user's that a trainer has pickled."""
 

@@ -187,6 +187,11 @@ def test_torchscript_is_refused() -> None:
         add_own(torch.jit.script(nn.Sequential(nn.Linear(2, 2))))
 
 
+def test_what_is_no_network_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model of str; expected a torch\.nn\.Module"):
+        add_own("resnet18")
+
+
 class Uncopyable(Plain):
     def __deepcopy__(self, memo: dict) -> nn.Module:
         raise NotImplementedError("not to be copied")
