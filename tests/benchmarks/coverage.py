@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # run as a script, it would not find `compress`
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, it would not find `compress`
 
 from compress.files import read_json, write_json
 from compress.units import count_text
 from tests.benchmarks.coverage_networks import all_names
 
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "outputs" / "benchmarks" / "coverage"
 LAST_WORDS = 300  # characters of an error that are shown
 
@@ -97,8 +97,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
     slow = sum(row["status"] == "too slow" for row in rows)
     through = [row for row in rows if row["status"] == "through"]
     int8, layers = (sum(row[key] for row in through) for key in ("int8_layers", "layers"))
+    share = 100 * counts["through"] / max(1, len(rows))
     return (
-        f"{counts['through']} of {len(rows)} networks are through ({100 * counts['through'] / max(1, len(rows)):.0f} %), "
+        f"{counts['through']} of {len(rows)} networks are through ({share:.0f} %), "
         f"{counts['refused']} refused, {counts['fault']} faults, {slow} too slow; "
         f"{int8} of {layers} layers with weights have int8 kernels."
     )
