@@ -101,6 +101,17 @@ def writes_in_place(node: fx.Node) -> bool:
     return "inplace" in names[: len(node.args)] and bool(node.args[names.index("inplace")])
 
 
+class _Constant:
+    """A function that returns a tensor which a forward pass makes without its input."""
+
+    def __init__(self, value: Tensor):
+        self._value = value
+        self.__name__ = "constant"
+
+    def __call__(self) -> Tensor:
+        return self._value
+
+
 @torch.no_grad()
 def trace(network: nn.Module, image: Tensor | None = None) -> fx.Graph:
     """The calls of `network` in eval mode, as deep as they can be traced.
@@ -111,6 +122,10 @@ def trace(network: nn.Module, image: Tensor | None = None) -> fx.Graph:
     whole.network = network
     graph = _Tracer(image).trace(whole)
     for node in graph.nodes:
+        if node.op == "get_attr" and not node.target.startswith(
+            "network"
+        ):  # fx gave `whole` a tensor that is no buffer
+            node.op, node.target = "call_function", _Constant(getattr(whole, node.target))
         if node.op in ("call_module", "get_attr"):
             node.target = node.target.removeprefix("network").removeprefix(".")
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))

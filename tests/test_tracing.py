@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compress.lockstep import Lockstep
 from compress.tracing import batch_norm_at, trace
 from tests.pruning.networks import Network, conv
 
@@ -84,3 +85,13 @@ def test_a_convolution_of_ones_own_is_one_node_as_its_groups_may_change() -> Non
 def test_batch_norm_that_is_called_without_statistics_is_no_batch_norm() -> None:
     network = Network(lambda net, x: F.batch_norm(net.a(x), None, None, training=True), a=conv(3, 4))
     assert [batch_norm_at(network, node) for node in trace(network).nodes] == [None] * 4
+
+
+def test_tensors_that_the_forward_pass_makes_are_part_of_the_trace() -> None:
+    network = Network(lambda net, x: net.a(x) * torch.linspace(0, 1, 16), a=conv(3, 4)).eval()
+    images = torch.randn(2, 3, 16, 16)
+    graph = trace(network, IMAGE)
+    pair = Lockstep(graph, network, network, [images])
+    last = next(node for node in graph.nodes if node.op == "output").args[0]
+    with torch.no_grad():
+        assert torch.equal(pair.new(last)[0], network(images))

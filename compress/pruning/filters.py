@@ -96,16 +96,39 @@ def _choose(graph: DependencyGraph, layers: list[nn.Module], config: PruneConfig
     limit = torch.cat(ranks).sort().values[_share(sum(map(len, ranks)), config.ratio) - 1] if ranks else None
     choices = []
     for group, rank in zip(groups, ranks, strict=True):
-        parts = _parts(group)
-        chosen = int((rank <= limit).sum()) if config.scope == "global" else _share(len(rank), config.ratio)
-        left = max(len(rank) - chosen, math.ceil(_LEAST_LEFT * len(rank)))
-        left -= left % (config.round_to // math.gcd(config.round_to, parts))  # the width is `parts` times as much
-        if 0 < left < len(rank):
-            gone = rank.argsort()[: len(rank) - left].tolist()
+        parts, gone = _parts(group), []
+        for places in _shared_places(group, len(rank)):
+            ranked = rank[places]
+            chosen = int((ranked <= limit).sum()) if config.scope == "global" else _share(len(places), config.ratio)
+            left = max(len(places) - chosen, math.ceil(_LEAST_LEFT * len(places)))
+            left -= left % (config.round_to // math.gcd(config.round_to, parts))  # the width is `parts` times as much
+            if left > 0:
+                gone += places[ranked.argsort()[: len(places) - left]].tolist()
+        if gone:
             root = group[0].dep
             numbers = [number + part * len(rank) for part in range(parts) for number in gone]
             choices.append(_Choice(root.target.module, root.handler, sorted(numbers)))
     return choices
+
+
+def _shared_places(group: Group, count: int) -> list[torch.Tensor]:
+    """The places among the `count` channels of a group, put together where the same layers make them.
+
+    A gate on a concatenation is coupled with all its parts: without this, one part could lose all its filters.
+    """
+    makers: list[set[int]] = [set() for _ in range(count)]
+    for at in range(len(group)):
+        layer = group[at].dep.target.module
+        if (
+            isinstance(layer, _LAYERS)
+            and group[at].dep.handler == group._DG.get_pruner_of_module(layer).prune_out_channels
+        ):
+            for place in group[at].root_idxs:
+                makers[place % count].add(id(layer))
+    places: dict[frozenset[int], list[int]] = {}
+    for place, layers in enumerate(makers):
+        places.setdefault(frozenset(layers), []).append(place)
+    return [torch.tensor(each) for each in places.values()]
 
 
 def _remove(

@@ -51,7 +51,7 @@ def reconstruct(
             source = _source(node)
             if node.op == "call_module" and node.target in refitted:
                 old = original.get_submodule(node.target)
-                filters = torch.tensor(kept.get(node.target, range(_outputs(old))))
+                filters = torch.tensor(kept.get(node.target, range(_outputs(old))), device=old.weight.device)
                 errors[node.target] = _refit(pair, node, filters)
             elif norm is not None and node.target not in repeated and getattr(source, "target", None) not in refitted:
                 _adopt_statistics(norm, pair.new(source))

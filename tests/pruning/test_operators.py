@@ -188,3 +188,28 @@ def test_convolutions_of_different_groups_in_a_row_are_cut_alike() -> None:
     narrow, found, _ = pruned(network)
     assert set(found.kept) == {"a", "four", "eight"}
     assert_zeros_compute_the_same(network, narrow, found)
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_no_part_of_a_concatenation_that_is_gated_as_a_whole_loses_all(scope: str) -> None:
+    torch.manual_seed(0)
+
+    def forward(net: Network, x: Tensor) -> Tensor:
+        both = torch.cat([net.a(x), net.b(x)], 1)
+        return net.head(pooled(net.c(both * net.gate(both.mean((2, 3), keepdim=True)).sigmoid())))
+
+    network = Network(
+        forward, gate=conv(32, 32, 1), a=conv(3, 16), b=conv(3, 16), c=conv(32, 16), head=nn.Linear(16, 5)
+    ).eval()  # fmt: skip
+    with torch.no_grad():  # all of one part is next to nothing
+        network.a.weight *= 1e-4
+        network.c.weight[:, :16] *= 1e-4
+        network.gate.weight[:16] *= 1e-4
+        network.gate.weight[:, :16] *= 1e-4
+    narrow = copy.deepcopy(network)
+    found = prune_filters(narrow, torch.zeros(1, *SHAPE), PruneConfig(ratio=0.5, round_to=1, scope=scope))
+    assert narrow.a.out_channels >= 1
+    assert narrow.a.out_channels + narrow.b.out_channels == narrow.gate.out_channels
+    if scope == "local":
+        assert narrow.a.out_channels == narrow.b.out_channels == 8
+    assert_zeros_compute_the_same(network, narrow, found)
