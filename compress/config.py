@@ -156,6 +156,7 @@ class QuantizeConfig:
         low=0,
         high=100,
     )
+    allow_float: bool = option(False, "take an int8 file in which most of the arithmetic stays float")
     epochs: int = option(3, "qat: epochs", low=0, high=10000)
     lr: float = option(0.002, "qat: peak learning rate", low=1e-7, high=10)
     temperature: float = option(2.0, "qat: as distill.temperature", low=0.1, high=100)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from compress.data.splits import Examples
 from compress.errors import UserError
 from compress.step import Loss
+from compress.train_outputs import TrainOutputs
 
 
 def distillation(
@@ -27,8 +28,10 @@ def distillation(
 def label_loss(smoothing: float) -> Loss:
     """The loss of a network that learns from labels alone; `smoothing` is the share spread over all classes."""
 
+    outputs = TrainOutputs()
+
     def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = network(examples.images).float()
+        logits = outputs.logits(network, examples.images)
         return F.cross_entropy(logits, examples.labels, label_smoothing=smoothing), logits
 
     return loss
@@ -63,12 +66,13 @@ def teacher_loss(
     All of it is computed in float32, whatever the networks' precision.
     """
     own, wanted = hints
+    student = TrainOutputs()
 
     def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
         for outputs in hints:
             outputs.clear()  # a step that ran out of memory left its own here, with all that they hold on to
         teacher_logits = answer(examples)
-        logits = network(examples.images).float()
+        logits = student.logits(network, examples.images)
         value = distillation(logits, teacher_logits, examples.labels, temperature, alpha)
         for layer, features in own.items():
             value = value + hint_weight * relative_error(features.float(), wanted[layer].float())

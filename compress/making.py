@@ -7,23 +7,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from compress import files
-from compress.artifact import Spec, write_model, write_tensors
+from compress.artifact import Artifact, write_model, write_tensors
 from compress.compute import Job, Run, compute_stage, stage_seed
+from compress.config import Config
 from compress.cpu import cpu_flags
 from compress.curves import Curves
 from compress.export import TARGETS, Source, load_target
 from compress.measure.environment import versions
 from compress.measure.figures import taken_before
+from compress.measure.int8_loss import validation_loss
 from compress.measure.spent import SPENT, spending
 from compress.measure.stage import measure_stage
+from compress.quantization.advice import advise
 from compress.quantization.export import export_onnx
+from compress.quantization.float_share import INT8_FIGURES, read_float_share, require_int8
 from compress.quantization.inspect import float_operators, inspect_quantization, require_quantized
 from compress.quantization.target import mismatch
 from compress.report.figures import stage_figures
 from compress.report.sensitivity import plot_sensitivity, to_png
 from compress.restore import restore_float
 from compress.rows import show_row
+
+_SPREAD_IMAGES = 64  # on which the ranges of channels are compared
 
 log = logging.getLogger("compress")
 
@@ -34,7 +42,7 @@ def make_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
     start = time.perf_counter()
     files.fresh_folder(stage)
     config, data = run.config, run.data
-    if name == "teacher" and config.teacher.factory:  # one of the zoo's is known to pass
+    if name == "teacher" and _is_tried(config):
         from compress.trial import require_passage  # most of a second, which other stages do without
 
         require_passage(config, data)
@@ -43,13 +51,18 @@ def make_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
             result = compute_stage(Job(name, stage, list(done), inputs), run, curves)
         write_model(result, stage)
         export_onnx(result.network.cpu(), stage / files.ONNX, data.shape)
-        left_out = result.left_out + (_check_int8(stage / files.ONNX, result.spec) if result.spec.quantization else [])
+        left_out, int8 = result.left_out, {}
+        if result.spec.quantization:
+            rows, int8 = _check_int8(stage / files.ONNX, result, config.quantize.allow_float)
+            left_out = left_out + rows
         if result.spec.quantization and (remark := mismatch(result.spec.quantization["target"], cpu_flags())):
             log.warning("%s: %s", name, remark)
             result.notes["target"] = remark
         if result.sensitivity:
             _write_sensitivity(result.sensitivity, stage, curves)
-        metrics = _deploy(name, stage, done[0] if done else stage, spent, run)
+        metrics = _deploy(name, stage, done[0] if done else stage, spent | int8, run)
+        if name == "quantize":
+            _tell_loss(stage, done[-1], result, run)
         for title, figure in stage_figures([*done, stage]).items():
             curves.figure(title, figure)
         show_row(curves, name, stage, run.config)
@@ -78,6 +91,12 @@ def make_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
     return files.finished_stage(stage, record["key"])
 
 
+def _is_tried(config: Config) -> bool:
+    """Whether the networks of a run are tried before it trains; those of the zoo are known to pass."""
+    names = (config.teacher.model, config.distill.student or "")
+    return bool(config.teacher.factory) or any("/" in name for name in names)
+
+
 def write_again(name: str, stage: Path, done: list[Path], record: dict[str, Any], run: Run) -> dict[str, Any]:
     """Writes and measures a whole stage for other targets, beside its folder, and then puts it in its place.
 
@@ -88,7 +107,8 @@ def write_again(name: str, stage: Path, done: list[Path], record: dict[str, Any]
     for kept in (files.MODEL, files.SPEC, files.ONNX, files.OUTPUTS, files.SENSITIVITY, files.SENSITIVITY_PLOT):
         if (stage / kept).is_file():
             shutil.copyfile(stage / kept, anew / kept)
-    spent = taken_before(files.read_json(stage / files.METRICS), SPENT)
+    before = files.read_json(stage / files.METRICS)
+    spent = taken_before(before, SPENT) | {key: before[key] for key in INT8_FIGURES if key in before}
     _deploy(name, anew, done[0] if done else anew, spent, run)
     now = {"config": asdict(run.config), "threads": run.threads, "conditions": run.conditions()}
     files.finish_stage(anew, record | now)
@@ -119,21 +139,38 @@ def _deploy(name: str, stage: Path, teacher: Path, spent: dict[str, Any], run: R
     return measured.metrics
 
 
-def _check_int8(path: Path, spec: Spec) -> list[dict[str, str]]:
-    """What no int8 kernel can run, with the reason; the layers that were kept in float are float.
+def _check_int8(path: Path, result: Artifact, allow_float: bool) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """What no int8 kernel can run, with the reason, and INT8_FIGURES; the layers that were kept in float are float.
 
-    Raises ValueError where the runtime runs another one as float, or one of these as int8.
+    Raises ValueError where the runtime runs another one as float, or one of these as int8, and UserError where most of
+    the arithmetic is float without having been asked to be.
     """
-    floats = {layer.name: layer.reason for layer in inspect_quantization(path) if not layer.quantized}
+    floats = {layer.name for layer in inspect_quantization(path) if not layer.quantized}
     require_quantized(path, tuple(floats))
-    chosen = set(spec.quantization["float_layers"])
-    if not chosen <= set(floats):
-        raise ValueError(f"received {path} with int8 weights in {sorted(chosen - set(floats))}; expected float ones")
-    layers = [{"layer": name, "reason": reason} for name, reason in floats.items() if name not in chosen]
-    return layers + [
+    chosen = result.spec.quantization["float_layers"]
+    if not floats.issuperset(chosen):
+        raise ValueError(f"received {path} with int8 weights in {sorted(set(chosen) - floats)}; expected float ones")
+    share = read_float_share(path, result.network, chosen)
+    require_int8(share, result.spec.architecture["model"], allow_float)
+    if remark := share.remark():
+        log.warning("quantize: %s", remark)
+    rows = [{"layer": layer.layer, "reason": layer.reason} for layer in share.layers]
+    rows += [
         {"layer": f"{operator} ({count})", "reason": "ONNX Runtime has no int8 kernel for it"}
         for operator, count in float_operators(path).items()
     ]
+    return rows, dict(zip(INT8_FIGURES, (share.int8_macs_percent, share.remark()), strict=True))
+
+
+def _tell_loss(stage: Path, before: Path, result: Artifact, run: Run) -> None:
+    """Where int8 lost accuracy beyond chance, logs and notes which setting would help."""
+    loss = validation_loss(before / files.ONNX, stage / files.ONNX, run.data.val, run.threads)
+    if loss is None:
+        return
+    images = torch.cat([images for images, _ in run.data.train.take(_SPREAD_IMAGES, 0).batches()])
+    advice = advise(restore_float(before), images, run.config.quantize, loss)
+    log.warning("quantize: %s", advice)
+    result.notes["int8_loss"] = advice
 
 
 def _write_sensitivity(table: dict[str, Any], stage: Path, curves: Curves) -> None:

@@ -24,10 +24,10 @@ from compress.models.own import prepare_own
 from compress.models.preprocessing import with_normalisation, with_preprocessing
 from compress.models.widths import read_widths
 from compress.pruning.reconstruct import not_refitted
-from compress.quantization.inspect import inspect_quantization
+from compress.quantization.float_share import read_float_share
 from compress.stages import check_order
 from compress.stages.teacher import untrained
-from compress.trial import try_export, try_pruning, try_quantizing
+from compress.trial import require_passage, try_export, try_pruning, try_quantizing
 from compress.units import count_text, size_text
 
 PREFLIGHT = "preflight.json"
@@ -49,6 +49,7 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
     config = with_preprocessing(config)
     data = with_normalisation(load_data(config.data, config.seed), config)
     teacher, model = _teacher(config, data)
+    require_passage(config, data)
     student, layers, remarks = _student(teacher, model, config, data)
     for network in (teacher, student):
         _unlike_fresh(network)
@@ -62,12 +63,11 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
             expected[name] = _expected(network, file, first, data, measure, threads)
         if "quantize" in config.stages:
             file = Path(place, "int8.onnx")
-            try_quantizing(student, config, data, file, model)
+            converted = try_quantizing(student, config, data, file, model)
             expected["int8"] = _expected(student, file, first, data, measure, threads)
             floats = [
-                {"layer": layer.name, "reason": layer.reason}
-                for layer in inspect_quantization(file)
-                if not layer.quantized
+                {"layer": layer.layer, "reason": layer.reason}
+                for layer in read_float_share(file, converted, asked=[]).layers
             ]
     found = {"model": model, "layers": layers, "remarks": remarks, "stays_float": floats, "expected": expected}
     write_json(folder / PREFLIGHT, found)

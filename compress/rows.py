@@ -6,6 +6,7 @@ from typing import Any
 from compress import files
 from compress.config import Config, describe
 from compress.curves import Curves
+from compress.report.verdict import int8_warnings
 from compress.stages import STAGES
 
 
@@ -24,6 +25,7 @@ def summary_rows(done: list[Path]) -> list[dict[str, Any]]:
                 "times_fewer_macs": teacher["macs"] / metrics["macs"],
                 "times_fewer_params": teacher["params"] / metrics["params"],
                 "points_lost": 0.0 - metrics["top1_delta_points"],
+                "warnings": int8_warnings(metrics, files.read_json(stage / files.STAGE)["notes"]),
             }
         )
     return rows

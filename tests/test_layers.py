@@ -19,11 +19,11 @@ LAYERS = [
     {"rows"},
     {"stages"},
     {"measure"},
-    {"restore"},
+    {"restore", "refusals"},
     {"answers", "losses", "pruning", "labelling", "transfer"},
     {"train"},
     {"step"},
-    {"context", "training"},
+    {"context", "train_outputs", "training"},
     {"checkpoint", "devices", "folding", "heap", "lean", "memory", "precision", "signals"},
     {"export"},
     {"shared_statistics"},
@@ -35,7 +35,7 @@ LAYERS = [
     {"cores", "cpu", "files", "pixels"},
     {"floors"},
     {"errors"},
-    {"torchrun", "units", ""},
+    {"torchrun", "units", "user_code", ""},
 ]
 INSIDE_ONE_LAYER = {("compose", "config"), ("compose", "help"), ("help", "config")}
 PYTHON_FACE = {("", "predict"), ("", "api")}  # what `import compress` offers, imported when it is called

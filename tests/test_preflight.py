@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from compress import trial
 from compress.config import Config
-from compress.data import load_data
 from compress.errors import UserError
 from compress.files import METRICS, SPEC, STAGE, read_json, training_file
 from compress.models.own import OWN, own_digest, prepare_own
@@ -59,20 +57,6 @@ def test_a_run_of_such_a_network_ends_before_it_trains(tmp_path: Path, tiny_conf
     with pytest.raises(UserError, match=r"branching, which cannot be exported: .*data-dependent"):
         run_pipeline(config, tmp_path)
     assert not training_file(tmp_path / "01_teacher").exists()
-
-
-@pytest.mark.parametrize(("stages", "tried"), [(["teacher", "quantize"], 1), (["teacher", "distill", "quantize"], 0)])
-def test_int8_is_tried_unless_a_student_takes_the_place(
-    tiny_config: Config, monkeypatch: pytest.MonkeyPatch, stages: list[str], tried: int
-) -> None:
-    calls = []
-    monkeypatch.setattr(trial, "try_quantizing", lambda *arguments: calls.append(arguments))
-    config = own(tiny_config, "plain")
-    config.stages, config.distill.student = stages, "resnet8"
-    data = load_data(config.data, config.seed)
-    prepare_own(config.teacher.factory, data.shape, len(data.classes), config.seed)
-    trial.require_passage(config, data)
-    assert len(calls) == tried
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from compress.errors import UserError
 from compress.models.copying import copy_network, unwrapped, without_wrappers
 from compress.models.factory import call_factory, theirs
+from compress.models.final_activation import without_final_activation
 from compress.models.identity import own_digest
 from compress.models.outputs import difference, fixed_images, outputs_digest
 from compress.models.seeds import seeded
@@ -32,6 +33,7 @@ def prepare_own(name: str, shape: tuple[int, int, int], classes: int, seed: int)
     else:
         OWN[name] = _adopted(OWN[name], name, shape, seed)
     _require_fit(name, shape, classes)
+    OWN[name] = without_final_activation(OWN[name], name, shape)
     for names in _tied(OWN[name]):
         log.info("%s: %s are one tensor; where pruning changes its shape, each layer gets its own", name, names)
 

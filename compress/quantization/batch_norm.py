@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
+from compress.errors import UserError
 from compress.quantization.patterns import (
     CONVOLUTIONS,
     DROPOUT,
@@ -19,6 +20,7 @@ from compress.quantization.patterns import (
     is_call,
     is_dropout,
     only_user,
+    place_of,
     tensor_of,
 )
 
@@ -134,6 +136,12 @@ def _lift_conv_batch_norm(module: GraphModule, conv: Node, node: Node) -> None:
 def _batch_norm(module: GraphModule, node: Node) -> nn.Module:
     """The torch.nn batch norm that a captured batch_norm call came from, with the very same parameters."""
     weight, bias, mean, variance = (tensor_of(argument(node, name), module) for name in _BATCH_NORM_TENSORS)
+    if mean is None:
+        raise UserError(
+            f"{place_of(node)}, a batch norm without running statistics (track_running_stats=False)",
+            "one whose result for an image does not depend on the other images of its batch",
+            "set track_running_stats=True, or use GroupNorm",
+        )
     kind = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d}.get(node.meta["val"].dim(), nn.BatchNorm1d)
     batch_norm = kind(len(mean), argument(node, "eps"), argument(node, "momentum"), affine=weight is not None)
     batch_norm.weight, batch_norm.bias, batch_norm.running_mean, batch_norm.running_var = weight, bias, mean, variance

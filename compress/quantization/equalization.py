@@ -48,7 +48,7 @@ def equalize(module: GraphModule) -> Equalization:
     for node in module.graph.nodes:
         if not is_call(node, CONVOLUTIONS | LINEARS):
             continue
-        found = _find_reader(node)
+        found = find_reader(node)
         if isinstance(found, str):
             report.left_out.append({"layer": layer_name(node), "reason": f"not equalized: {found}"})
             continue
@@ -60,7 +60,7 @@ def equalize(module: GraphModule) -> Equalization:
     return report
 
 
-def _find_reader(first: Node) -> Node | str:
+def find_reader(first: Node) -> Node | str:
     """The layer that alone reads what `first` gives, or why there is none to pair it with."""
     if not _owns_parameters(first):
         return "its weight is computed or shared"

@@ -19,6 +19,7 @@ from compress.quantization.onnx_rewrites import (
     add_fourth_channel,
     fold_padding,
     merge_slices,
+    name_uniquely,
     pad_integers,
     protect_float_layers,
     strip_descriptions,
@@ -62,6 +63,7 @@ def export_onnx(module: nn.Module, path: Path, input_shape: tuple[int, int, int]
     add_fourth_channel(model)
     protect_float_layers(model)
     RemoveUnusedNodesPass()(model)
+    name_uniquely(model)
     strip_descriptions(model)
     Path(path).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 

@@ -22,12 +22,24 @@ class RuntimeFakeQuantize(FusedMovingAvgObsFakeQuantize):
     # The ends (2,) of a batch's values -> those that are observed, where several processes share the batch.
     common_ends: Callable[[Tensor], Tensor] | None = None
 
+    members = 1  # tensors that share this range
+
+    def share(self, members: int) -> None:
+        """Lets so many tensors, which come in turns, have one range: that of the values of all of them.
+
+        A moving average over the turns would follow the mean of their ranges, and cut off the wider ones.
+        """
+        self.members, self._turn = members, 0
+        ends = torch.tensor([[torch.inf, -torch.inf]] * members)
+        self.register_buffer("member_ends", ends.to(self.scale.device))
+
     def forward(self, x: Tensor) -> Tensor:
         """Any float tensor to one of the same shape, rounded to the grid."""
         observing = self.training and bool(self.observer_enabled)
-        if observing and (not x.is_cuda or self.common_ends):
+        if observing and (not x.is_cuda or self.common_ends or self.members > 1):
             ends = torch.stack(torch.aminmax(in_memory_order(x.detach())))
-            self._fused(self.common_ends(ends) if self.common_ends else ends, observing)
+            ends = self.common_ends(ends) if self.common_ends else ends
+            self._fused(self._of_all_members(ends) if self.members > 1 else ends, observing)
             observing = False
         if x.is_cuda:
             return self._fused(x, observing)
@@ -40,6 +52,16 @@ class RuntimeFakeQuantize(FusedMovingAvgObsFakeQuantize):
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """The scale and zero point that the last forward pass used."""
         return self.scale, self.zero_point
+
+    def _of_all_members(self, ends: Tensor) -> Tensor:
+        """The ends (2,) of the latest values of all members; in the first round they are taken as they are."""
+        observer, is_first_round = self.activation_post_process, not bool(self.member_ends.isfinite().all())
+        self.member_ends[self._turn] = ends
+        self._turn = (self._turn + 1) % self.members
+        if is_first_round:
+            observer.min_val.fill_(torch.inf)
+            observer.max_val.fill_(-torch.inf)
+        return torch.stack((self.member_ends[:, 0].min(), self.member_ends[:, 1].max()))
 
     def _fused(self, x: Tensor, observing: bool) -> Tensor:
         observer = self.activation_post_process

@@ -116,7 +116,7 @@ def _layers(prepared: GraphModule) -> dict[Node, str]:
     """Every call of a layer with a quantized weight, and the layer's name."""
     layers = {}
     for node in prepared.graph.nodes:
-        if is_call(node, CONVOLUTIONS | LINEARS) and _is_observer(node.args[1], prepared):
+        if is_call(node, CONVOLUTIONS | LINEARS) and _is_observer(node.args[1], prepared) and weight_name(node):
             layers[node] = weight_name(node).removesuffix(".weight")
         block = prepared.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(block, ConvBatchNorm) and not isinstance(block.weight_quantizer, nn.Identity):

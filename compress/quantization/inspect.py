@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-LAYERS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
+LAYERS = ("Conv", "Gemm", "MatMul", "ConvTranspose", "Einsum")
 CLAMPS = ("Relu", "Clip")
 INT8_LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
 FLOAT_LAYERS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose")
 _OTHER_FLOAT = (
     "LayerNormalization", "BatchNormalization", "Softmax", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "QuickGelu",
-    "GlobalAveragePool", "AveragePool", "ReduceMean", "Resize", "Add", "Mul", "Sub", "Div",
+    "GlobalAveragePool", "AveragePool", "ReduceMean", "Resize", "Add", "Mul", "Sub", "Div", "LSTM", "GRU", "RNN",
 )  # fmt: skip
 
 
@@ -29,6 +29,7 @@ class Layer:
     reason: str  # why not, empty where quantized
     weight_min: int | None
     weight_max: int | None
+    node: str  # its name in the file
 
 
 def inspect_quantization(path: Path) -> list[Layer]:
@@ -40,7 +41,11 @@ def inspect_quantization(path: Path) -> list[Layer]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    return [_layer(node, producers, readers, constants) for node in graph.node if node.op_type in LAYERS]
+    return [
+        _layer(node, producers, readers, constants)
+        for node in graph.node
+        if node.op_type in LAYERS and len(node.input) > 1
+    ]
 
 
 def executed_operators(path: Path) -> Counter:
@@ -90,14 +95,43 @@ def _layer(node: onnx.NodeProto, producers: dict, readers: dict, constants: dict
     weight = _int8_weight(node, producers, constants)
     reason = ""
     if weight is None:
-        attention = node.op_type == "MatMul" and not any(name in constants for name in node.input)
-        reason = "it multiplies two activations" if attention else "its weight is not stored as int8"
+        reason = _why_float(node, producers, constants)
     elif _producer(node.input[0], producers) != "DequantizeLinear":
         reason = "its input is float"
     elif node.op_type == "Conv" and not _is_quantized_after(node.output[0], readers):
         reason = "its output is float"
     low, high = (int(weight.min()), int(weight.max())) if weight is not None and weight.size else (None, None)
-    return Layer(_name(node, producers), node.op_type, not reason, reason, low, high)
+    return Layer(_name(node, producers), node.op_type, not reason, reason, low, high, node.name)
+
+
+def _why_float(node: onnx.NodeProto, producers: dict, constants: dict) -> str:
+    """Why the weight of a layer is not int8."""
+    if node.op_type == "ConvTranspose":
+        return "ONNX Runtime has no int8 kernel for a transposed convolution"
+    if node.op_type == "Einsum":
+        return "ONNX Runtime has no int8 kernel for torch.einsum: a linear layer or a 1x1 convolution has one"
+    from_image = [_depends_on_image(name, producers, constants) for name in node.input[:2]]
+    if node.op_type == "MatMul" and all(from_image):
+        return "it multiplies two activations"
+    if from_image[1]:
+        return "its weight is computed from the image in the forward pass"
+    stored = constants.get(node.input[1])
+    if stored is not None and len(stored.dims) == 5:
+        return "ONNX Runtime has no int8 kernel for a convolution in three dimensions"
+    return "its weight is not stored as int8" if stored is not None else "its weight is computed in the forward pass"
+
+
+def _depends_on_image(name: str, producers: dict, constants: dict) -> bool:
+    waiting, seen = [name], set()
+    while waiting:
+        current = waiting.pop()
+        if current in seen or current in constants or not current:
+            continue
+        seen.add(current)
+        if current not in producers:
+            return True
+        waiting += producers[current].input
+    return False
 
 
 def _name(node: onnx.NodeProto, producers: dict) -> str:

@@ -13,6 +13,7 @@ def use_global_average_pool(model: ir.Model) -> None:
             continue
         keep = node.attributes.get_int("keepdims", 1)
         pool = ir.node("GlobalAveragePool", [node.inputs[0]], name=node.name)
+        pool.outputs[0].name = f"{node.name}_pooled"
         _describe(pool.outputs[0], node.inputs[0], [*node.inputs[0].shape[:2], 1, 1])
         tail = pool
         added = [pool]
@@ -159,6 +160,27 @@ def protect_float_layers(model: ir.Model) -> None:
         _describe(dequantize.outputs[0], node.inputs[0], shape)
         model.graph.insert_before(node, dequantize)
         node.replace_input_with(0, dequantize.outputs[0])
+
+
+def name_uniquely(model: ir.Model) -> None:
+    """Give each node and each value a name that no other one has, in place: the runtime refuses a file otherwise."""
+    nodes: set[str] = set()
+    values = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    results = {id(value) for value in model.graph.outputs}
+    values |= {value.name for value in model.graph.outputs}
+    for node in model.graph:
+        node.name = _unused(node.name or node.op_type, nodes)
+        nodes.add(node.name)
+        for value in node.outputs:
+            if id(value) not in results and value.name != "":  # "" is an output that is left out
+                value.name = _unused(value.name or f"{node.name}_output", values)
+                values.add(value.name)
+
+
+def _unused(name: str, used: set[str]) -> str:
+    return (
+        name if name not in used else next(f"{name}_{n}" for n in range(1, len(used) + 2) if f"{name}_{n}" not in used)
+    )
 
 
 def strip_descriptions(model: ir.Model) -> None:

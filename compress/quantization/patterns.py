@@ -6,11 +6,14 @@ import torch
 import torch.ao.quantization.fx._decomposed
 from torch.fx import GraphModule, Node
 
+from compress.user_code import innermost_line
+
 aten = torch.ops.aten
 quantized = torch.ops.quantized_decomposed
 
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default}
 LINEARS = {aten.linear.default}
+TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 
 # Quantized after the activation: the saturation of an unsigned 8-bit value performs these for nothing.
 CLAMPS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
@@ -150,3 +153,16 @@ def origin(node: Node) -> Node:
     while is_move(node):
         node = node.args[0]
     return node
+
+
+def place_of(node: Node) -> str:
+    """The module whose forward pass calls `node`, and the file and line there: "body.0 (net.py, line 12)"."""
+    stack = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    module = stack[-1].removeprefix("L['self']").strip(".") if stack else ""
+    return f"{module or 'its forward pass'}{line_of(node)}"
+
+
+def line_of(node: Node) -> str:
+    """ " (net.py, line 12)" for the innermost line of code outside the libraries that calls `node`; "" if unknown."""
+    line = innermost_line(node.meta.get("stack_trace"))
+    return f" ({line})" if line else ""

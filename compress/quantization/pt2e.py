@@ -7,14 +7,21 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 from torchao.quantization.pt2e.observer import ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from compress.quantization.batch_norm import conv_batch_norms, lift_modules, lower_conv_batch_norm, remove_dropout
 from compress.quantization.equalization import equalize
-from compress.quantization.fake_quantize import WeightFakeQuantize
+from compress.quantization.fake_quantize import RuntimeFakeQuantize, WeightFakeQuantize
+from compress.quantization.normal_forms import (
+    attention_with_heads,
+    fold_computed_weights,
+    pad_by_numbers,
+    pool_without_padding,
+    products_as_linear,
+)
 from compress.quantization.patterns import tensor_of, weight_name, weighted_calls
 from compress.quantization.quantizer import RuntimeQuantizer
 from compress.quantization.rewrites import (
@@ -36,10 +43,18 @@ def capture(network: nn.Module, example: Tensor) -> GraphModule:
     """
     network = copy.deepcopy(network).eval()
     pair = example[:1].repeat(2, 1, 1, 1)  # a batch of one would fix the batch size at one
-    program = torch.export.export(network, (pair,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    with warnings.catch_warnings():
+        # Of old weight and spectral norm, whose weight is a plain attribute that each forward pass computes.
+        warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
+        program = torch.export.export(network, (pair,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     module = program.module(check_guards=False)
     restore_switches(module)
     make_functional(module)
+    pad_by_numbers(module)
+    pool_without_padding(module)
+    attention_with_heads(module)
+    products_as_linear(module)
+    fold_computed_weights(module)
     return module
 
 
@@ -170,13 +185,17 @@ def restore_switches(module: GraphModule) -> None:
 
 def name_shared_modules_once(module: GraphModule) -> None:
     """Give an observer that several tensors share one name, so that its state is saved once."""
-    first_name: dict[nn.Module, str] = {}
+    readers: dict[nn.Module, list[Node]] = {}
     for node in module.graph.nodes:
         if node.op == "call_module":
-            name = node.target
-            node.target = first_name.setdefault(module.get_submodule(name), name)
-            if node.target != name:
-                module.delete_submodule(name)
+            readers.setdefault(module.get_submodule(node.target), []).append(node)
+    for shared, nodes in readers.items():
+        for node in nodes[1:]:
+            if node.target != nodes[0].target:
+                module.delete_submodule(node.target)
+            node.target = nodes[0].target
+        if len(nodes) > 1 and isinstance(shared, RuntimeFakeQuantize):
+            shared.share(len(nodes))
     module.recompile()
 
 

@@ -1,5 +1,7 @@
 """Rewrites of captured and converted graphs that bring them into forms for which ONNX Runtime has int8 kernels."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -19,18 +21,6 @@ from compress.quantization.patterns import (
     weighted_calls,
 )
 
-IN_PLACE = {
-    aten.relu_.default: aten.relu.default,
-    aten.relu6_.default: aten.relu6.default,
-    aten.hardtanh_.default: aten.hardtanh.default,
-    aten.hardswish_.default: aten.hardswish.default,
-    aten.hardsigmoid_.default: aten.hardsigmoid.default,
-    aten.silu_.default: aten.silu.default,
-    aten.sigmoid_.default: aten.sigmoid.default,
-    aten.dropout_.default: aten.dropout.default,
-    aten.add_.Tensor: aten.add.Tensor,
-    aten.mul_.Tensor: aten.mul.Tensor,
-}
 GATE_OF = {aten.hardswish.default: aten.hardsigmoid.default, aten.silu.default: aten.sigmoid.default}
 
 
@@ -38,14 +28,30 @@ def make_functional(module: GraphModule) -> None:
     """Replace in-place operators by their pure forms, in place; later readers of the changed tensor get the result."""
     order = {node: position for position, node in enumerate(module.graph.nodes)}
     for node in module.graph.nodes:
-        if not is_call(node, set(IN_PLACE)):
+        target = _pure_form(node) if node.op == "call_function" else None
+        if target is None:
             continue
-        node.target = IN_PLACE[node.target]
+        node.target = target
         changed = node.args[0]
         for reader in list(changed.users):
             if order[reader] > order[node]:
                 reader.replace_input_with(changed, node)
     module.recompile()
+
+
+def _pure_form(node: Node) -> Callable | None:
+    """What computes the same as an operator that overwrites its first operand, `relu_` for one, and overwrites nothing.
+
+    None for any other operator, and for one that writes into a part of a tensor.
+    """
+    namespace, _, name = getattr(node.target, "_name", "").partition("::")
+    written = node.args[0] if node.args else None
+    if namespace != "aten" or not name.partition(".")[0].endswith("_") or not isinstance(written, Node):
+        return None
+    if is_move(written) or is_call(written, {aten.select.int}):
+        return None
+    name = name.partition(".")[0].removesuffix("_")
+    return getattr(getattr(aten, name, None), node.target._overloadname, None)
 
 
 def split_gated_activations(module: GraphModule) -> None:
@@ -91,14 +97,17 @@ def flatten_linear_inputs(module: GraphModule) -> None:
     """Let each linear layer read rows (N, C), in place: the runtime has an int8 kernel for those, not for (N, T, C)."""
     for node in list(module.graph.nodes):
         shape = node.meta["val"].shape if is_call(node, LINEARS) else ()
-        if len(shape) <= 2 or not all(isinstance(size, int) for size in shape[1:]):  # the batch is not one of these
+        sizes = [size if isinstance(size, int) else -1 for size in shape]  # the batch is at most one of these
+        if len(shape) <= 2 or sizes.count(-1) > 1:
             continue
+        if -1 not in sizes:
+            sizes[0] = -1
         x, readers = node.args[0], list(node.users)
         with module.graph.inserting_before(node):
             rows = module.graph.call_function(aten.reshape.default, (x, [-1, x.meta["val"].shape[-1]]))
         node.replace_input_with(x, rows)
         with module.graph.inserting_after(node):
-            tokens = module.graph.call_function(aten.reshape.default, (node, [-1, *shape[1:]]))
+            tokens = module.graph.call_function(aten.reshape.default, (node, sizes))
         for reader in readers:
             reader.replace_input_with(node, tokens)
         tokens.meta = dict(node.meta)
@@ -118,7 +127,8 @@ def name_weights(module: GraphModule, names: list[str | None]) -> None:
         stored = node.args[1].args[0]
         path, _, leaf = name.rpartition(".")
         owner, int8 = module.get_submodule(path), tensor_of(stored, module)
-        delattr(owner, leaf)
+        if hasattr(owner, leaf):
+            delattr(owner, leaf)
         owner.register_buffer(leaf, int8)
         stored.target = name
     module.recompile()

@@ -1,5 +1,7 @@
 """Says in words what a run won and what it cost, and claims no difference that the images cannot tell."""
 
+from typing import Any
+
 from compress.report.load import Run, Stage
 from compress.units import threads_text
 
@@ -16,7 +18,13 @@ def verdict(run: Run) -> str:
         )
     smaller = times_text(times_smaller(run, run.last), "smaller", "larger", "as large")
     faster = times_text(run.last.metrics["speedup_vs_teacher"], "faster", "slower", "as fast")
-    return f"{smaller[0].upper()}{smaller[1:]}, {faster}, {points_text(run.last)}."
+    remarks = [f" {text[0].upper()}{text[1:]}." for text in int8_warnings(run.last.metrics, run.last.record["notes"])]
+    return f"{smaller[0].upper()}{smaller[1:]}, {faster}, {points_text(run.last)}.{''.join(remarks)}"
+
+
+def int8_warnings(metrics: dict[str, Any], notes: dict[str, Any]) -> list[str]:
+    """What of an int8 file runs in float without having been asked to, and what would win back what int8 lost."""
+    return [text for text in (metrics.get("float_layers"), notes.get("int8_loss")) if text]
 
 
 def points_text(stage: Stage) -> str:

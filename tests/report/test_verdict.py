@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from compress.report.load import load_run
-from compress.report.verdict import basis, times_text, verdict
+from compress.report.verdict import basis, int8_warnings, times_text, verdict
 from tests.report.tiny_run import write_tiny_run
 
 
@@ -58,3 +58,12 @@ def test_the_basis_names_cpu_threads_and_images(tmp_path: Path) -> None:
     found = basis(load_run(write_tiny_run(tmp_path)))
     for part in ("04_quantize's against 01_teacher's", "ONNX Runtime 1.23", "A CPU, 1 thread;", "40 test images"):
         assert part in found
+
+
+def test_what_runs_in_float_and_what_int8_lost_is_said(tmp_path: Path) -> None:
+    run = load_run(write_tiny_run(tmp_path, extras=False, float_layers="1 layer runs in float, not int8"))
+    run.last.record["notes"]["int8_loss"] = "int8 lost 9.00 points. Try quantize.equalize=true"
+    assert verdict(run).endswith(
+        ". 1 layer runs in float, not int8. Int8 lost 9.00 points. Try quantize.equalize=true."
+    )
+    assert int8_warnings({}, {}) == []
