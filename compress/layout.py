@@ -84,7 +84,7 @@ def scaled(images: np.ndarray, name: str) -> np.ndarray:
         return images.astype(np.float32) / np.float32(257)  # 65535 / 255
     if images.dtype.kind not in "fiu":
         raise UserError(f"{name} with pixels of type {images.dtype}", "numbers", "give uint8 pixels")
-    low, high = (float(images.min(initial=0)), float(images.max(initial=0))) if images.size else (0.0, 0.0)
+    low, high = (float(images.min()), float(images.max())) if images.size else (0.0, 0.0)
     if images.dtype.kind == "f" and low >= 0 and high <= 1:  # neither holds for a NaN
         return images.astype(np.float32) * np.float32(255)
     raise UserError(

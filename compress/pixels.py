@@ -45,10 +45,11 @@ def opened(file: str | Path | BinaryIO, name: str) -> Iterator[Image.Image]:
 
 def middle_square(image: Image.Image, size: int) -> Image.Image:
     """The shorter side resized to `size` pixels, then the middle."""
+    if image.size != (size, size):
+        scale = size / min(image.size)
+        image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
     if image.size == (size, size):
         return image
-    scale = size / min(image.size)
-    image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
     left, top = ((side - size) // 2 for side in image.size)
     return image.crop((left, top, left + size, top + size))
 
@@ -156,7 +157,7 @@ def _deep(image: Image.Image, name: str) -> np.ndarray:
     if image.mode in SIXTEEN_BITS:
         values = values.astype(np.uint16)
     elif image.mode == "I":
-        low, high = int(values.min(initial=0)), int(values.max(initial=0))
+        low, high = int(values.min()), int(values.max())
         if image.format not in _UP_TO_16_BITS or low < 0 or high > 65535:
             raise UserError(
                 f"{name} with 32-bit numbers from {low} to {high}",
