@@ -58,12 +58,13 @@ class Square:
 def middle_square(image: Image.Image, how: Square) -> Image.Image:
     """The middle of a resized image, `how.size` pixels a side."""
     size = how.size
-    if image.size == (size, size) and how.crop_share == 1:
-        return image
     shorter = math.floor(size / how.crop_share + 1e-6)  # as torchvision's and timm's evaluation do
     scale = shorter / min(image.size)
     resampling = Image.Resampling[how.interpolation.upper()]
-    image = image.resize([max(shorter, round(side * scale)) for side in image.size], resampling)
+    resized = [max(shorter, round(side * scale)) for side in image.size]
+    image = image if image.size == tuple(resized) else image.resize(resized, resampling)
+    if image.size == (size, size):
+        return image
     left, top = ((side - size) // 2 for side in image.size)
     return image.crop((left, top, left + size, top + size))
 
@@ -174,7 +175,7 @@ def _deep(image: Image.Image, name: str) -> np.ndarray:
     if image.mode in SIXTEEN_BITS:
         values = values.astype(np.uint16)
     elif image.mode == "I":
-        low, high = int(values.min(initial=0)), int(values.max(initial=0))
+        low, high = int(values.min()), int(values.max())
         if image.format not in _UP_TO_16_BITS or low < 0 or high > 65535:
             raise UserError(
                 f"{name} with 32-bit numbers from {low} to {high}",

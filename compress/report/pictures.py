@@ -107,9 +107,17 @@ def _card(stage: Stage, at: int) -> Card:
     )
 
 
+def _visible(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3) of any channels: RGB without its transparency, grey without it, else their mean."""
+    channels = pixels.shape[-1]
+    if channels in (3, 4):
+        return pixels[..., :3]
+    return pixels[..., 0] if channels <= 2 else pixels.mean(-1).round().astype(np.uint8)
+
+
 def _address(pixels: np.ndarray) -> str:
-    """An image (H, W, 1 or 3) uint8 as a data: address: PNG, or JPEG where it is a photograph's size."""
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    """An image (H, W, C) uint8 as a data: address: PNG, or JPEG where it is a photograph's size."""
+    image = Image.fromarray(_visible(pixels))
     form = "PNG" if max(image.size) <= _TINY or image.height == 1 else "JPEG"
     image.thumbnail((_LARGEST, _LARGEST) if image.height > 1 else image.size)
     content = io.BytesIO()
