@@ -166,7 +166,7 @@ def _report(network: nn.Module, modules: list[nn.Module], output: Any, failed: E
         return
     names = ", ".join(sorted({type(module).__name__ for module in modules}))
     log.info(
-        "in train mode the network %s: auxiliary outputs are not trained, the forward pass of %s runs as in eval mode "
-        "and its layers as in train mode",
-        found, names,
+        "in train mode the network %s: auxiliary outputs%s are not trained, the forward pass of %s runs as in eval "
+        "mode and its layers as in train mode",
+        found, "" if failed is None else ", whose layers do not fit here,", names,
     )  # fmt: skip

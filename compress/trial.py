@@ -57,6 +57,7 @@ class _Trial:
     model: str
     network: nn.Module  # the teacher before its first epoch
     images: Tensor  # (N, C, H, W)
+    warnings: list[str]  # shown behind the trial: inside it the terminal is silent
 
 
 def require_passage(config: Config, data: Data) -> None:
@@ -75,11 +76,13 @@ def require_passage(config: Config, data: Data) -> None:
     network.eval()
     _require_function(network, images, model)
     with tempfile.TemporaryDirectory() as place, _silent():
-        trial = _Trial(config, few, Path(place), model, network, images)
+        trial = _Trial(config, few, Path(place), model, network, images, [])
         try_export(network, few, Path(place, "untrained.onnx"), model)
         done: list[Path] = []
         for name in config.stages:
             done.append(_try_stage(name, done, trial))
+    for warning in trial.warnings:
+        log.warning("%s", warning)
     log.info("tried untrained, through all stages: %.0f s", time.perf_counter() - start)
 
 
@@ -152,7 +155,7 @@ def _try_stage(name: str, done: list[Path], trial: _Trial) -> Path:
     network = trial.network if current is None else current.network
     artifact = _attempt(lambda: stage(current, _short(name, config), context), model, _DONE[name], network, data)
     if name == "prune":
-        _warn_of_nothing_pruned(artifact, config, model)
+        _warn_of_nothing_pruned(artifact, model, trial)
     folder = trial.folder / f"{len(done)}_{name}"
     folder.mkdir()
     write_model(artifact, folder)
@@ -198,7 +201,7 @@ def _try_int8(artifact: Artifact, file: Path, model: str, trial: _Trial) -> None
     share = read_float_share(file, network, artifact.spec.quantization["float_layers"])
     require_int8(share, model, trial.config.quantize.allow_float)
     if remark := share.remark():
-        log.warning("quantize: %s", remark)
+        trial.warnings.append(f"quantize: {remark}")
 
 
 def _compare_file(file: Path, images: Tensor, wanted: Tensor, most: float, what: str) -> None:
@@ -232,15 +235,15 @@ def _difference(found: Tensor, wanted: Tensor) -> float:
     return ((found.float() - wanted.float()).abs().mean() / spread).item()
 
 
-def _warn_of_nothing_pruned(artifact: Artifact, config: Config, model: str) -> None:
-    if config.prune.ratio == 0 or artifact.spec.pruning[-1]["kept_filters"]:
+def _warn_of_nothing_pruned(artifact: Artifact, model: str, trial: _Trial) -> None:
+    if trial.config.prune.ratio == 0 or artifact.spec.pruning[-1]["kept_filters"]:
         return
     reasons = Counter(row["reason"] for row in artifact.left_out)
-    (reason, count), *_ = reasons.most_common(1) or [("it has no layer that can lose filters", 0)]
-    log.warning(
-        "prune: no layer of %s loses a filter, so prune changes nothing; of %d layers: %s. Leave prune out of the "
-        "stages, or see preflight=true", model, count, reason,
-    )  # fmt: skip
+    (reason, count), *_ = reasons.most_common(1) or [("there is none that can", 0)]
+    trial.warnings.append(
+        f"prune: no layer of {model} loses a filter, so prune changes nothing; of {count} layers: {reason}. Leave "
+        "prune out of the stages, or see preflight=true"
+    )
 
 
 def _attempt(step: Callable[[], Found], model: str, done: str, network: nn.Module, data: Data) -> Found:
