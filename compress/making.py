@@ -23,7 +23,7 @@ from compress.measure.spent import SPENT, spending
 from compress.measure.stage import measure_stage
 from compress.quantization.advice import advise
 from compress.quantization.export import export_onnx
-from compress.quantization.float_share import INT8_FIGURES, read_float_share, require_int8
+from compress.quantization.float_share import INT8_MACS, read_float_share, require_int8
 from compress.quantization.inspect import float_operators, inspect_quantization, require_quantized
 from compress.quantization.target import mismatch
 from compress.report.figures import stage_figures
@@ -108,7 +108,7 @@ def write_again(name: str, stage: Path, done: list[Path], record: dict[str, Any]
         if (stage / kept).is_file():
             shutil.copyfile(stage / kept, anew / kept)
     before = files.read_json(stage / files.METRICS)
-    spent = taken_before(before, SPENT) | {key: before[key] for key in INT8_FIGURES if key in before}
+    spent = taken_before(before, SPENT) | {key: before[key] for key in (INT8_MACS,) if key in before}
     _deploy(name, anew, done[0] if done else anew, spent, run)
     now = {"config": asdict(run.config), "threads": run.threads, "conditions": run.conditions()}
     files.finish_stage(anew, record | now)
@@ -140,7 +140,7 @@ def _deploy(name: str, stage: Path, teacher: Path, spent: dict[str, Any], run: R
 
 
 def _check_int8(path: Path, result: Artifact, allow_float: bool) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """What no int8 kernel can run, with the reason, and INT8_FIGURES; the layers that were kept in float are float.
+    """What no int8 kernel can run, with the reason, and the share that is int8; what was kept in float is float.
 
     Raises ValueError where the runtime runs another one as float, or one of these as int8, and UserError where most of
     the arithmetic is float without having been asked to be.
@@ -154,12 +154,13 @@ def _check_int8(path: Path, result: Artifact, allow_float: bool) -> tuple[list[d
     require_int8(share, result.spec.architecture["model"], allow_float)
     if remark := share.remark():
         log.warning("quantize: %s", remark)
+        result.notes["float_layers"] = remark
     rows = [{"layer": layer.layer, "reason": layer.reason} for layer in share.layers]
     rows += [
         {"layer": f"{operator} ({count})", "reason": "ONNX Runtime has no int8 kernel for it"}
         for operator, count in float_operators(path).items()
     ]
-    return rows, dict(zip(INT8_FIGURES, (share.int8_macs_percent, share.remark()), strict=True))
+    return rows, {INT8_MACS: share.int8_macs_percent}
 
 
 def _tell_loss(stage: Path, before: Path, result: Artifact, run: Run) -> None:

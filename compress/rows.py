@@ -25,7 +25,7 @@ def summary_rows(done: list[Path]) -> list[dict[str, Any]]:
                 "times_fewer_macs": teacher["macs"] / metrics["macs"],
                 "times_fewer_params": teacher["params"] / metrics["params"],
                 "points_lost": 0.0 - metrics["top1_delta_points"],
-                "warnings": int8_warnings(metrics, files.read_json(stage / files.STAGE)["notes"]),
+                "warnings": int8_warnings(files.read_json(stage / files.STAGE)["notes"]),
             }
         )
     return rows

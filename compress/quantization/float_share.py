@@ -19,9 +19,7 @@ from compress.quantization.patterns import (
     line_of,
 )
 
-# In metrics.json, of a quantized stage: the share of the arithmetic that is int8, and what runs in float without having
-# been asked to, as a sentence or null.
-INT8_FIGURES = ("int8_macs_percent", "float_layers")
+INT8_MACS = "int8_macs_percent"  # in metrics.json of a quantized stage: the share of the arithmetic that is int8
 
 _MOST_FLOAT_PERCENT = 50.0  # of the multiply-accumulates; above it the file is no int8 file
 _SHOWN = 3

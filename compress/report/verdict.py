@@ -18,13 +18,13 @@ def verdict(run: Run) -> str:
         )
     smaller = times_text(times_smaller(run, run.last), "smaller", "larger", "as large")
     faster = times_text(run.last.metrics["speedup_vs_teacher"], "faster", "slower", "as fast")
-    remarks = [f" {text[0].upper()}{text[1:]}." for text in int8_warnings(run.last.metrics, run.last.record["notes"])]
+    remarks = [f" {text[0].upper()}{text[1:]}." for text in int8_warnings(run.last.record["notes"])]
     return f"{smaller[0].upper()}{smaller[1:]}, {faster}, {points_text(run.last)}.{''.join(remarks)}"
 
 
-def int8_warnings(metrics: dict[str, Any], notes: dict[str, Any]) -> list[str]:
+def int8_warnings(notes: dict[str, Any]) -> list[str]:
     """What of an int8 file runs in float without having been asked to, and what would win back what int8 lost."""
-    return [text for text in (metrics.get("float_layers"), notes.get("int8_loss")) if text]
+    return [text for text in (notes.get("float_layers"), notes.get("int8_loss")) if text]
 
 
 def points_text(stage: Stage) -> str:

@@ -61,9 +61,10 @@ def test_the_basis_names_cpu_threads_and_images(tmp_path: Path) -> None:
 
 
 def test_what_runs_in_float_and_what_int8_lost_is_said(tmp_path: Path) -> None:
-    run = load_run(write_tiny_run(tmp_path, extras=False, float_layers="1 layer runs in float, not int8"))
+    run = load_run(write_tiny_run(tmp_path, extras=False))
+    run.last.record["notes"]["float_layers"] = "1 layer runs in float, not int8"
     run.last.record["notes"]["int8_loss"] = "int8 lost 9.00 points. Try quantize.equalize=true"
     assert verdict(run).endswith(
         ". 1 layer runs in float, not int8. Int8 lost 9.00 points. Try quantize.equalize=true."
     )
-    assert int8_warnings({}, {}) == []
+    assert int8_warnings({}) == []
