@@ -4,6 +4,7 @@ Hydra has a grammar for values, in which `=`, brackets, commas and most signs be
 of a key that holds text is therefore quoted for it, as far as it is not plain.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -111,12 +112,14 @@ def _text(key: str, value: str, multirun: bool) -> str:
     if key in PATHS and value.startswith("~/"):  # a shell expands it at the start of a word alone
         value = str(Path(value).expanduser())
     found = parsed(f"{key}={value}")
+    whole = not multirun or key.startswith("hydra.") or os.path.exists(value)
+    if found is None and "," in value and not whole:  # one of several is not plain
+        return ",".join(_text(key, part, multirun) for part in value.split(","))
     if found is None:
         return quoted(value)
     if found.is_sweep_override():
         path = key in PATHS or value.endswith(".yaml")
-        whole = (path and not multirun) or key.startswith("hydra.") or Path(value).exists()
-        return quoted(value) if whole else value
+        return quoted(value) if whole and (path or os.path.exists(value)) else value
     return value if found.value() is None or isinstance(found.value(), (str, QuotedString)) else quoted(value)
 
 

@@ -64,6 +64,8 @@ def test_commas_are_a_sweep_where_one_is_asked_for(tmp_path: Path) -> None:
     comma.mkdir()  # what exists is meant
     assert parsed(as_hydra_reads(typed)[2]).value() == str(comma)
     assert parsed(as_hydra_reads(["hydra.run.dir=a, b"])[0]).value() == "a, b"
+    several = parsed(as_hydra_reads(["-m", "teacher.checkpoint=step=1.pt,step=2.pt"])[1])
+    assert [value.text for value in several.sweep_iterator()] == ["step=1.pt", "step=2.pt"]
     untouched = ["-m", "prune.ratio=interval(0.3,0.8)", "hydra/sweeper=optuna", "~data", "--cfg", "job", "+seed=3"]
     assert as_hydra_reads(untouched) == untouched
 

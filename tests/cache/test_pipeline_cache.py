@@ -118,6 +118,17 @@ def test_a_stage_knows_its_own_code_and_not_the_others() -> None:
     assert len(set(digests.values())) == len(digests)
 
 
+def test_how_images_are_read_is_in_every_stages_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of before an image was read otherwise must not be taken."""
+    seen: list[str] = []
+    monkeypatch.setattr("compress.code.digest_of_file", lambda path: seen.append(path.name) or "digest")
+    code_digest.cache_clear()
+    code_digest("compress.data")
+    code_digest.cache_clear()
+    assert {"pixels.py", "layout.py", "folder.py", "arrays.py", "labels.py"} <= set(seen)
+    assert "compress.data" in compute._WRITE_AND_MEASURE
+
+
 def test_code_is_followed_through_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "own"
     package.mkdir()
