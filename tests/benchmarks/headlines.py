@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,15 @@ def main() -> int:
     options = parse(sys.argv[1:])
     recorded = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
     found = dict(recorded)
-    for headline in HEADLINES:
-        if headline.long and not options.long:
-            continue
-        seeds = {str(seed): run(headline, seed, options.datasets) for seed in headline.seeds}
-        found[headline.recipe] = facts(headline) | {"seeds": seeds}
+    with ThreadPoolExecutor(options.jobs) as pool:
+        runs = {
+            headline: {str(seed): pool.submit(run, headline, seed, options) for seed in headline.seeds}
+            for headline in HEADLINES
+            if options.long or not headline.long
+        }
+        for headline, seeds in runs.items():
+            figures_by_seed = {seed: future.result() for seed, future in seeds.items()}
+            found[headline.recipe] = facts(headline, options) | {"seeds": figures_by_seed}
     worse = [text for name in found if name in recorded and (text := regression(recorded[name], found[name]))]
     for text in worse:
         print(text)
@@ -96,20 +101,24 @@ def parse(words: list[str]) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", type=Path, default=DATASETS, help="the folder of the data and the checkpoints")
+    parser.add_argument("--threads", type=int, default=0, help="of each run; 0: one a core")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; times are then less quiet")
     parser.add_argument("--long", action="store_true", help="Fashion-MNIST too")
     parser.add_argument("--accept", action="store_true", help="record figures that are worse than the recorded ones")
     return parser.parse_args(words)
 
 
-def arguments(headline: Headline, datasets: Path | str) -> list[str]:
+def arguments(headline: Headline, threads: int, datasets: Path | str) -> list[str]:
     """What stands behind `python -m compress`, without the seed."""
-    return [f"recipe={headline.recipe}", *(word.format(datasets=datasets) for word in headline.overrides)]
+    words = [f"recipe={headline.recipe}", *(word.format(datasets=datasets) for word in headline.overrides)]
+    return [*words, f"threads={threads}"] if threads else words
 
 
-def run(headline: Headline, seed: int, datasets: Path) -> dict[str, Any]:
+def run(headline: Headline, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The figures of one run, as a user's command makes it; its folder has the commit in its name."""
     folder = RUNS / commit() / f"{headline.recipe}_{seed}"
-    words = [*arguments(headline, datasets), f"seed={seed}", f"hydra.run.dir={folder}", "cache.enabled=false"]
+    words = arguments(headline, options.threads, options.datasets)
+    words += [f"seed={seed}", f"hydra.run.dir={folder}", "cache.enabled=false"]
     subprocess.run([sys.executable, "-m", "compress", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return figures(folder)
 
@@ -131,15 +140,16 @@ def figures(folder: Path) -> dict[str, Any]:
     }
 
 
-def facts(headline: Headline) -> dict[str, Any]:
+def facts(headline: Headline, options: argparse.Namespace) -> dict[str, Any]:
     """Where and when a headline's runs were made."""
     return {
         "title": headline.title,
-        "command": " ".join(["python -m compress", *arguments(headline, "DATASETS")]),
+        "command": " ".join(["python -m compress", *arguments(headline, options.threads, "DATASETS")]),
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
         "cpu": f"{cpu_name()} ({', '.join(cpu_flags())})",
         "cores": len(os.sched_getaffinity(0)),
+        "jobs": options.jobs,
     }
 
 
