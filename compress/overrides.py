@@ -52,7 +52,7 @@ def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
             sign, key, value = match.groups()
             _require_key(key, value)
             if key in texts or key == "recipe":
-                argument = f"{sign}{key}={_text(key, value, multirun)}"
+                argument = f"{sign}{key}={as_text(key, value, multirun)}"
             _require_value(argument, key, value, multirun)
         done.append(argument)
     return done
@@ -105,7 +105,7 @@ def for_shell(key: str, value: str) -> str:
     return shlex.quote(f"{key}={QuotedString(value, mark).with_quotes()}")
 
 
-def _text(key: str, value: str, multirun: bool) -> str:
+def as_text(key: str, value: str, multirun: bool) -> str:
     """A text key's value as Hydra has to be given it: as it is where that comes to the same."""
     if not value.strip() or (value[0] in "'\"" and value[-1] == value[0] and len(value) > 1):
         return value
@@ -114,7 +114,7 @@ def _text(key: str, value: str, multirun: bool) -> str:
     found = parsed(f"{key}={value}")
     whole = not multirun or key.startswith("hydra.") or os.path.exists(value)
     if found is None and "," in value and not whole:  # one of several is not plain
-        return ",".join(_text(key, part, multirun) for part in value.split(","))
+        return ",".join(as_text(key, part, multirun) for part in value.split(","))
     if found is None:
         return quoted(value)
     if found.is_sweep_override():

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from compress.errors import UserError
+from compress.layout import require_sixteen_bits
 from compress.pixels import SIXTEEN_BITS, opened, read
 
 log = logging.getLogger("compress")
@@ -101,21 +103,14 @@ def look_into(paths: list[Path], left_out: LeftOut) -> Iterator[bytes]:
 
 
 def _require_sixteen_bits(paths: list[Path]) -> None:
-    """Raises UserError where 16-bit images, as far as some of them show, use 8 bits: white is then unknown."""
+    """`require_sixteen_bits` of the highest value in some of the images."""
     some = paths[:: max(1, len(paths) // _SAMPLE)]
     highest = 0
     for path in some:
         with opened(path, str(path)) as image:
-            image.load()
-            highest = max(highest, image.getextrema()[1])
-        if highest > 255:
-            return
-    if some and highest > 0:
-        raise UserError(
-            f"{some[0]} and {len(paths) - 1} more 16-bit images with values up to {highest}",
-            "16-bit images that use more than 8 bits: 65535 is white",
-            "save them with 8 bits",
-        )
+            highest = max(highest, int(np.asarray(image).max()))
+    if some:
+        require_sixteen_bits(highest, f"{some[0]} and {len(paths) - 1} more", "save them with 8 bits")
 
 
 def _files_below(folder: Path, left_out: LeftOut, above: set[str]) -> Iterator[Path]:
