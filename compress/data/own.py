@@ -116,7 +116,7 @@ def _keys(item: Mapping, name: str) -> tuple[str, str]:
 
 def _images(images: Any, name: str, image_size: int | None) -> np.ndarray:
     """The pixels (N, H, W[, C]) of a split: uint8, or float32 from 0 to 255."""
-    ragged = isinstance(images, np.ndarray) and images.dtype == object
+    ragged = isinstance(images, np.ndarray) and images.dtype.kind in "OU"  # of several sizes, or files
     if isinstance(images, (list, tuple)) or ragged:
         return _stacked([_pixels(image, f"{name}[{at}]", image_size) for at, image in enumerate(images)], name)
     array = many_images(to_numpy(images), name)

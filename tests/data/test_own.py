@@ -72,7 +72,7 @@ def test_files_are_read(tmp_path: Path) -> None:
     paths = [tmp_path / f"{at}.png" for at in range(6)]
     for path, image in zip(paths, PILLOW, strict=True):
         image.save(path)
-    for split in ((paths, KINDS), Items(zipped(map(str, paths), KINDS))):
+    for split in ((paths, KINDS), (np.array(list(map(str, paths))), KINDS), Items(zipped(map(str, paths), KINDS))):
         assert np.array_equal(own_arrays((split, None, split), None)[0]["test"][0], IMAGES)
     paths[2].write_bytes(b"no image")
     with pytest.raises(UserError, match=r"train\[2\], .*2\.png: cannot identify"):
