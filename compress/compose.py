@@ -170,6 +170,8 @@ def explain(error: Exception) -> UserError:
     if key[1] not in known:
         recipe = re.search(r"In '(recipe/[^']+)'", text)
         return unknown_key(key[1], f" of {recipe[1]}" if recipe else "")
+    if "BasicSweeperConf" in text:
+        return UserError(f"{key[1]} without a search", "hydra/sweeper=optuna", "add --multirun hydra/sweeper=optuna")
     received = next((line for line in lines if "alue" in line), text)
     return UserError(f"{key[1]}: {received}", known[key[1]], f"set {key[1]} to such a value")
 

@@ -19,6 +19,8 @@ log = logging.getLogger("compress")
 # Formats that Pillow knows by name but does not decode by itself.
 _NAMES_ONLY = {"BUFR", "EMF", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _NOT_ONE_PICTURE = ("MPO", "ICO", "ICNS")  # phones' files hold previews behind the photo, and icons hold several sizes
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # what whole files of these formats end with
+_TAIL_BYTES = 1024  # where that stands, as some cameras and editors write something behind it
 _SHOWN = 3
 _SAMPLE = 64  # 16-bit images of a split that are looked at
 
@@ -83,7 +85,7 @@ def images_below(folder: Path, left_out: LeftOut) -> list[Path]:
 def look_into(paths: list[Path], left_out: LeftOut) -> Iterator[bytes]:
     """The content of each image file, once its head has been read.
 
-    Raises UserError for a file that is no image, and for one whose numbers have no known range.
+    Raises UserError for a file that is no image or is cut off, and for one whose numbers have no known range.
     """
     deep = []
     for path in paths:
@@ -96,6 +98,8 @@ def look_into(paths: list[Path], left_out: LeftOut) -> Iterator[bytes]:
                 read(image, 1, None, str(path))
             elif image.mode in SIXTEEN_BITS:
                 deep.append(path)
+            if _ENDS.get(image.format, b"") not in content[-_TAIL_BYTES:]:
+                image.load()  # cut off, as a rule
             if image.format not in _NOT_ONE_PICTURE and getattr(image, "is_animated", False):
                 left_out.frames.append(path)
         yield content
