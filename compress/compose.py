@@ -18,7 +18,7 @@ from compress.config import Config, SearchConfig, check
 from compress.errors import UserError
 from compress.help import CONF, RECIPES
 from compress.nearest import did_you_mean
-from compress.overrides import as_hydra_reads, known_keys, parsed, quoted, unknown_key
+from compress.overrides import as_hydra_reads, as_text, known_keys, parsed, unknown_key
 
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
@@ -65,7 +65,7 @@ def with_own_folders(arguments: list[str]) -> list[str]:
     typed = {text.partition("=")[0] for text in arguments}
     return [
         *arguments[:at],
-        *(f"{key}={quoted(folder)}" for key, folder in folders.items() if key not in typed),
+        *(f"{key}={as_text(key, folder, multirun=False)}" for key, folder in folders.items() if key not in typed),
         *arguments[at:],
     ]
 
@@ -170,6 +170,8 @@ def explain(error: Exception) -> UserError:
     if key[1] not in known:
         recipe = re.search(r"In '(recipe/[^']+)'", text)
         return unknown_key(key[1], f" of {recipe[1]}" if recipe else "")
+    if "BasicSweeperConf" in text:
+        return UserError(f"{key[1]} without a search", "hydra/sweeper=optuna", "add --multirun hydra/sweeper=optuna")
     received = next((line for line in lines if "alue" in line), text)
     return UserError(f"{key[1]}: {received}", known[key[1]], f"set {key[1]} to such a value")
 

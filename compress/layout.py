@@ -3,11 +3,14 @@
 What cannot be known for sure is refused.
 """
 
+import logging
 from typing import Any
 
 import numpy as np
 
 from compress.errors import UserError
+
+log = logging.getLogger("compress")
 
 _FEW = 4  # an axis this short is taken for the channels: grey, grey and alpha, RGB, RGBA
 
@@ -96,12 +99,20 @@ def scaled(images: np.ndarray, name: str) -> np.ndarray:
 
 def require_bits(images: np.ndarray, name: str) -> None:
     """Raises UserError where no pixel of a whole set of uint16 images needs more than 8 bits: white is then unknown."""
-    if images.dtype == np.uint16 and images.size and images.max() <= 255:
+    if images.dtype == np.uint16 and images.size:
+        require_sixteen_bits(int(images.max()), name, "give them as uint8, images.astype('uint8')")
+
+
+def require_sixteen_bits(highest: int, name: str, mend: str) -> None:
+    """As `require_bits`, of the highest value; logs where it is far from white, as that of 12 bits is."""
+    if 0 < highest <= 255:
         raise UserError(
-            f"{name} with uint16 from {images.min()} to {images.max()}",
-            "16-bit images that use more than 8 bits: 65535 is white",
-            "give them as uint8, images.astype('uint8')",
+            f"{name}, 16-bit images with values up to {highest}",
+            "images that use more than 8 bits: 65535 is white",
+            mend,
         )
+    if 0 < highest < 65535 // 4:
+        log.warning("%s: values up to %d of 65535, which is white; data.mean and data.std have to fit", name, highest)
 
 
 def _mend(kind: str, low: float, high: float) -> str:

@@ -4,12 +4,15 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """At most `count` of `names` that are spelled nearly as `name`, the nearest first; none where nothing is near."""
+def nearest(name: str, names: Iterable[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
+    """At most `count` of `names` that are spelled nearly as `name`, the nearest first; none where nothing is near.
+
+    `cutoff` is difflib's: the share of the letters that two names have in common, from 0 to 1.
+    """
     spelled = {}
     for known in names:
         spelled.setdefault(_plain(known), known)
-    return [spelled[match] for match in get_close_matches(_plain(name), spelled, count, 0.6)]
+    return [spelled[match] for match in get_close_matches(_plain(name), spelled, count, cutoff)]
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

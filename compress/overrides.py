@@ -42,20 +42,38 @@ def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
     """
     multirun = bool({"-m", "--multirun"} & set(arguments))
     texts, done = _text_keys(), []
+    arguments = _together(arguments)
     for at, argument in enumerate(arguments):
         if argument.startswith("-"):
             _require_flag(argument, arguments[at + 1 : at + 2])
-        elif not (at and arguments[at - 1] in _WITH_VALUE) and not argument.startswith("~"):
+        elif not _is_flags(arguments, at) and not argument.startswith("~"):
             match = _TYPED.fullmatch(argument)
             if match is None:
                 raise _no_override(arguments, at)
             sign, key, value = match.groups()
             _require_key(key, value)
             if key in texts or key == "recipe":
-                argument = f"{sign}{key}={_text(key, value, multirun)}"
+                argument = f"{sign}{key}={as_text(key, value, multirun)}"
             _require_value(argument, key, value, multirun)
         done.append(argument)
     return done
+
+
+def _is_flags(arguments: Sequence[str], at: int) -> bool:
+    """Whether an argument is a flag, or the value of the flag before it."""
+    before = arguments[at - 1] if at else ""
+    return arguments[at].startswith("-") or (before in _WITH_VALUE and "=" not in arguments[at])
+
+
+def _together(arguments: Sequence[str]) -> Sequence[str]:
+    """The arguments with the flags last, where one stands between overrides: there Hydra does not take it."""
+    flags = [_is_flags(arguments, at) for at in range(len(arguments))]
+    if flags == sorted(flags) or flags == sorted(flags, reverse=True):
+        return arguments
+    return [
+        *(text for text, flag in zip(arguments, flags, strict=True) if not flag),
+        *(text for text, flag in zip(arguments, flags, strict=True) if flag),
+    ]
 
 
 def parsed(argument: str) -> Override | None:
@@ -74,7 +92,7 @@ def quoted(text: str) -> str:
 def known_keys() -> dict[str, str]:
     """Every key that may be typed with its help."""
     rows = [*describe(Config()), *describe(SearchConfig(), _SEARCH)]
-    hydra = {key: "a folder" for key in PATHS if key.startswith("hydra.")}
+    hydra = {key: "a folder" for key in PATHS if key.startswith("hydra.")} | {"hydra.verbose": "true or false"}
     return {name: help for name, _, help in rows if not name.endswith("_target_")} | hydra
 
 
@@ -84,7 +102,7 @@ def similar_keys(key: str) -> list[str]:
     section, _, last = key.rpartition(".")
     same = [known for known in keys if known.rpartition(".")[2] == last.lower()]
     if not same:
-        return nearest(key, [*GROUPS, *keys], 1)
+        return nearest(key, [*GROUPS, *keys], 1, cutoff=0.7)
     near = nearest(section, {known.rpartition(".")[0] for known in same}, 1)
     return [f"{near[0]}.{last.lower()}"] if near else same
 
@@ -105,7 +123,7 @@ def for_shell(key: str, value: str) -> str:
     return shlex.quote(f"{key}={QuotedString(value, mark).with_quotes()}")
 
 
-def _text(key: str, value: str, multirun: bool) -> str:
+def as_text(key: str, value: str, multirun: bool) -> str:
     """A text key's value as Hydra has to be given it: as it is where that comes to the same."""
     if not value.strip() or (value[0] in "'\"" and value[-1] == value[0] and len(value) > 1):
         return value
@@ -114,7 +132,7 @@ def _text(key: str, value: str, multirun: bool) -> str:
     found = parsed(f"{key}={value}")
     whole = not multirun or key.startswith("hydra.") or os.path.exists(value)
     if found is None and "," in value and not whole:  # one of several is not plain
-        return ",".join(_text(key, part, multirun) for part in value.split(","))
+        return ",".join(as_text(key, part, multirun) for part in value.split(","))
     if found is None:
         return quoted(value)
     if found.is_sweep_override():

@@ -10,7 +10,7 @@ import torch
 
 from compress.config import DataConfig
 from compress.data.listing import LeftOut, folders_in, images_below, look_into
-from compress.data.splits import NO_LABEL, Batch, digest
+from compress.data.splits import NO_LABEL, Batch, digest_of_all
 from compress.errors import UserError
 from compress.nearest import did_you_mean
 from compress.pixels import Square, opened, read
@@ -70,7 +70,7 @@ def imagefolder(config: DataConfig) -> tuple[dict[str, Files], list[str], list[s
     for split in given:
         labelled = split != "train" or folders["train"]
         paths, labels = (_list_split if labelled else _list_unlabelled)(root / split, classes, left_out)
-        digests.append(digest(*_parts(root, paths, left_out)))
+        digests.append(digest_of_all(_parts(root, paths, left_out)))
         labels = torch.tensor(labels, dtype=torch.int64)
         splits[split] = Files(paths, labels, square, config.workers, config.channels or 3)
     left_out.log(root)

@@ -136,6 +136,8 @@ def _numbers_of(found: np.ndarray, classes: Sequence[str], split: str, used: np.
 def _stack(labels: Any, name: str) -> np.ndarray:
     if hasattr(labels, "detach") or hasattr(labels, "__array__"):
         return to_numpy(labels)
+    if not isinstance(labels, (list, tuple, range)):
+        raise UserError(f"{name} of type {type(labels).__name__}", _EXPECTED, "give them as an array or a list")
     return _of_one_kind([one_label(label, f"{name}[{at}]") for at, label in enumerate(labels)], name)
 
 

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from compress.errors import UserError
+from compress.layout import require_sixteen_bits
 from compress.pixels import SIXTEEN_BITS, opened, read
 
 log = logging.getLogger("compress")
@@ -17,6 +19,8 @@ log = logging.getLogger("compress")
 # Formats that Pillow knows by name but does not decode by itself.
 _NAMES_ONLY = {"BUFR", "EMF", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _NOT_ONE_PICTURE = ("MPO", "ICO", "ICNS")  # phones' files hold previews behind the photo, and icons hold several sizes
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # what whole files of these formats end with
+_TAIL_BYTES = 1024  # where that stands, as some cameras and editors write something behind it
 _SHOWN = 3
 _SAMPLE = 64  # 16-bit images of a split that are looked at
 
@@ -81,7 +85,7 @@ def images_below(folder: Path, left_out: LeftOut) -> list[Path]:
 def look_into(paths: list[Path], left_out: LeftOut) -> Iterator[bytes]:
     """The content of each image file, once its head has been read.
 
-    Raises UserError for a file that is no image, and for one whose numbers have no known range.
+    Raises UserError for a file that is no image or is cut off, and for one whose numbers have no known range.
     """
     deep = []
     for path in paths:
@@ -94,6 +98,8 @@ def look_into(paths: list[Path], left_out: LeftOut) -> Iterator[bytes]:
                 read(image, 1, None, str(path))
             elif image.mode in SIXTEEN_BITS:
                 deep.append(path)
+            if _ENDS.get(image.format, b"") not in content[-_TAIL_BYTES:]:
+                image.load()  # cut off, as a rule
             if image.format not in _NOT_ONE_PICTURE and getattr(image, "is_animated", False):
                 left_out.frames.append(path)
         yield content
@@ -101,21 +107,14 @@ def look_into(paths: list[Path], left_out: LeftOut) -> Iterator[bytes]:
 
 
 def _require_sixteen_bits(paths: list[Path]) -> None:
-    """Raises UserError where 16-bit images, as far as some of them show, use 8 bits: white is then unknown."""
+    """`require_sixteen_bits` of the highest value in some of the images."""
     some = paths[:: max(1, len(paths) // _SAMPLE)]
     highest = 0
     for path in some:
         with opened(path, str(path)) as image:
-            image.load()
-            highest = max(highest, image.getextrema()[1])
-        if highest > 255:
-            return
-    if some and highest > 0:
-        raise UserError(
-            f"{some[0]} and {len(paths) - 1} more 16-bit images with values up to {highest}",
-            "16-bit images that use more than 8 bits: 65535 is white",
-            "save them with 8 bits",
-        )
+            highest = max(highest, int(np.asarray(image).max()))
+    if some:
+        require_sixteen_bits(highest, f"{some[0]} and {len(paths) - 1} more", "save them with 8 bits")
 
 
 def _files_below(folder: Path, left_out: LeftOut, above: set[str]) -> Iterator[Path]:

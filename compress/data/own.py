@@ -9,6 +9,7 @@ from PIL import Image
 
 from compress.data.arrays import Arrays
 from compress.data.labels import match_classes, one_label, to_labels
+from compress.data.splits import NO_LABEL
 from compress.errors import UserError
 from compress.layout import many_images, one_image, require_bits, scaled, to_numpy
 from compress.pixels import Square, as_bytes_if_exact, natural_channels, opened, read, square, to_channels
@@ -31,10 +32,19 @@ def own_arrays(splits: Sequence[Any] | Mapping[str, Any], image_size: int | None
     for split, given in _splits(splits).items():
         pair = _pair(given)
         images, told = (_images(pair[0], split, image_size), pair[1]) if pair else _dataset(given, split, image_size)
-        arrays[split], labels[split] = images, to_labels(told, len(images), f"{split} labels")
+        if not len(images):
+            raise UserError(f"{split} without images", "at least one", "add images to that split")
+        arrays[split], labels[split] = images, _labels(told, len(images), split)
         names[split] = None if pair else _class_names(given)
     classes = match_classes(labels, names)
     return {split: (arrays[split], labels[split]) for split in arrays}, classes
+
+
+def _labels(labels: Any, count: int, split: str) -> np.ndarray:
+    """As `to_labels`; train may have None: the teacher's answers then stand in."""
+    if labels is None and split == "train":
+        return np.full(count, NO_LABEL)
+    return to_labels(labels, count, f"{split} labels")
 
 
 def _splits(splits: Any) -> dict[str, Any]:
@@ -106,7 +116,7 @@ def _keys(item: Mapping, name: str) -> tuple[str, str]:
 
 def _images(images: Any, name: str, image_size: int | None) -> np.ndarray:
     """The pixels (N, H, W[, C]) of a split: uint8, or float32 from 0 to 255."""
-    ragged = isinstance(images, np.ndarray) and images.dtype == object
+    ragged = isinstance(images, np.ndarray) and images.dtype.kind in "OU"  # of several sizes, or files
     if isinstance(images, (list, tuple)) or ragged:
         return _stacked([_pixels(image, f"{name}[{at}]", image_size) for at, image in enumerate(images)], name)
     array = many_images(to_numpy(images), name)
@@ -150,6 +160,9 @@ def _stacked(images: list[np.ndarray], name: str) -> np.ndarray:
 
 def _class_names(split: Any) -> list[str] | None:
     """The names of a dataset's classes, also of one that a Subset or the like is of; None where it has none."""
+    numbers = getattr(split, "class_to_idx", None)  # torchvision's, which labels by it, whatever the order of classes
+    if isinstance(numbers, Mapping) and numbers and sorted(numbers.values()) == list(range(len(numbers))):
+        return [str(name) for name in sorted(numbers, key=numbers.get)]
     classes = getattr(split, "classes", None)
     if isinstance(classes, (list, tuple, np.ndarray)) and len(classes):
         return [str(name) for name in classes]

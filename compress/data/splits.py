@@ -1,7 +1,7 @@
 """What a data set is to the rest of the project: three splits that yield normalised batches, and a fingerprint."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -185,6 +185,11 @@ def check_labels(labels: dict[str, torch.Tensor], classes: int, source: str) -> 
 
 def digest(*parts: np.ndarray | bytes | str) -> str:
     """SHA-256 over arrays, bytes and texts, with their shapes."""
+    return digest_of_all(parts)
+
+
+def digest_of_all(parts: Iterable[np.ndarray | bytes | str]) -> str:
+    """As `digest`, of parts that are made one after the other and need not fit into memory together."""
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):

@@ -235,9 +235,9 @@ def test_worker_processes_decode_the_same(tmp_path: Path) -> None:
 def test_a_corrupt_image_is_named(tmp_path: Path, workers: int) -> None:
     config = image_folder(tmp_path)
     config.workers = workers
+    data = load_data(config, 0)
     bad = tmp_path / "test" / "dog" / "3.png"
     bad.write_bytes(bad.read_bytes()[:60])
-    data = load_data(config, 0)
     with pytest.raises(UserError, match=r"dog/3\.png"):
         list(data.test.batches())
 

@@ -99,6 +99,19 @@ def test_a_file_that_is_no_image_is_named_before_training(root: Path) -> None:
         load(root)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_file_that_is_cut_off_is_named_before_training(root: Path, suffix: str) -> None:
+    path = root / "test" / "cat" / f"photo.{suffix}"
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content + bytes(2000))  # a tail does no harm
+    assert len(load(root).test) == 9
+    path.write_bytes(content[:-200])
+    with pytest.raises(UserError, match=rf"test/cat/photo\.{suffix}: "):
+        load(root)
+
+
 def test_a_folder_without_images_says_what_it_has(root: Path) -> None:
     (root / "train" / "emu").mkdir()
     (root / "train" / "emu" / "a.heic").write_bytes(b"x")

@@ -72,7 +72,7 @@ def test_files_are_read(tmp_path: Path) -> None:
     paths = [tmp_path / f"{at}.png" for at in range(6)]
     for path, image in zip(paths, PILLOW, strict=True):
         image.save(path)
-    for split in ((paths, KINDS), Items(zipped(map(str, paths), KINDS))):
+    for split in ((paths, KINDS), (np.array(list(map(str, paths))), KINDS), Items(zipped(map(str, paths), KINDS))):
         assert np.array_equal(own_arrays((split, None, split), None)[0]["test"][0], IMAGES)
     paths[2].write_bytes(b"no image")
     with pytest.raises(UserError, match=r"train\[2\], .*2\.png: cannot identify"):
@@ -90,6 +90,8 @@ def test_names_of_classes_are_found() -> None:
         Subset(Subset(named, [0, 1]), [1, 0]),
     ):
         assert own_arrays((split, None, named), None)[1] == NAMES
+    numbered = Items(zipped(PILLOW, KINDS), classes=NAMES[::-1], class_to_idx={"cat": 2, "ant": 0, "bee": 1})
+    assert own_arrays((numbered, None, named), None)[1] == NAMES
     turned = Items(zipped(PILLOW, (KINDS + 1) % 3), classes=["cat", "ant", "bee"])
     for data in ((named, turned, turned), {"train": named, "validation": turned, "test": turned}):
         arrays, classes = own_arrays(data, None)
@@ -99,6 +101,12 @@ def test_names_of_classes_are_found() -> None:
         own_arrays((named, None, Items(zipped(PILLOW[1:3], [0, 1]), classes=["bee", "cat"])), None)
     with pytest.raises(UserError, match="class wasp in val"):
         own_arrays((named, Items(zipped(PILLOW, KINDS), classes=["ant", "bee", "wasp"]), named), None)
+
+
+def test_train_may_have_no_labels() -> None:
+    arrays, classes = own_arrays(((IMAGES, None), None, (IMAGES, np.array(NAMES)[KINDS])), None)
+    assert classes == NAMES
+    assert set(arrays["train"][1].tolist()) == {-1}
 
 
 def test_images_of_several_sizes_and_kinds() -> None:
@@ -143,7 +151,7 @@ def test_the_axes_are_known_or_refused(images: np.ndarray, shape: tuple | None) 
     [
         ((IMAGES.astype(np.int64), KINDS), "images.astype('uint8')"),
         ((IMAGES.astype(np.float32), KINDS), "divide them by 255"),
-        ((IMAGES.astype(np.uint16), KINDS), "more than 8 bits"),
+        ((IMAGES.astype(np.uint16), KINDS), "use more than 8 bits"),
         ((IMAGES.astype(np.int16) * 100, KINDS), "images.astype('uint16')"),
         (((IMAGES - 127.0) / 128, KINDS), "before they are normalised"),
         ((np.full((6, 9, 9), np.nan), KINDS), "from nan"),
@@ -156,6 +164,11 @@ def test_the_axes_are_known_or_refused(images: np.ndarray, shape: tuple | None) 
         (Items(PILLOW), "train[0] of Image"),
         (DataLoader(Items(zipped(PILLOW, KINDS))), ".dataset"),
         ([IMAGES, KINDS, KINDS], "train[0] of ndarray"),
+        ((IMAGES, 3), "train labels of type int"),
+        ((IMAGES, {0, 1, 2}), "train labels of type set"),
+        ((IMAGES, None), "test labels of type NoneType"),
+        (Items([]), "train without images"),
+        ((IMAGES[:0], KINDS[:0]), "train without images"),
     ],
 )
 def test_what_is_not_known_for_sure_is_refused(split: Any, part: str) -> None:
