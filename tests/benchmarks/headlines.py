@@ -57,7 +57,6 @@ class Headline:
 
 
 HEADLINES = (
-    Headline("MobileNetV2, digits", "mobilenet_int8", (0, 1, 2)),
     Headline(
         "ResNet-56, CIFAR-10",
         "resnet56_cifar_int8",
@@ -67,6 +66,7 @@ HEADLINES = (
             "data.root={datasets}/cifar10/cifar10_lossless_subset.npz",
         ),
     ),
+    Headline("MobileNetV2, digits", "mobilenet_int8", (0, 1, 2)),
     Headline(
         "MobileNetV2, Fashion-MNIST", "fashion_mobilenet_int8", (0,), ("data.root={datasets}",), long=True
     ),
