@@ -21,8 +21,8 @@ from compress.validation import to_device
 def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact:
     """Removes filters from the artifact's network and fine-tunes it with cross-entropy.
 
-    Filters in front of batch norm end with length 1, so that the learning rates of this stage and of those behind it
-    mean the same for every network.
+    Where filters go, those in front of batch norm end with length 1, so that the learning rates of this stage and of
+    those behind it mean the same for every network.
     """
     network = artifact.network
     before = read_widths(network)
@@ -41,7 +41,7 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         settle(network)
-    else:
+    elif pruned.kept:
         set_unit_length(network, example)
     context.curves.widths(before, after)
 
