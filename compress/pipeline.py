@@ -12,9 +12,9 @@ from compress.console import print_summary
 from compress.curves import Curves
 from compress.export import require_installed
 from compress.floors import require_hope
-from compress.measure.seen_validation import seen_validation
 from compress.measure.spent import require_country
 from compress.models import check_model
+from compress.report.seen_validation import seen_validation
 from compress.report.write import write_run
 from compress.rows import show_row, summary_rows
 from compress.stages import check_order

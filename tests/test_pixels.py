@@ -14,7 +14,7 @@ from compress.data.arrays import to_memory
 from compress.data.folder import Files
 from compress.data.own import own_arrays
 from compress.errors import UserError
-from compress.pixels import network_input, read, square, upright
+from compress.pixels import Square, network_input, read, square, upright
 from compress.predict import _several
 
 PIXELS = 16
@@ -30,7 +30,7 @@ def trained_on(image: Image.Image | np.ndarray, channels: int, folder: Path | No
         arrays, _ = own_arrays([([image] * 2, [0, 1]), None, ([image] * 2, [0, 1])], PIXELS)
         return to_memory(*arrays["train"], PIXELS).images[0].numpy() / 255
     image.save(folder / "image.png")
-    files = Files([folder / "image.png"], torch.zeros(1, dtype=torch.int64), PIXELS, 0, channels)
+    files = Files([folder / "image.png"], torch.zeros(1, dtype=torch.int64), Square(PIXELS), 0, channels)
     return next(files.stream([torch.tensor([0])]))[0][0].numpy() / 255
 
 
@@ -127,7 +127,7 @@ def test_a_photo_is_read_as_viewers_show_it(orientation: int, suffix: str, tmp_p
     exif = image.getexif()
     exif[0x0112] = orientation
     image.save(tmp_path / "photo", suffix, exif=exif)
-    files = Files([tmp_path / "photo"], torch.zeros(1, dtype=torch.int64), 32, 0)
+    files = Files([tmp_path / "photo"], torch.zeros(1, dtype=torch.int64), Square(32), 0)
     trained = next(files.stream([torch.tensor([0])]))[0][0].permute(1, 2, 0).numpy()
     with Image.open(tmp_path / "photo") as opened:
         predicted = network_input(opened, described(3, 32)).transpose(1, 2, 0) * 255
@@ -190,7 +190,8 @@ def test_a_float_image_that_cannot_be_is_named_before_training(tmp_path: Path) -
     for split in ("train", "test"):
         for label in ("a", "b"):
             (tmp_path / split / label).mkdir(parents=True)
-            Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(tmp_path / split / label / "0.tif")
+            for name in ("0.tif", "1.tif"):
+                Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(tmp_path / split / label / name)
     config = DataConfig(name="imagefolder", root=str(tmp_path), image_size=8, workers=0)
     assert next(load_data(config, 0).test.pixels.stream([torch.tensor([0])]))[0].unique().tolist() == [127.5]
     Image.fromarray(np.full((9, 9), 50.0, np.float32)).save(tmp_path / "test" / "b" / "0.tif")
@@ -202,11 +203,11 @@ def test_the_middle_of_oblong_images() -> None:
     """What lies at the sides is seen nowhere, in the middle everywhere."""
     image = np.zeros((28, 84), np.uint8)
     image[:, :28] = image[:, 56:] = 255
-    assert square(image, 14)[:, 1:-1].max() == 0
-    assert read(Image.fromarray(image), 1, 14, "")[:, 1:-1].max() == 0
-    assert square(image.T, 14)[1:-1].max() == 0
+    assert square(image, Square(14))[:, 1:-1].max() == 0
+    assert read(Image.fromarray(image), 1, Square(14), "")[:, 1:-1].max() == 0
+    assert square(image.T, Square(14))[1:-1].max() == 0
     image[:, 28:56] = 100
-    assert square(image, 28).min() == square(image, 28).max() == 100
+    assert square(image, Square(28)).min() == square(image, Square(28)).max() == 100
 
 
 def test_several_images_are_told_from_one() -> None:

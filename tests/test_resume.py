@@ -276,7 +276,7 @@ def test_a_state_is_saved_when_its_time_has_come(tmp_path: Path, monkeypatch: py
     now = [checkpoint._saved_s]
     monkeypatch.setattr(checkpoint_module.time, "monotonic", lambda: now[0])
     assert not checkpoint.is_due()
-    now[0] += 600
+    now[0] += 600.001
     assert checkpoint.is_due()
     checkpoint.save({"a": torch.ones(2)}, {})
     assert not checkpoint.is_due()

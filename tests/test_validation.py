@@ -13,8 +13,8 @@ from compress.curves import Curves
 from compress.data import load_data
 from compress.data.splits import Data
 from compress.losses import label_loss
-from compress.measure.seen_validation import seen_validation
 from compress.models.cifar_resnet import CifarResNet
+from compress.report.seen_validation import seen_validation
 from compress.train import TrainSettings, train
 from compress.validation import is_better_beyond_chance, split_logits, standard_errors_better, validate
 

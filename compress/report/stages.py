@@ -6,9 +6,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from compress.measure.seen_validation import seen_validation
 from compress.report.charts import Point, scatter
 from compress.report.load import Run, Stage
+from compress.report.seen_validation import seen_validation
 from compress.report.verdict import interval, percent, signed, times_smaller, times_text
 from compress.units import count_text, size_text, three_digits
 

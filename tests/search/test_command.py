@@ -20,6 +20,7 @@ from compress.config import (
 )
 from compress.files import METRICS, MODEL, STAGE, digest_of_file, read_json
 from compress.help import CONF
+from compress.models.preprocessing import with_preprocessing
 from compress.pipeline import run_pipeline
 from compress.search.goals import DIRECTIONS
 from compress.search.recipe import recipe_text
@@ -87,7 +88,7 @@ def test_its_recipe_repeats_the_best_trial(searched: tuple[Path, subprocess.Comp
     """The resolved config is the trial's, and so are the weights: the cache has every stage of it."""
     folder, _ = searched
     trial = folder / read_json(folder / "pareto.json")["best"]["folder"]
-    config = composed(folder / "best.yaml")
+    config = with_preprocessing(composed(folder / "best.yaml"))
     recorded = read_json(trial / LAST / STAGE)["config"]
     assert json.loads(json.dumps(config, default=vars)) == recorded
     before = {path.parent.name for path in Path(config.cache.dir).glob(f"*/*/{STAGE}")}
