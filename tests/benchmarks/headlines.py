@@ -82,7 +82,7 @@ def main() -> int:
         runs = {
             headline: {str(seed): pool.submit(run, headline, seed, options) for seed in headline.seeds}
             for headline in HEADLINES
-            if options.long or not headline.long
+            if headline.recipe in options.only and (options.long or not headline.long)
         }
         for headline, seeds in runs.items():
             figures_by_seed = {seed: future.result() for seed, future in seeds.items()}
@@ -101,6 +101,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", type=Path, default=DATASETS, help="the folder of the data and the checkpoints")
+    recipes = [headline.recipe for headline in HEADLINES]
+    parser.add_argument("--only", nargs="+", choices=recipes, default=recipes, help="which of them")
     parser.add_argument("--threads", type=int, default=0, help="of each run; 0: one a core")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; times are then less quiet")
     parser.add_argument("--long", action="store_true", help="Fashion-MNIST too")

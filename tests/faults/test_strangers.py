@@ -79,8 +79,8 @@ def test_a_run_of_a_recipe_from_a_file_goes_below_its_name() -> None:
     assert with_own_folders(plain) == plain
     found = with_own_folders(["--multirun", "recipe=outputs/a/best.yaml", "seed=1"])
     assert found[:2] + found[4:] == ["--multirun", "recipe=outputs/a/best.yaml", "seed=1"]
-    assert found[2].startswith("hydra.run.dir='outputs/best/$")
-    assert found[3].startswith("hydra.sweep.dir='outputs/best/sweep_")
+    assert found[2].startswith("hydra.run.dir=outputs/best/")
+    assert found[3].startswith("hydra.sweep.dir=outputs/best/sweep_")
     assert "hydra.run.dir=here" in with_own_folders(["recipe=a.yaml", "hydra.run.dir=here"])
     assert not [text for text in with_own_folders(["recipe=a.yaml", "hydra.run.dir=here"]) if "outputs/a/$" in text]
     assert recipe_files(["recipe=a.yaml,'b/c.yaml',digits"]) == ["a.yaml", "b/c.yaml"]
