@@ -42,16 +42,25 @@ def make_functional(module: GraphModule) -> None:
 def _pure_form(node: Node) -> Callable | None:
     """What computes the same as an operator that overwrites its first operand, `relu_` for one, and overwrites nothing.
 
-    None for any other operator, and for one that writes into a part of a tensor.
+    None for any other operator, and for one that writes into a tensor of which another operator reads a part or all.
     """
     namespace, _, name = getattr(node.target, "_name", "").partition("::")
     written = node.args[0] if node.args else None
     if namespace != "aten" or not name.partition(".")[0].endswith("_") or not isinstance(written, Node):
         return None
-    if is_move(written) or is_call(written, {aten.select.int}):
+    if _is_view_of_read_tensor(written):
         return None
     name = name.partition(".")[0].removesuffix("_")
     return getattr(getattr(aten, name, None), node.target._overloadname, None)
+
+
+def _is_view_of_read_tensor(node: Node) -> bool:
+    """Whether `node` is a view into a tensor that others read too: they see what is written into it."""
+    while is_move(node) or is_call(node, {aten.select.int}):
+        node = node.args[0]
+        if len(node.users) > 1:
+            return True
+    return False
 
 
 def split_gated_activations(module: GraphModule) -> None:
