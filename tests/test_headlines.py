@@ -71,7 +71,15 @@ def figures_of_one_run() -> dict:
         "size_bytes": 760_000, "latency_ms_p50": 0.354,
     }  # fmt: skip
     run = {"images": 360, "minutes": 2.7, "stages": [stage]}
-    facts = {"title": "a run", "command": "make", "cores": 2, "cpu": "a CPU", "commit": "0123456789", "date": "today"}
+    facts = {
+        "title": "a run",
+        "command": "make",
+        "cores": 2,
+        "jobs": 1,
+        "cpu": "a CPU",
+        "commit": "0123456789",
+        "date": "today",
+    }
     return {"mobilenet_int8": facts | {"seeds": {"0": run}}}
 
 
