@@ -36,9 +36,9 @@ def first_run(record: Record) -> str:
     table = "\n".join(lines)
     return (
         f"```\n{table}\n```\n\n"
-        f"That took {run['minutes']:.1f} minutes as `{record['command']} seed=0`, one of {record['jobs']} runs at once on "
-        f"{record['cores']} cores of {record['cpu']}, at commit {record['commit']} ({record['date']}); another CPU gives "
-        "other digits."
+        f"That took {run['minutes']:.1f} minutes as `{record['command']} seed=0`, one of {record['jobs']} runs at once "
+        f"on {record['cores']} cores of {record['cpu']}, at commit {record['commit']} ({record['date']}); another CPU "
+        "gives other digits."
     )
 
 
