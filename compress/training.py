@@ -81,6 +81,8 @@ class Training:
         if self.best_epoch == len(self.rows):
             return {"epoch": self.best_epoch, "reason": "the last, and the best on validation"}
         better = standard_errors_better(self.best_scores, self.last_scores)
+        if better <= 0:
+            return {"epoch": len(self.rows), "reason": "the last, and none before it is better on validation"}
         measured = f"epoch {self.best_epoch} is {better:.1f} standard errors better on validation"
         if not is_better_beyond_chance(self.best_scores, self.last_scores):
             return {"epoch": len(self.rows), "reason": f"the last: {measured}, which may be chance"}
