@@ -108,7 +108,7 @@ def write_again(name: str, stage: Path, done: list[Path], record: dict[str, Any]
         if (stage / kept).is_file():
             shutil.copyfile(stage / kept, anew / kept)
     before = files.read_json(stage / files.METRICS)
-    spent = taken_before(before, SPENT) | {key: before[key] for key in (INT8_MACS,) if key in before}
+    spent = taken_before(before, SPENT) | ({INT8_MACS: before[INT8_MACS]} if INT8_MACS in before else {})
     _deploy(name, anew, done[0] if done else anew, spent, run)
     now = {"config": asdict(run.config), "threads": run.threads, "conditions": run.conditions()}
     files.finish_stage(anew, record | now)

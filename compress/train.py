@@ -53,7 +53,8 @@ def train(network: nn.Module, loss: Loss, context: Context, settings: TrainSetti
     network.to(context.device, memory_format=torch.channels_last)
     ranks, checkpoint, name, epochs = context.ranks, context.checkpoint, settings.name, settings.epochs
     training = _begin(network, context, settings)
-    teacher_logits = split_logits(settings.teacher, context.data.val, context.device) if settings.teacher else None
+    judged = settings.teacher is not None and training.epoch <= epochs  # else no epoch is left to be judged
+    teacher_logits = split_logits(settings.teacher, context.data.val, context.device) if judged else None
     requests = stop_requests() if checkpoint else nullcontext([])
     if ranks.world > 1:
         agree_on_parts(training, loss, context)
