@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 
+from compress.cores import shorten_spinning
 from compress.errors import Stopped, UserError, tell
 from compress.help import CONF, help_page
 from compress.torchrun import rank, world_size
@@ -14,6 +15,7 @@ def main() -> int:
 
     128 and the signal's number where a signal ended it.
     """
+    shorten_spinning()
     if {"--help", "-h"} & set(sys.argv[1:]):
         if rank() == 0:
             print(help_page())

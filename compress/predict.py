@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from PIL import Image
 
 from compress import files
 from compress.errors import UserError
 from compress.layout import to_numpy
+from compress.onnx_session import open_session
 from compress.pixels import network_input, opened
 
 BATCH = 32
@@ -27,11 +27,7 @@ class Classifier:
         self.path = stage / files.ONNX
         described = files.read_json(stage / files.SPEC)
         self.classes, self._input = described["classes"], described["input"]
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            self.path.read_bytes(), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(self.path)
 
     def predict(self, images: Sequence[str | Path | Image.Image | np.ndarray]) -> list[dict[str, float]]:
         """Of each image every class with its probability, the likeliest first.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.validation import Validation, is_better_beyond_chance, standard_errors_better
+from compress.validation import BEYOND_CHANCE, Validation, standard_errors_better
 
 _COUNTS = ("epoch", "batches", "seen", "total_loss", "correct", "rows", "best_epoch", "best_rank", "parts")
 _SCORES = ("best_scores", "last_scores")
@@ -84,7 +84,7 @@ class Training:
         if better <= 0:
             return {"epoch": len(self.rows), "reason": "the last, and none before it is better on validation"}
         measured = f"epoch {self.best_epoch} is {better:.1f} standard errors better on validation"
-        if not is_better_beyond_chance(self.best_scores, self.last_scores):
+        if better <= BEYOND_CHANCE:
             return {"epoch": len(self.rows), "reason": f"the last: {measured}, which may be chance"}
         self.network.load_state_dict(self.best)
         return {"epoch": self.best_epoch, "reason": f"not the last: {measured}, more than chance"}

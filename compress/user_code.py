@@ -1,4 +1,4 @@
-"""Tells a user's code from that of the libraries, in the traceback of an exception."""
+"""Finds the user's own code in the traceback of an exception."""
 
 import re
 import sysconfig
@@ -6,13 +6,20 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from compress.errors import UserError
+
 _PACKAGE = str(Path(__file__).parent)
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def is_library(path: str) -> bool:
     """Whether `path` is a source file of this package, of Python or of an installed package."""
-    return path.startswith(("<frozen", _PACKAGE, *_LIBRARIES)) or "site-packages" in path
+    return is_ours(path) or path.startswith(("<frozen", *_LIBRARIES)) or "site-packages" in path
+
+
+def is_ours(path: str) -> bool:
+    """Whether `path` is a source file of this package."""
+    return path.startswith(_PACKAGE)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -36,6 +43,27 @@ def user_line(error: BaseException) -> str | None:
         if own:
             return f"{Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name}"
     return None
+
+
+def users_error(received: str, error: BaseException) -> UserError:
+    """`error`, which the user's code raised, as a UserError with its file and line.
+
+    Where no line of the user's own took part, the place is the last call in a library.
+    """
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    what = f"{type(error).__name__}: {' '.join(str(text).split())}".rstrip(": ")
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f"{error.filename}, line {error.lineno}"
+    else:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_ours(frame.filename)]
+        frames = [frame for frame in frames if not frame.filename.startswith("<frozen")]
+        own = [frame for frame in frames if not is_library(frame.filename)] or frames
+        place = f"{own[-1].filename}, line {own[-1].lineno}" if own else None
+    return UserError(
+        f"{received}, which raises {what}{f' ({place})' if place else ''}",
+        "code that runs",
+        "mend it there" if place else "mend that code",
+    )
 
 
 def first_line(error: BaseException) -> str:

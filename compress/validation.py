@@ -13,7 +13,7 @@ from compress.devices import Ranks
 
 # Standard errors by which an earlier epoch has to be better. A training has tens of epochs to choose from: at two
 # standard errors chance alone would bring one of them there in every other training.
-_BEYOND_CHANCE = 3.0
+BEYOND_CHANCE = 3.0
 
 
 @dataclass
@@ -91,11 +91,6 @@ def standard_errors_better(scores: Tensor, others: Tensor) -> float:
     spread = differences.std().item() / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
     mean = differences.mean().item()
     return mean / spread if spread > 0 else math.copysign(math.inf, mean) if mean else 0.0
-
-
-def is_better_beyond_chance(scores: Tensor, others: Tensor) -> bool:
-    """Whether the mean of `scores` (N,) is below that of `others` by more than chance explains."""
-    return standard_errors_better(scores, others) > _BEYOND_CHANCE
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:

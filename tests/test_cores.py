@@ -1,11 +1,14 @@
 """The cores that a run may use, and each job's part of them under every launcher."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from compress import cores as module
-from compress.cores import cores, share
+from compress.cores import cores, share, shorten_spinning
 
 
 @pytest.fixture
@@ -72,3 +75,33 @@ def test_quotas_of_version_1_are_read_too(tmp_path: Path) -> None:
 
 def test_no_control_group_is_no_limit(tmp_path: Path) -> None:
     assert module._quotas(tmp_path, tmp_path / "own") == []
+
+
+def test_openmp_is_asked_to_sleep_soon() -> None:
+    """libgomp reads its variables once, when torch loads it, and then shows what it understood."""
+    command = "from compress.cores import shorten_spinning; shorten_spinning(); import torch"
+    variables = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        env=variables | {"OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown = next((line for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line), None)
+    if shown is None:
+        pytest.skip("torch's OpenMP is not libgomp here")
+    assert module._SPIN_COUNT in shown
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_what_the_user_set_for_openmp_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, "ACTIVE")
+    shorten_spinning()
+    assert {key: os.environ.get(key) for key in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} == {
+        "GOMP_SPINCOUNT": None,
+        "OMP_WAIT_POLICY": None,
+        name: "ACTIVE",
+    }

@@ -38,11 +38,11 @@ LAYERS = [
     {"overrides"},
     {"config", "help"},
     {"code"},
-    {"cores", "cpu", "files", "pixels"},
+    {"cores", "cpu", "files", "onnx_session", "pixels"},
     {"floors", "layout"},
-    {"nearest"},
+    {"nearest", "user_code"},
     {"errors"},
-    {"torchrun", "units", "user_code", ""},
+    {"torchrun", "units", ""},
 ]
 INSIDE_ONE_LAYER = {("help", "config")}
 PYTHON_FACE = {("", "predict"), ("", "api")}  # what `import compress` offers, imported when it is called

@@ -21,7 +21,8 @@ from compress.config import Config, TeacherConfig
 from compress.data import load_data
 from compress.errors import UserError
 from compress.files import MODEL, ONNX, SENSITIVITY, SENSITIVITY_PLOT, STAGE, digest_of_file, read_json
-from compress.measure.accuracy import onnx_runner, open_session
+from compress.measure.accuracy import onnx_runner
+from compress.onnx_session import open_session
 from compress.pipeline import run_pipeline
 from compress.quantization.inspect import require_quantized
 from compress.quantization.sensitivity import top1_percent

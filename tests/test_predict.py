@@ -43,7 +43,7 @@ def images(tmp_path: Path) -> list[str]:
 
 
 def test_probabilities_are_those_of_the_file(run: Path, images: list[str]) -> None:
-    from compress.measure.accuracy import open_session
+    from compress.onnx_session import open_session
 
     classifier = compress.load(run)
     described = read_json(run / "02_quantize" / SPEC)

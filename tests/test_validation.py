@@ -16,7 +16,7 @@ from compress.losses import label_loss
 from compress.models.cifar_resnet import CifarResNet
 from compress.report.seen_validation import seen_validation
 from compress.train import TrainSettings, train
-from compress.validation import is_better_beyond_chance, split_logits, standard_errors_better, validate
+from compress.validation import BEYOND_CHANCE, split_logits, standard_errors_better, validate
 
 CPU = torch.device("cpu")
 
@@ -68,14 +68,14 @@ def test_what_is_shared_by_both_does_not_hide_a_difference() -> None:
     """Images differ a hundred times more than the epochs do, but each of them is a little better."""
     hard = 100 * torch.rand(50, generator=torch.Generator().manual_seed(0))
     noise = 0.1 * torch.rand(50, generator=torch.Generator().manual_seed(1))
-    assert is_better_beyond_chance(hard, hard + noise)
-    assert not is_better_beyond_chance(hard + noise, hard)
+    assert standard_errors_better(hard, hard + noise) > BEYOND_CHANCE
+    assert standard_errors_better(hard + noise, hard) <= BEYOND_CHANCE
 
 
 def test_chance_alone_is_seldom_beyond_chance() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(1000, 2, 200, generator=generator)
-    assert sum(is_better_beyond_chance(first, second) for first, second in scores) <= 5
+    assert sum(standard_errors_better(first, second) > BEYOND_CHANCE for first, second in scores) <= 5
 
 
 def test_a_student_keeps_the_epoch_nearest_to_its_teacher(data: Data) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -14,6 +13,7 @@ from compress.data.splits import Split
 from compress.export import Runner
 from compress.measure.figures import Missing
 from compress.measure.statistics import mcnemar_p_value, paired_difference, wilson_interval
+from compress.onnx_session import open_session
 from compress.validation import to_device
 
 
@@ -35,16 +35,8 @@ class Predictions:
         }
 
 
-def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """model.onnx in ONNX Runtime, on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-
-
 def onnx_runner(path: Path, threads: int) -> Runner:
-    """`open_session` as what `predict` calls."""
+    """model.onnx in ONNX Runtime, as what `predict` calls."""
     session = open_session(path, threads)
     return lambda images: session.run(["logits"], {"image": images})[0]
 

@@ -139,11 +139,8 @@ def _share_what_cannot_be_copied(network: nn.Module, memo: dict[int, Any]) -> No
 
 def _share(value: Any, memo: dict[int, Any], depth: int) -> None:
     """Marks as shared the smallest parts of `value` that cannot be copied."""
-    try:
-        copy.deepcopy(value, dict(memo))
+    if _can_be_copied(value, memo):
         return
-    except Exception:  # as in `_copy`
-        pass
     parts: list[Any] = []
     if isinstance(value, dict):
         parts = list(value.values())
@@ -154,9 +151,14 @@ def _share(value: Any, memo: dict[int, Any], depth: int) -> None:
     if depth and parts:
         for part in parts:
             _share(part, memo, depth - 1)
-        try:
-            copy.deepcopy(value, dict(memo))
+        if _can_be_copied(value, memo):
             return
-        except Exception:  # the whole is shared then
-            pass
     memo[id(value)] = value
+
+
+def _can_be_copied(value: Any, memo: dict[int, Any]) -> bool:
+    try:
+        copy.deepcopy(value, dict(memo))
+    except Exception:  # whatever an attribute's own copying raises
+        return False
+    return True

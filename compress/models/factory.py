@@ -1,22 +1,20 @@
-"""Calls the function of the user's that builds their network, and shows what it raises as theirs."""
+"""Calls the function of the user's that builds their network."""
 
 import difflib
 import importlib
 import inspect
 import re
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from compress.errors import UserError
 from compress.models.seeds import seeded
+from compress.user_code import users_error
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _EXPECTED = "package.module:function, a function that returns a torch.nn.Module"
-_HERE = Path(__file__).resolve().parent.parent
 _IMPORT_SEED = 0  # a module is imported once, whatever the seed of the run
 
 # Names of arguments that mean but one thing in a function that builds an image classifier.
@@ -53,44 +51,15 @@ def call_factory(name: str, shape: tuple[int, int, int], classes: int, seed: int
             except TypeError as error:
                 refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
                 if refused is None or refused[1] not in spare:
-                    raise theirs(f"teacher.factory={name}", error) from error
+                    raise users_error(f"teacher.factory={name}", error) from error
                 spare = _without(refused[1], spare)
             except (Exception, SystemExit) as error:
-                raise theirs(f"teacher.factory={name}", error) from error
+                raise users_error(f"teacher.factory={name}", error) from error
     if not isinstance(network, nn.Module):
         raise UserError(
             f"teacher.factory={name}, which returned {type(network).__name__}", _EXPECTED, "return a network"
         )
     return network
-
-
-def theirs(received: str, error: BaseException) -> UserError:
-    """`error`, which code of the user's raised, with the file and the line."""
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    what = f"{type(error).__name__}: {' '.join(str(text).split())}".rstrip(": ")
-    if isinstance(error, SyntaxError) and error.filename:
-        place = f"{error.filename}, line {error.lineno}"
-    else:
-        place = _place(error)
-    return UserError(
-        f"{received}, which raises {what}{f' ({place})' if place else ''}",
-        "code that runs",
-        "mend it there" if place else "mend that code",
-    )
-
-
-def _place(error: BaseException) -> str | None:
-    """The file and line of the last call in the user's own code; else of the last call in a library."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
-    frames = [frame for frame in frames if not frame.filename.startswith("<frozen")]
-    own = [frame for frame in frames if not {"site-packages", "dist-packages"} & set(Path(frame.filename).parts)]
-    library = Path(inspect.__file__).parent
-    own = [frame for frame in own if library not in Path(frame.filename).parents] or frames
-    return f"{own[-1].filename}, line {own[-1].lineno}" if own else None
-
-
-def _is_ours(file: str) -> bool:
-    return _HERE in Path(file).resolve().parents
 
 
 def _find(name: str) -> Any:
@@ -103,14 +72,14 @@ def _find(name: str) -> Any:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise theirs(f"teacher.factory={name}", error) from error
+                raise users_error(f"teacher.factory={name}", error) from error
             raise UserError(
                 f"teacher.factory={name}: {error}",
                 _EXPECTED,
                 "mend the name, or start where the module lies, or put its folder into PYTHONPATH",
             ) from error
         except (Exception, SystemExit) as error:
-            raise theirs(f"teacher.factory={name}", error) from error
+            raise users_error(f"teacher.factory={name}", error) from error
     if not hasattr(module, function):
         near = difflib.get_close_matches(function, [key for key in vars(module) if not key.startswith("_")], 3, 0.5)
         raise UserError(

@@ -52,8 +52,10 @@ def own_digest(network: nn.Module) -> str:
 def _is_library(module: str) -> bool:
     """Whether `module` is Python's own or installed as a package, and so no code of the user's."""
     top = module.split(".")[0]
+    if top == "__main__":  # a notebook or a script; its file is that of the package which runs it
+        return False
     if top in sys.stdlib_module_names or top in (*_VERSIONED, "numpy"):
-        return top != "__main__"
+        return True
     file = getattr(sys.modules.get(module), "__file__", None) or ""
     return bool({"site-packages", "dist-packages"} & set(Path(file).parts))
 

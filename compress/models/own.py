@@ -9,11 +9,12 @@ from torch.utils._pytree import tree_leaves
 
 from compress.errors import UserError
 from compress.models.copying import copy_network, unwrapped, without_wrappers
-from compress.models.factory import call_factory, theirs
+from compress.models.factory import call_factory
 from compress.models.final_activation import without_final_activation
 from compress.models.identity import own_digest
 from compress.models.outputs import difference, fixed_images, outputs_digest
 from compress.models.seeds import seeded
+from compress.user_code import users_error
 
 __all__ = ["OWN", "add_own", "identity", "own_digest", "prepare_own"]
 
@@ -142,7 +143,7 @@ def _forward(network: nn.Module, name: str, images: torch.Tensor, expected: str)
         with torch.no_grad():
             return network(images)
     except Exception as error:
-        found = theirs(f"{name}, which fails on such images", error)
+        found = users_error(f"{name}, which fails on such images", error)
         expected = expected or f"a network that takes images (N, {', '.join(map(str, images.shape[1:]))})"
         raise UserError(
             found.received.replace(", which raises", ":", 1), expected, "mend it, or set data.image_size"

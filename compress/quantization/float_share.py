@@ -9,6 +9,7 @@ import onnxruntime as ort
 from torch.fx import GraphModule
 
 from compress.errors import UserError
+from compress.onnx_session import open_session, session_options
 from compress.quantization.inspect import LAYERS, inspect_quantization
 from compress.quantization.patterns import (
     CONVOLUTIONS,
@@ -100,10 +101,9 @@ def count_macs(path: Path) -> dict[str, int]:
     wanted = {name for node in layers for name in (*node.input[:2], node.output[0])} - set(constants)
     known = {value.name for value in (*model.graph.output, *model.graph.input)}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted - known))
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(model.SerializeToString(), options=options)
     image = session.get_inputs()[0]
     values = {image.name: np.zeros((1, *image.shape[1:]), np.float32)}
     names = [output.name for output in session.get_outputs()]

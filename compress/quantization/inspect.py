@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
+
+from compress.onnx_session import open_session, session_options
 
 LAYERS = ("Conv", "Gemm", "MatMul", "ConvTranspose", "Einsum")
 CLAMPS = ("Relu", "Clip")
@@ -51,10 +52,11 @@ def inspect_quantization(path: Path) -> list[Layer]:
 def executed_operators(path: Path) -> Counter:
     """How often ONNX Runtime executes each operator of the file, after all its optimizations for this CPU."""
     with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # it warns that the optimized file suits this CPU only, which is the point
+        options = (
+            session_options()
+        )  # without the warning that the optimized file suits this CPU only: that is the point
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        open_session(path, options=options)
         nodes = onnx.load(options.optimized_model_filepath).graph.node
     return Counter(node.op_type for node in nodes)
 

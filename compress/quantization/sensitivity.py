@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 
 from compress.console import progress
 from compress.errors import UserError
+from compress.onnx_session import open_session
 from compress.quantization.export import export_onnx
 from compress.quantization.float_layers import WeightedLayer, weighted_layers
 from compress.quantization.inspect import inspect_quantization
@@ -74,10 +74,7 @@ class MixedFiles:
         return self._known[names]
 
     def _measure(self, file: bytes) -> Quality:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        session = open_session(file, torch.get_num_threads())
         pairs = [
             (torch.from_numpy(session.run(["logits"], {"image": images.numpy()})[0]), labels)
             for images, labels in self._batches()
