@@ -1,5 +1,6 @@
 """Compresses a trained image classifier into an int8 file that runs fast where it is deployed."""
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     from compress.api import Result
     from compress.predict import Classifier
 
-__version__ = "0.1.0"
+__version__ = version("compress")
 
 
 def run(recipe: str, **settings: "Any") -> "Result":

@@ -1,4 +1,4 @@
-"""What computes a stage: the digest of its source, with all that it imports of this package, and the libraries."""
+"""The digest of the source that a stage's result depends on: its module, with all that this imports of the package."""
 
 import ast
 from functools import cache
@@ -7,6 +7,9 @@ from pathlib import Path
 from compress.files import digest_of, digest_of_file
 
 _PACKAGE = Path(__file__).resolve().parent
+# What many import and no result depends on: the Python interface, settings (a stage's own are in its key), and what
+# only shows how a run goes.
+_LEFT_OUT = ("compress", "compress.config", "compress.console", "compress.curves", "compress.errors", "compress.units")
 
 
 @cache
@@ -15,16 +18,21 @@ def code_digest(*modules: str) -> str:
 
     A change of the pages or of another stage leaves it as it is.
     """
-    found: dict[str, str] = {}
+    return digest_of({name: digest_of_file(path) for name, path in code_files(*modules).items()})
+
+
+def code_files(*modules: str) -> dict[str, Path]:
+    """The source files of `modules`, and of every module that they import, by full name."""
+    found: dict[str, Path] = {}
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
         path = _source(name)
-        if path is None or name in found:
+        if path is None or name in found or name in _LEFT_OUT:
             continue
-        found[name] = digest_of_file(path)
+        found[name] = path
         waiting += _imports(path)
-    return digest_of(found)
+    return found
 
 
 @cache

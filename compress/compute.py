@@ -29,6 +29,7 @@ from compress.data import load_data
 from compress.data.splits import Data
 from compress.devices import Ranks, Relieved, join, leave, leaving_the_last_word, receive
 from compress.errors import UserError
+from compress.export import module_name
 from compress.measure.environment import versions
 from compress.models import require_model_fits
 from compress.models.own import identity, prepare_own
@@ -37,8 +38,11 @@ from compress.precision import choose_precision
 from compress.quantization.target import choose_target
 from compress.stages import load_stage, stage_module
 
-# Modules that all stages go through, the reading of images among them.
-_WRITE_AND_MEASURE = ("compress.data", "compress.quantization.export", "compress.measure.stage")
+# Modules that the files of every stage go through, besides its own; stages behind the first read what is before them.
+_READ_AND_WRITE = ("compress.data", "compress.artifact", "compress.quantization.export")
+_READ_STAGES = ("compress.restore", "compress.labelling")
+# Modules that measure a stage, some of them loaded by name.
+_MEASURE = ("compress.measure.stage", "compress.measure.worker")
 
 
 @dataclass
@@ -59,6 +63,7 @@ class Run:
             "measure": asdict(self.config.measure),
             "threads": self.threads,
             "cpu": cpu_name(),
+            "code": code_digest(*measuring_modules(self.config.export.targets)),
         }
 
 
@@ -186,9 +191,19 @@ def stage_inputs(name: str, run: Run, parent: dict[str, str] | None) -> dict[str
             if name == "teacher" and config.teacher.factory
             else {}
         ),
-        "code": code_digest(stage_module(name), *_WRITE_AND_MEASURE),
+        "code": code_digest(*computing_modules(name, first=parent is None)),
         "versions": versions(),
     }
+
+
+def computing_modules(name: str, first: bool) -> tuple[str, ...]:
+    """The modules, with what they import, that decide the weights of a stage and its model.onnx."""
+    return (stage_module(name), *_READ_AND_WRITE, *(() if first else _READ_STAGES))
+
+
+def measuring_modules(targets: list[str]) -> tuple[str, ...]:
+    """The modules, with what they import, that decide the figures of a stage and the files of further targets."""
+    return (*_MEASURE, *(module_name(target) for target in targets))
 
 
 def stage_seed(config: Config, name: str) -> int:

@@ -39,16 +39,10 @@ class Curves:
         for name, value in values.items():
             self._writer.add_scalar(f"epoch/{name}", value, epoch)
 
-    def widths(self, before: dict[str, list[int]], after: dict[str, list[int]]) -> None:
-        """Output channels a layer: a picture of those made narrower, and the share that is left as a scalar a layer."""
-        layers = [name for name in after if len(after[name]) > 1]
-        pairs = {name: (before[name][0], after[name][0]) for name in layers}
-        from compress.report.figures import plot_widths
-
-        if narrower := {name: pair for name, pair in pairs.items() if pair[1] < pair[0]}:
-            self.figure("widths", plot_widths(narrower))
-        for position, (old, new) in enumerate(pairs.values()):
-            self._writer.add_scalar("widths/share_left_by_layer", new / old, position)
+    def filters_left(self, layers: dict[str, tuple[int, int]]) -> None:
+        """The share of its filters that each layer keeps, a scalar a layer, from their numbers before and after."""
+        for position, (before, after) in enumerate(layers.values()):
+            self._writer.add_scalar("widths/share_left_by_layer", after / before, position)
 
     def figure(self, name: str, figure: "Figure") -> None:
         """A matplotlib picture."""

@@ -26,7 +26,7 @@ from compress.quantization.export import export_onnx
 from compress.quantization.float_share import INT8_MACS, read_float_share, require_int8
 from compress.quantization.inspect import float_operators, inspect_quantization, require_quantized
 from compress.quantization.target import mismatch
-from compress.report.figures import stage_figures
+from compress.report.figures import plot_widths, stage_figures
 from compress.report.sensitivity import plot_sensitivity, to_png
 from compress.restore import restore_float
 from compress.rows import show_row
@@ -65,6 +65,10 @@ def make_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
             _tell_loss(stage, done[-1], result, run)
         for title, figure in stage_figures([*done, stage]).items():
             curves.figure(title, figure)
+        if filters := result.notes.get("filters"):
+            curves.filters_left(filters)
+            if narrower := {layer: pair for layer, pair in filters.items() if pair[1] < pair[0]}:
+                curves.figure("widths", plot_widths(narrower))
         show_row(curves, name, stage, run.config)
     record = {
         "key": files.digest_of(inputs),

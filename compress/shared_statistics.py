@@ -9,8 +9,6 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compress.quantization.fake_quantize import RuntimeFakeQuantize
-
 
 class CpuSyncBatchNorm(_BatchNorm):
     """torch's own has no kernels for the CPU; this one is for gloo, and differentiable by autograd alone."""
@@ -60,7 +58,7 @@ def shared_statistics(network: nn.Module) -> Iterator[None]:
     Parameters and buffers stay the very tensors that they are, under the same names.
     """
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, _BatchNorm)}
-    quantizers = [module for module in network.modules() if isinstance(module, RuntimeFakeQuantize)]
+    quantizers = [module for module in network.modules() if hasattr(module, "common_ends")]
     for name, layer in layers.items():
         network.set_submodule(name, _synchronized(layer))
     for quantizer in quantizers:

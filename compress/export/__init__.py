@@ -37,9 +37,14 @@ class Source:
     shape: tuple[int, int, int]  # (C, H, W)
 
 
+def module_name(target: str) -> str:
+    """The full name of a target's module."""
+    return f"compress.export.{target}"
+
+
 def load_target(name: str) -> ModuleType:
     """The module of a target; it imports its runtime only when it is called."""
-    return importlib.import_module(f"compress.export.{name}")
+    return importlib.import_module(module_name(name))
 
 
 def require_installed(names: list[str]) -> None:

@@ -6,12 +6,11 @@ from importlib.util import find_spec
 
 import torch
 
-from compress import __version__
 from compress.cpu import cpu_flags, cpu_name
 
 _PACKAGES = (
-    "torchvision", "torchao", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "hydra-core", "safetensors",
-    "pillow",
+    "compress", "torchvision", "torchao", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "hydra-core",
+    "safetensors", "pillow",
 )  # fmt: skip
 
 
@@ -29,6 +28,6 @@ def environment(threads: int) -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """Python and the packages that compute."""
-    own = {"compress": __version__, "python": platform.python_version(), "torch": torch.__version__}  # with its build
+    own = {"python": platform.python_version(), "torch": torch.__version__}  # torch's own has its build
     names = (*_PACKAGES, "timm") if find_spec("timm") else _PACKAGES
     return own | {name: version(name) for name in names}

@@ -43,7 +43,7 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
         settle(network)
     elif pruned.kept:
         set_unit_length(network, example)
-    context.curves.widths(before, after)
+    filters = {name: (before[name][0], width[0]) for name, width in after.items() if len(width) > 1}
 
     loss = label_loss(context.train.label_smoothing)
     history = train(network, loss, context, TrainSettings("prune", config.epochs, config.lr))
@@ -53,4 +53,4 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
         widths=artifact.spec.widths | changed,
         pruning=[*artifact.spec.pruning, {"settings": asdict(config), "kept_filters": pruned.kept}],
     )
-    return Artifact(network, spec, left_out, {"unexplained_share": errors, "history": history})
+    return Artifact(network, spec, left_out, {"filters": filters, "unexplained_share": errors, "history": history})

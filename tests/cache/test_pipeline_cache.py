@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from compress import compute
-from compress.code import code_digest
+from compress.code import code_digest, code_files
 from compress.config import CacheConfig, Config
 from compress.errors import UserError
 from compress.files import METRICS, MODEL, STAGE, digest_of_file, finished_stage, read_json
 from compress.pipeline import run_pipeline
-from compress.stages import STAGES, load_stage, stage_module
+from compress.stages import STAGES, load_stage
 from compress.study import run_study
 from tests.conftest import make_tiny_config
 
@@ -113,9 +113,18 @@ def test_a_folder_in_use_is_refused(config: Config, tmp_path: Path, monkeypatch:
         run_study(config, tmp_path / "run")
 
 
-def test_a_stage_knows_its_own_code_and_not_the_others() -> None:
-    digests = {name: code_digest(stage_module(name)) for name in STAGES}
-    assert len(set(digests.values())) == len(digests)
+def test_figures_are_taken_anew_where_the_code_that_takes_them_changed(
+    config: Config, computed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, stages=["teacher"])
+    run_pipeline(config, tmp_path / "run")
+    before = read_json(tmp_path / "run" / "01_teacher" / STAGE)
+    monkeypatch.setattr(compute, "_MEASURE", ("compress.measure.stage",))
+    run_pipeline(config, tmp_path / "run")
+    after = read_json(tmp_path / "run" / "01_teacher" / STAGE)
+    assert computed == ["teacher"]
+    assert before["conditions"]["code"] != after["conditions"]["code"]
+    assert before["key"] == after["key"]
 
 
 def test_how_images_are_read_is_in_every_stages_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +135,50 @@ def test_how_images_are_read_is_in_every_stages_key(monkeypatch: pytest.MonkeyPa
     code_digest("compress.data")
     code_digest.cache_clear()
     assert {"pixels.py", "layout.py", "folder.py", "arrays.py", "labels.py"} <= set(seen)
-    assert "compress.data" in compute._WRITE_AND_MEASURE
+
+
+# Of each stage: modules that decide its weights or its model.onnx, and modules that do not.
+INSIDE = {
+    "teacher": {
+        "stages.teacher",
+        "train",
+        "step",
+        "losses",
+        "data.folder",
+        "pixels",
+        "models.zoo",
+        "models.checkpoint",
+    },
+    "prune": {"stages.prune", "pruning.filters", "pruning.reconstruct", "restore", "labelling", "quantization.export"},
+    "distill": {"stages.distill", "answers", "losses", "restore", "quantization.export"},
+    "quantize": {"stages.quantize", "quantization.quantizer", "quantization.pt2e", "quantization.sensitivity"},
+}
+OUTSIDE = (
+    "report", "launch", "search", "api", "study", "pipeline", "making", "console", "curves", "config", "help", "cache",
+    "measure.worker", "measure.stage", "predict", "preflight", "trial", "controls", "export",
+)  # fmt: skip
+
+
+def covers(part: str, names: set[str]) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for name in names)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_key_holds_the_code_that_decides_the_result_and_no_other(name: str) -> None:
+    files = code_files(*compute.computing_modules(name, first=name == "teacher"))
+    names = {full.removeprefix("compress.") for full in files}
+    assert names >= INSIDE[name]
+    assert [part for part in OUTSIDE if covers(part, names)] == []
+    others = {other for other in STAGES if other != name}
+    assert [other for other in others if f"stages.{other}" in names] == []
+    assert name == "prune" or not covers("pruning", names)
+
+
+def test_the_figures_conditions_hold_what_is_loaded_by_name() -> None:
+    names = set(code_files(*compute.measuring_modules(["onnx", "openvino"])))
+    assert names >= {f"compress.{name}" for name in ("measure.worker", "measure.profile", "export.openvino")}
+    assert "compress.export.executorch" not in names
+    assert not covers("compress.report", names)
 
 
 def test_code_is_followed_through_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
