@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.config import (
+from compress.config.schema import (
     CacheConfig,
     Config,
     DataConfig,
@@ -17,7 +17,7 @@ from compress.config import (
     QuantizeConfig,
     TeacherConfig,
 )
-from compress.measure import neighbours
+from compress.evaluation import concurrent_runs as neighbours
 from compress.models import ZOO, Entry
 from compress.models.cifar_resnet import CifarResNet
 

@@ -7,19 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress import answers as module
-from compress.answers import answers, remembered
-from compress.artifact import Artifact
-from compress.config import Config, DistillConfig, QuantizeConfig, TrainConfig
-from compress.context import Context
-from compress.curves import Curves
+from compress.config.schema import Config, DistillConfig, QuantizeConfig, TrainConfig
 from compress.data import load_data
-from compress.data.augment import Augmentation
-from compress.data.splits import Data, Examples
+from compress.data.augmentation import Augmentation
+from compress.data.dataset import Data, Examples
+from compress.methods.distillation import teacher_logits as module
+from compress.methods.distillation.teacher_logits import answers, remembered
 from compress.models import Architecture, build
+from compress.models.artifact import Artifact
 from compress.stages.distill import distill
 from compress.stages.quantize import quantize
 from compress.stages.teacher import teacher
+from compress.training.context import Context
+from compress.training.tensorboard import Curves
 
 CPU = torch.device("cpu")
 

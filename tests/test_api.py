@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 import compress
-from compress.api import Result
-from compress.data.arrays import ARRAYS
-from compress.data.own import own_arrays
-from compress.errors import UserError
-from compress.files import MODEL, SPEC, STAGE, read_json
-from compress.models.own import OWN
-from compress.restore import restore_float
+from compress.data.builtin import ARRAYS
+from compress.data.in_memory import own_arrays
+from compress.launch.api import Result
+from compress.methods.restore import restore_float
+from compress.models.user_model import OWN
+from compress.utils.errors import UserError
+from compress.utils.files import MODEL, SPEC, STAGE, read_json
 from tests.conftest import tiny_arrays
 from tests.own_networks import Plain
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress import files
-from compress.artifact import Artifact, Spec, read_model, write_model
+from compress.models.artifact import Artifact, Spec, read_model, write_model
+from compress.utils import files
 
 
 def small() -> Artifact:

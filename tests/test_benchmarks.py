@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
-from compress.quantization.export import export_onnx
+from compress.export.onnx import export_onnx
 from tests.benchmarks.contenders import FLOAT, OURS, Contender, ImageReader
 from tests.benchmarks.int8 import best_settings, compare
 from tests.benchmarks.networks import pad_as_tensorflow

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.files import MODEL, STAGE, digest_of_file
 from compress.models import Architecture, build
+from compress.utils.files import MODEL, STAGE, digest_of_file
 from tests.conftest import tiny_arrays
 
 ROOT = Path(__file__).resolve().parents[1]

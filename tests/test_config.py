@@ -5,10 +5,13 @@ import math
 import pytest
 from hydra import compose, initialize_config_dir
 
-from compress.compose import register, to_config
-from compress.config import Config, DataConfig, PruneConfig, QuantizeConfig, TeacherConfig, check, describe
-from compress.errors import UserError
-from compress.help import CONF, RECIPES, help_page
+from compress.config.compose import register, to_config
+from compress.config.options import describe
+from compress.config.paths import CONF, RECIPES
+from compress.config.schema import Config, DataConfig, PruneConfig, QuantizeConfig, TeacherConfig
+from compress.config.validation import check
+from compress.launch.help import help_page
+from compress.utils.errors import UserError
 
 CALIBRATED = ("mobilenet_int8_ptq", "resnet56_cifar_int8", "unlabelled_int8")  # the others train with the rounding
 RECIPE_NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from compress import cores as module
-from compress.cores import cores, share, shorten_spinning
+from compress.utils import cores as module
+from compress.utils.cores import cores, share, shorten_spinning
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_no_control_group_is_no_limit(tmp_path: Path) -> None:
 
 def test_openmp_is_asked_to_sleep_soon() -> None:
     """libgomp reads its variables once, when torch loads it, and then shows what it understood."""
-    command = "from compress.cores import shorten_spinning; shorten_spinning(); import torch"
+    command = "from compress.utils.cores import shorten_spinning; shorten_spinning(); import torch"
     variables = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run(
         [sys.executable, "-c", command],

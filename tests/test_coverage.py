@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.files import write_json
+from compress.utils.files import write_json
 from tests.benchmarks.coverage import row_of, summary, table
 from tests.benchmarks.coverage_networks import CLASSES, all_names, build
 from tests.zoo.conftest import needs

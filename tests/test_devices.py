@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compress import compute
-from compress.compute import prepare
-from compress.config import Config
-from compress.data.augment import Augmentation
-from compress.devices import Ranks, join
-from compress.errors import UserError
-from compress.files import STAGE, read_json
-from compress.pipeline import run_pipeline
-from compress.torchrun import rank, world_size
+from compress.config.schema import Config
+from compress.data.augmentation import Augmentation
+from compress.pipeline import compute
+from compress.pipeline.compute import prepare
+from compress.pipeline.run import run_pipeline
+from compress.training.distributed import Ranks, join
+from compress.utils.errors import UserError
+from compress.utils.files import STAGE, read_json
+from compress.utils.torchrun import rank, world_size
 from tests import two_ranks
 from tests.test_command import ROOT, tiny
 from tests.test_config import composed

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.folding import folded
 from compress.models import Architecture, build
+from compress.models.graph.fold_batch_norm import folded
 from tests.zoo.conftest import networks
 
 IMAGES = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ import resource
 import pytest
 import torch
 
-from compress.heap import kept_memory
+from compress.training.malloc import kept_memory
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone is told to keep memory")
 

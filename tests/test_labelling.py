@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from compress.config import Config, DataConfig
+from compress.config.schema import Config, DataConfig
 from compress.data import load_data
-from compress.data.splits import NO_LABEL
-from compress.errors import UserError
-from compress.files import MODEL, STAGE, read_json
-from compress.labelling import labelled_by
+from compress.data.dataset import NO_LABEL
+from compress.data.pseudo_labels import labelled_by
 from compress.models import Architecture, build
-from compress.pipeline import run_pipeline
+from compress.pipeline.run import run_pipeline
+from compress.utils.errors import UserError
+from compress.utils.files import MODEL, STAGE, read_json
 from tests.conftest import tiny_arrays
 
 CPU = torch.device("cpu")

@@ -19,15 +19,15 @@ from hydra.core.plugins import Plugins
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig
 
-from compress.compose import register
-from compress.cores import cores
-from compress.errors import Stopped, UserError
-from compress.files import METRICS, MODEL, STAGE, STATUS, digest_of_file, read_json, training_file, write_json
-from compress.help import CONF
+from compress.config.compose import register
+from compress.config.paths import CONF
 from compress.launch import sweep as sweep_module
-from compress.launch.options import EXTRAS, launcher_mistake, register_launchers, require_one_kind_of_processes
-from compress.launch.requeue import queued_again
-from compress.signals import interrupted_by, stop_requests, stoppable
+from compress.launch.launchers import EXTRAS, launcher_mistake, register_launchers, require_one_kind_of_processes
+from compress.launch.slurm import queued_again
+from compress.utils.cores import cores
+from compress.utils.errors import Stopped, UserError
+from compress.utils.files import METRICS, MODEL, STAGE, STATUS, digest_of_file, read_json, training_file, write_json
+from compress.utils.signals import interrupted_by, stop_requests, stoppable
 from tests.test_command import ROOT, assert_refused, command, tiny
 
 PACKAGES = {"joblib": "joblib", "ray": "ray", "submitit_local": "submitit", "submitit_slurm": "submitit"}

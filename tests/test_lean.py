@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress.lean import lean
+from compress.training.fast_layers import lean
 
 ACTIVATIONS = {
     "relu6": nn.ReLU6(inplace=True),

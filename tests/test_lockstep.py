@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from compress.lockstep import Lockstep
+from compress.models.graph.paired_interpreter import Lockstep
 
 
 class Branches(nn.Module):

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compress.answers import asked
-from compress.data.splits import Examples
-from compress.errors import UserError
-from compress.losses import distillation, relative_error, softened_kl, tapped, teacher_loss
+from compress.data.dataset import Examples
+from compress.methods.distillation.losses import distillation, relative_error, softened_kl, tapped, teacher_loss
+from compress.methods.distillation.teacher_logits import asked
+from compress.utils.errors import UserError
 
 
 def logits(seed: int) -> torch.Tensor:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from compress.compose import compose_recipe, recipe_files, with_own_folders
-from compress.config import Config
-from compress.errors import UserError
-from compress.help import RECIPES
-from compress.nearest import did_you_mean, nearest
-from compress.overrides import as_hydra_reads, parsed
+from compress.config.compose import compose_recipe, recipe_files, with_own_folders
+from compress.config.overrides import as_hydra_reads, parsed
+from compress.config.paths import RECIPES
+from compress.config.schema import Config
 from compress.stages import check_order
+from compress.utils.errors import UserError
+from compress.utils.nearest import did_you_mean, nearest
 
 PATHS = [
     "/runs/epoch=3-step=80.ckpt", "/my data (v1)", "/lr 0.1, seed 3", "[old] photos", "{v1}", "/a/{b}/c", "it's", '"',

@@ -15,19 +15,21 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from compress import compute, making, pipeline
-from compress.artifact import write_tensors
-from compress.config import Config, TeacherConfig
+from compress.config.schema import Config, TeacherConfig
 from compress.data import load_data
-from compress.errors import UserError
-from compress.files import MODEL, ONNX, SENSITIVITY, SENSITIVITY_PLOT, STAGE, digest_of_file, read_json
-from compress.measure.accuracy import onnx_runner
-from compress.onnx_session import open_session
-from compress.pipeline import run_pipeline
-from compress.quantization.inspect import require_quantized
-from compress.quantization.sensitivity import top1_percent
-from compress.restore import restore
+from compress.evaluation.inference import onnx_runner
+from compress.export.onnx_inspect import require_quantized
+from compress.export.onnx_session import open_session
+from compress.methods.quantization.sensitivity import top1_percent
+from compress.methods.restore import restore
+from compress.models.artifact import write_tensors
+from compress.pipeline import compute
+from compress.pipeline import run as pipeline
+from compress.pipeline import stage_runner as making
+from compress.pipeline.run import run_pipeline
 from compress.stages import STAGES, check_order
+from compress.utils.errors import UserError
+from compress.utils.files import MODEL, ONNX, SENSITIVITY, SENSITIVITY_PLOT, STAGE, digest_of_file, read_json
 from tests.conftest import make_tiny_config
 from tests.data.test_data import image_folder
 from tests.stages.test_stages import spoil

@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.config import DataConfig
+from compress.config.schema import DataConfig
 from compress.data import load_data
-from compress.data.arrays import to_memory
-from compress.data.folder import Files
-from compress.data.own import own_arrays
-from compress.errors import UserError
-from compress.pixels import Square, network_input, read, square, upright
-from compress.predict import _several
+from compress.data.builtin import to_memory
+from compress.data.image_folder import Files
+from compress.data.in_memory import own_arrays
+from compress.export.predict import _several
+from compress.utils.errors import UserError
+from compress.utils.images import Square, network_input, read, square, upright
 
 PIXELS = 16
 
@@ -63,7 +63,7 @@ def test_an_array_is_trained_on_as_it_is_predicted(image: np.ndarray) -> None:
 
 @pytest.mark.parametrize("image", [torch.rand(3, 20, 30), torch.rand(20, 30).bfloat16()], ids=["float32", "bfloat16"])
 def test_so_is_a_tensor(image: torch.Tensor) -> None:
-    from compress.layout import to_numpy
+    from compress.utils.image_layout import to_numpy
 
     trained = trained_on(image, 0)
     assert np.abs(trained - network_input(to_numpy(image), described(len(trained)))).max() < 1e-6

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.precision import choose_precision, layers_in
+from compress.training.precision import choose_precision, layers_in
 
 CPU = torch.device("cpu")
 

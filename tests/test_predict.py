@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 import compress
-from compress.data.folder import Files
-from compress.errors import UserError
-from compress.files import ONNX, SPEC, STAGE, read_json
-from compress.pipeline import run_pipeline
-from compress.pixels import Square, middle_square, network_input
-from compress.predict import main
+from compress.data.image_folder import Files
+from compress.launch.commands.predict import main
+from compress.pipeline.run import run_pipeline
+from compress.utils.errors import UserError
+from compress.utils.files import ONNX, SPEC, STAGE, read_json
+from compress.utils.images import Square, middle_square, network_input
 from tests.conftest import make_tiny_config
 
 PIXELS = 16
@@ -43,7 +43,7 @@ def images(tmp_path: Path) -> list[str]:
 
 
 def test_probabilities_are_those_of_the_file(run: Path, images: list[str]) -> None:
-    from compress.onnx_session import open_session
+    from compress.export.onnx_session import open_session
 
     classifier = compress.load(run)
     described = read_json(run / "02_quantize" / SPEC)

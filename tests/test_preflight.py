@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from compress.config import Config
-from compress.errors import UserError
-from compress.files import METRICS, SPEC, STAGE, read_json, training_file
-from compress.models.own import OWN, own_digest, prepare_own
-from compress.pipeline import run_pipeline
-from compress.preflight import PREFLIGHT, run_preflight
-from compress.study import run_study
+from compress.config.schema import Config
+from compress.models.user_model import OWN, own_digest, prepare_own
+from compress.pipeline.experiment import run_study
+from compress.pipeline.preflight import PREFLIGHT, run_preflight
+from compress.pipeline.run import run_pipeline
+from compress.utils.errors import UserError
+from compress.utils.files import METRICS, SPEC, STAGE, read_json, training_file
 
 SHAPE = (1, 8, 8)
 

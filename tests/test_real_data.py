@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.config import DataConfig
+from compress.config.schema import DataConfig
 from compress.data import load_data
 from compress.models import Architecture, build
-from compress.models.checkpoint import load_checkpoint
-from compress.validation import validate
+from compress.models.weights import load_checkpoint
+from compress.training.validation import validate
 
 DATASETS = Path(__file__).resolve().parents[2] / "shared" / "datasets"
 

@@ -8,12 +8,12 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from compress import data as data_sets
-from compress.compose import register, to_config
-from compress.config import Config
-from compress.data.arrays import ARRAYS
-from compress.help import CONF, RECIPES
+from compress.config.compose import register, to_config
+from compress.config.paths import CONF, RECIPES
+from compress.config.schema import Config
+from compress.data.builtin import ARRAYS
 from compress.models import Architecture, build
-from compress.pipeline import run_pipeline
+from compress.pipeline.run import run_pipeline
 from tests.conftest import tiny_arrays
 
 SMALL = [

@@ -16,24 +16,24 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from compress import checkpoint as checkpoint_module
-from compress import compute
-from compress.artifact import Artifact, write_model
-from compress.checkpoint import Checkpoint
-from compress.config import Config, TrainConfig
-from compress.context import Context
-from compress.curves import Curves
+from compress.config.schema import Config, TrainConfig
 from compress.data import load_data
-from compress.data.augment import Part
-from compress.data.splits import Data, Examples
-from compress.devices import Ranks
-from compress.errors import Stopped, UserError
-from compress.files import MODEL, SPEC, STAGE, TRAINING, digest_of_file, training_file
-from compress.losses import label_loss
-from compress.pipeline import run_pipeline
-from compress.signals import stop_requests
+from compress.data.augmentation import Part
+from compress.data.dataset import Data, Examples
+from compress.methods.distillation.losses import label_loss
+from compress.models.artifact import Artifact, write_model
+from compress.pipeline import compute
+from compress.pipeline.run import run_pipeline
 from compress.stages import STAGES, load_stage
-from compress.train import Loss, TrainSettings, train
+from compress.training import checkpoint as checkpoint_module
+from compress.training.checkpoint import Checkpoint
+from compress.training.context import Context
+from compress.training.distributed import Ranks
+from compress.training.loop import Loss, TrainSettings, train
+from compress.training.tensorboard import Curves
+from compress.utils.errors import Stopped, UserError
+from compress.utils.files import MODEL, SPEC, STAGE, TRAINING, digest_of_file, training_file
+from compress.utils.signals import stop_requests
 from tests.conftest import make_tiny_config
 from tests.data.test_data import image_folder
 from tests.test_command import ROOT, command

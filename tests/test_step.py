@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from compress import study
-from compress.answers import asked
-from compress.checkpoint import Checkpoint
-from compress.config import Config, TrainConfig
-from compress.context import Context
-from compress.curves import Curves
+from compress.config.schema import Config, TrainConfig
 from compress.data import load_data
-from compress.data.splits import Data
-from compress.errors import UserError
-from compress.losses import label_loss, tapped, teacher_loss
-from compress.memory import is_out_of_memory
+from compress.data.dataset import Data
+from compress.methods.distillation.losses import label_loss, tapped, teacher_loss
+from compress.methods.distillation.teacher_logits import asked
+from compress.pipeline import experiment as study
 from compress.stages.quantize import quantize
 from compress.stages.teacher import teacher
-from compress.step import Loss
-from compress.train import TrainSettings, train
+from compress.training.checkpoint import Checkpoint
+from compress.training.context import Context
+from compress.training.loop import TrainSettings, train
+from compress.training.out_of_memory import is_out_of_memory
+from compress.training.step import Loss
+from compress.training.tensorboard import Curves
+from compress.utils.errors import UserError
 from tests.test_resume import Killed, dying, small_network
 
 CPU = torch.device("cpu")

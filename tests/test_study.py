@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.artifact import read_tensors
-from compress.config import CacheConfig, Config, DistillConfig, PruneConfig, QuantizeConfig, StopBelowConfig, check
-from compress.controls import check_controls
-from compress.errors import GivenUp, UserError
-from compress.files import CONTROLS, METRICS, MODEL, PREDICTIONS, REPEATS, SPEC, STAGE, digest_of_file, read_json
+from compress.config.schema import CacheConfig, Config, DistillConfig, PruneConfig, QuantizeConfig, StopBelowConfig
+from compress.config.validation import check
+from compress.methods.pruning.filters import prune_filters
 from compress.models import Architecture, build
+from compress.models.artifact import read_tensors
 from compress.models.widths import read_widths
-from compress.pruning.filters import prune_filters
+from compress.pipeline.ablations import check_controls
+from compress.pipeline.experiment import run_study, spread
 from compress.stages import STAGES
-from compress.study import run_study, spread
+from compress.utils.errors import GivenUp, UserError
+from compress.utils.files import CONTROLS, METRICS, MODEL, PREDICTIONS, REPEATS, SPEC, STAGE, digest_of_file, read_json
 from tests.conftest import make_tiny_config
 
 CONTROL_NAMES = ["random_pruned", "finetuned_without_distillation", "dense_from_scratch"]

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress.lockstep import Lockstep
-from compress.tracing import batch_norm_at, trace
+from compress.models.graph.paired_interpreter import Lockstep
+from compress.models.graph.tracing import batch_norm_at, trace
 from tests.pruning.networks import Network, conv
 
 IMAGE = torch.zeros(1, 3, 16, 16)

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compress.config import Config, TrainConfig
-from compress.context import Context
-from compress.curves import Curves
+from compress.config.schema import Config, TrainConfig
 from compress.data import load_data
-from compress.data.splits import Data, Examples
-from compress.errors import GivenUp, UserError
+from compress.data.dataset import Data, Examples
 from compress.models.cifar_resnet import CifarResNet
-from compress.train import TrainSettings, _lr_factor, train
-from compress.training import Training
-from compress.validation import Validation
+from compress.training.context import Context
+from compress.training.loop import TrainSettings, _lr_factor, train
+from compress.training.state import Training
+from compress.training.tensorboard import Curves
+from compress.training.validation import Validation
+from compress.utils.errors import GivenUp, UserError
 
 
 def cross_entropy(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from compress.data.splits import Examples
-from compress.errors import UserError
-from compress.losses import label_loss
-from compress.train_outputs import TrainOutputs, describe, find_logits
+from compress.data.dataset import Examples
+from compress.methods.distillation.losses import label_loss
+from compress.training.train_outputs import TrainOutputs, describe, find_logits
+from compress.utils.errors import UserError
 from tests.own_outputs import Outputs, Small, TwoHeads, WithAuxiliaryHead
 
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from compress.checkpoint import Checkpoint
-from compress.config import Config, TrainConfig
-from compress.context import Context
-from compress.curves import Curves
+from compress.config.schema import Config, TrainConfig
 from compress.data import load_data
 from compress.models import Architecture, build
 from compress.stages.teacher import teacher
-from compress.train import _optimizer
-from compress.transfer import blocks, lr_shares
+from compress.training.checkpoint import Checkpoint
+from compress.training.context import Context
+from compress.training.fine_tuning import blocks, lr_shares
+from compress.training.loop import _optimizer
+from compress.training.tensorboard import Curves
 
 IMAGE = torch.zeros(1, 1, 8, 8)
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from compress import trial
-from compress.artifact import Artifact
-from compress.config import Config
+from compress.config.schema import Config
 from compress.data import load_data
-from compress.errors import UserError
-from compress.models.own import OWN
-from compress.quantization import export
-from compress.restore import restore
-from compress.trial import require_passage
+from compress.export import onnx as export
+from compress.methods.restore import restore
+from compress.models.artifact import Artifact
+from compress.models.user_model import OWN
+from compress.pipeline import dry_run as trial
+from compress.pipeline.dry_run import require_passage
+from compress.utils.errors import UserError
 from tests import own_outputs
 from tests.own_outputs import Small, WithAuxiliaryHead
 

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compress.config import Config, TrainConfig
-from compress.context import Context
-from compress.curves import Curves
+from compress.config.schema import Config, TrainConfig
 from compress.data import load_data
-from compress.data.splits import Data
-from compress.losses import label_loss
+from compress.data.dataset import Data
+from compress.methods.distillation.losses import label_loss
 from compress.models.cifar_resnet import CifarResNet
 from compress.report.seen_validation import seen_validation
-from compress.train import TrainSettings, train
-from compress.validation import BEYOND_CHANCE, split_logits, standard_errors_better, validate
+from compress.training.context import Context
+from compress.training.loop import TrainSettings, train
+from compress.training.tensorboard import Curves
+from compress.training.validation import BEYOND_CHANCE, split_logits, standard_errors_better, validate
 
 CPU = torch.device("cpu")
 

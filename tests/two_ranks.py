@@ -16,22 +16,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compress import __main__, step
-from compress.checkpoint import Checkpoint
-from compress.config import TrainConfig
-from compress.context import Context
-from compress.curves import Curves
+from compress import __main__
+from compress.config.schema import TrainConfig
 from compress.data import load_data
-from compress.data.splits import Data, Examples
-from compress.devices import Ranks, Relieved, join
-from compress.errors import Stopped, UserError
-from compress.losses import label_loss
+from compress.data.dataset import Data, Examples
+from compress.methods.distillation.losses import label_loss
+from compress.methods.quantization.pt2e import calibrate, freeze_batch_norm, freeze_observers, prepare
 from compress.models import ZOO, Architecture, Entry, build
 from compress.models.cifar_resnet import CifarResNet
-from compress.quantization.pt2e import calibrate, freeze_batch_norm, freeze_observers, prepare
-from compress.step import Loss
-from compress.torchrun import rank
-from compress.train import TrainSettings, train
+from compress.training import step
+from compress.training.checkpoint import Checkpoint
+from compress.training.context import Context
+from compress.training.distributed import Ranks, Relieved, join
+from compress.training.loop import TrainSettings, train
+from compress.training.step import Loss
+from compress.training.tensorboard import Curves
+from compress.utils.errors import Stopped, UserError
+from compress.utils.torchrun import rank
 from tests.conftest import make_tiny_config
 
 CPU = torch.device("cpu")

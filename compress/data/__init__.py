@@ -4,14 +4,14 @@ import logging
 
 import torch
 
-from compress.config import DataConfig
-from compress.data.arrays import ARRAYS, Arrays, to_memory
-from compress.data.augment import Augmentation
+from compress.config.schema import DataConfig
+from compress.data.augmentation import Augmentation
+from compress.data.builtin import ARRAYS, Arrays, to_memory
+from compress.data.dataset import Data, Pixels, Split, check_labels, digest, hold_out
 from compress.data.defaults import with_defaults
-from compress.data.folder import imagefolder
+from compress.data.image_folder import imagefolder
 from compress.data.labels import note_classes_without_images
-from compress.data.splits import Data, Pixels, Split, check_labels, digest, hold_out
-from compress.errors import UserError
+from compress.utils.errors import UserError
 
 log = logging.getLogger("compress")
 

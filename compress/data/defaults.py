@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from compress.config import DataConfig
+from compress.config.schema import DataConfig
 
 _FOLDERS_SIZE, _OTHER_SIZE = 224, 32  # pixels a side: of photos in folders, and of small arrays
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from compress.data.splits import NO_LABEL
-from compress.errors import UserError
-from compress.layout import to_numpy
-from compress.nearest import did_you_mean
+from compress.data.dataset import NO_LABEL
+from compress.utils.errors import UserError
+from compress.utils.image_layout import to_numpy
+from compress.utils.nearest import did_you_mean
 
 log = logging.getLogger("compress")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from compress.errors import UserError
-from compress.layout import require_sixteen_bits
-from compress.pixels import SIXTEEN_BITS, opened, read
+from compress.utils.errors import UserError
+from compress.utils.image_layout import require_sixteen_bits
+from compress.utils.images import SIXTEEN_BITS, opened, read
 
 log = logging.getLogger("compress")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress.errors import UserError
+from compress.utils.errors import UserError
 
 if TYPE_CHECKING:  # the measuring process imports this, and must not hold torch where its runtime does not
     from torch import Tensor, nn

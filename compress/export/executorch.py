@@ -12,8 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from compress.export import TARGETS, Runner, Source
-from compress.files import write_bytes
-from compress.quantization.patterns import (
+from compress.models.graph.aten_patterns import (
     CONVOLUTIONS,
     DEQUANTIZE_CHANNELS,
     LINEARS,
@@ -22,7 +21,8 @@ from compress.quantization.patterns import (
     is_call,
     is_spatial_mean,
 )
-from compress.quantization.pt2e import capture
+from compress.models.graph.capture import capture
+from compress.utils.files import write_bytes
 
 _NO_KERNEL = "XNNPACK takes no {} like this; ExecuTorch's portable kernel runs it"
 _FLOAT = "XNNPACK's quantizer leaves it in float"

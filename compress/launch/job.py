@@ -15,12 +15,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.logging import RichHandler
 
-from compress.compose import ending, to_config
-from compress.cores import share
-from compress.errors import GivenUp, Stopped
-from compress.files import FAILED, FINISHED, GIVEN_UP, STATUS, STOPPED, write_json
-from compress.launch.requeue import queued_again
-from compress.signals import interrupted_by, stoppable
+from compress.config.compose import to_config
+from compress.launch.exit_status import ending
+from compress.launch.slurm import queued_again
+from compress.utils.cores import share
+from compress.utils.errors import GivenUp, Stopped
+from compress.utils.files import FAILED, FINISHED, GIVEN_UP, STATUS, STOPPED, write_json
+from compress.utils.signals import interrupted_by, stoppable
 
 STOP = "stop"  # a file in a sweep's folder: its jobs save what they do, and end
 
@@ -68,7 +69,7 @@ def _study(composed: DictConfig, folder: Path, hydra: HydraConf) -> dict[str, An
     config = to_config(composed)
     if runs_beside_others(hydra):
         config.threads = config.threads or share(OmegaConf.to_container(hydra.launcher))
-    from compress.study import run_study  # after the check: torch takes seconds to import
+    from compress.pipeline.experiment import run_study  # after the check: torch takes seconds to import
 
     return run_study(config, folder, wait=hydra.mode == RunMode.MULTIRUN)
 

@@ -15,13 +15,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from compress.compose import ending
-from compress.config import SearchConfig
-from compress.errors import Stopped, UserError
-from compress.files import FINISHED, STATUS
+from compress.config.schema import SearchConfig
+from compress.launch.exit_status import ending
 from compress.launch.job import STOP, runs_beside_others
-from compress.launch.options import launcher_mistake
-from compress.signals import raise_stopped
+from compress.launch.launchers import launcher_mistake
+from compress.utils.errors import Stopped, UserError
+from compress.utils.files import FINISHED, STATUS
+from compress.utils.signals import raise_stopped
 
 
 @dataclass

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from compress.errors import UserError
-from compress.models.first_weights import settle
-from compress.models.libraries import (
+from compress.models.initialization import settle
+from compress.models.registry import LIBRARIES, ZOO, Entry, find_entry
+from compress.models.stems import set_input_channels
+from compress.models.third_party import (
     check_library_name,
     from_timm,
     from_torchvision,
@@ -17,9 +18,8 @@ from compress.models.libraries import (
     require_takes,
     require_timm,
 )
-from compress.models.own import OWN
-from compress.models.stems import set_input_channels
-from compress.models.zoo import LIBRARIES, ZOO, Entry, find_entry
+from compress.models.user_model import OWN
+from compress.utils.errors import UserError
 
 __all__ = ["ZOO", "Architecture", "Entry", "build", "check_model", "is_library", "require_model_fits", "stem_for"]
 

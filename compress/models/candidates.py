@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from compress.errors import UserError
+from compress.utils.errors import UserError
 
 _DEPTH = 4  # of keys in keys
 _AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa)(?:[._]|$)|averag|shadow", re.IGNORECASE)

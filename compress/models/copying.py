@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedTensorMixin
 
-from compress.errors import UserError
+from compress.utils.errors import UserError
 
 _STATE = ("_parameters", "_buffers", "_modules")  # what every nn.Module holds its tensors and layers in
 _COPIER = "__deepcopy__"

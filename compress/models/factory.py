@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from compress.errors import UserError
 from compress.models.seeds import seeded
-from compress.user_code import users_error
+from compress.utils.errors import UserError
+from compress.utils.user_code import users_error
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _EXPECTED = "package.module:function, a function that returns a torch.nn.Module"

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn import functional as F
 
-from compress.errors import UserError
-from compress.user_code import innermost_line
+from compress.utils.errors import UserError
+from compress.utils.user_code import innermost_line
 
 log = logging.getLogger("compress")
 

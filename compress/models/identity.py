@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
 
-from compress.files import digest_of, digest_of_file
+from compress.utils.files import digest_of, digest_of_file
 
 _VERSIONED = ("torch", "torchvision", "timm")  # their versions are in a stage's key
 # Classes of Python's own whose objects hold settings; others, such as loggers and locks, hold what changes by itself.

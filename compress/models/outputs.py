@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from compress.errors import UserError
-from compress.files import digest_of
 from compress.models.seeds import seeded
+from compress.utils.errors import UserError
+from compress.utils.files import digest_of
 
 _IMAGES = 4  # batch norm in training needs more than one
 _SEED = 20240131

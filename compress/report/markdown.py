@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Sequence
 
 from compress.report import verdict
-from compress.report.classes import class_figures
-from compress.report.layers import profile_chart, sensitivity_chart, width_chart
-from compress.report.load import Run
-from compress.report.pictures import disagreement
+from compress.report.classification import class_figures
+from compress.report.gallery import disagreement
+from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
+from compress.report.run_files import Run
 from compress.report.settings import changed_settings, command, versions
-from compress.report.stages import cautions, energy_rows, kept_epochs, left_out, stage_rows, unavailable
+from compress.report.stage_table import cautions, energy_rows, kept_epochs, left_out, stage_rows, unavailable
 
 _SHOWN = 10  # rows of a list; the page has all
 

@@ -4,8 +4,9 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from compress.config import Config, as_typed, describe
-from compress.report.load import Run
+from compress.config.options import as_typed, describe
+from compress.config.schema import Config
+from compress.report.run_files import Run
 
 _SHOWN_DIGESTS = ("model.onnx", "model.safetensors")
 

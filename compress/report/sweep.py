@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from compress.errors import UserError
-from compress.report.charts import Point, pareto_front, scatter
-from compress.report.load import Run, failure, is_run, load_run, stage_folders
+from compress.report.html import render
 from compress.report.markdown import bullets, escape, table
-from compress.report.page import render
+from compress.report.run_files import Run, failure, is_run, load_run, stage_folders
 from compress.report.settings import flat
-from compress.report.stages import ACCURACY_LABEL, LATENCY_LABEL, TradeOff, byte_scale, milliseconds, size_label
+from compress.report.stage_table import ACCURACY_LABEL, LATENCY_LABEL, TradeOff, byte_scale, milliseconds, size_label
+from compress.report.svg import Point, pareto_front, scatter
 from compress.report.verdict import interval, percent, signed, times_smaller, times_text
-from compress.units import count_text, size_text, threads_text, three_digits
+from compress.utils.errors import UserError
+from compress.utils.units import count_text, size_text, threads_text, three_digits
 
 _BETTER = {"latency": "faster", "size": "smaller"}
 _NAMED = 8  # runs of a front that its sentence names

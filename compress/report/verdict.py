@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from compress.report.load import Run, Stage
-from compress.units import threads_text
+from compress.report.run_files import Run, Stage
+from compress.utils.units import threads_text
 
 _SAME = 0.05  # a ratio this near to 1 is called the same
 

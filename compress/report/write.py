@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from compress.errors import UserError
-from compress.report.load import is_run, load_run
+from compress.report.html import run_page
 from compress.report.markdown import run_markdown
-from compress.report.page import run_page
+from compress.report.run_files import is_run, load_run
 from compress.report.sweep import load_sweep, sweep_markdown, sweep_page
+from compress.utils.errors import UserError
 
 HTML, MARKDOWN = "report.html", "report.md"
 

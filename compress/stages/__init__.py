@@ -3,8 +3,8 @@
 import importlib
 from collections.abc import Callable
 
-from compress.errors import UserError
-from compress.nearest import did_you_mean
+from compress.utils.errors import UserError
+from compress.utils.nearest import did_you_mean
 
 # A stage's name is that of its module here, and of its function there.
 STAGES = ("teacher", "prune", "distill", "quantize")

@@ -5,14 +5,14 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor, nn
 
-from compress.answers import answers, asked
-from compress.artifact import Artifact
-from compress.config import DistillConfig
-from compress.context import Context
-from compress.errors import UserError
-from compress.losses import tapped, teacher_loss
+from compress.config.schema import DistillConfig
+from compress.methods.distillation.losses import tapped, teacher_loss
+from compress.methods.distillation.teacher_logits import answers, asked
 from compress.models import Architecture, build
-from compress.train import TrainSettings, train
+from compress.models.artifact import Artifact
+from compress.training.context import Context
+from compress.training.loop import TrainSettings, train
+from compress.utils.errors import UserError
 
 
 def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Artifact:

@@ -5,17 +5,17 @@ from dataclasses import asdict, replace
 
 import torch
 
-from compress.artifact import Artifact
-from compress.config import PruneConfig
-from compress.context import Context
-from compress.losses import label_loss
-from compress.models.first_weights import settle
+from compress.config.schema import PruneConfig
+from compress.methods.distillation.losses import label_loss
+from compress.methods.pruning.filter_length import set_unit_length
+from compress.methods.pruning.filters import prune_filters
+from compress.methods.pruning.reconstruction import not_refitted, reconstruct
+from compress.models.artifact import Artifact
+from compress.models.initialization import settle
 from compress.models.widths import read_widths
-from compress.pruning.filter_length import set_unit_length
-from compress.pruning.filters import prune_filters
-from compress.pruning.reconstruct import not_refitted, reconstruct
-from compress.train import TrainSettings, train
-from compress.validation import to_device
+from compress.training.context import Context
+from compress.training.loop import TrainSettings, train
+from compress.utils.tensors import to_device
 
 
 def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact:

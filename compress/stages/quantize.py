@@ -10,20 +10,21 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from compress.answers import answers
-from compress.artifact import Artifact
-from compress.config import QuantizeConfig
-from compress.context import Context
-from compress.cpu import cpu_flags
-from compress.data.splits import Split
-from compress.losses import teacher_loss
-from compress.quantization.correction import correct
-from compress.quantization.float_layers import keep_float
-from compress.quantization.pt2e import calibrate, convert, freeze_batch_norm, freeze_observers, prepare
-from compress.quantization.sensitivity import MixedFiles, fit_drop, top1_percent
-from compress.quantization.target import WEIGHT_BITS, choose_target
-from compress.train import TrainSettings, train
-from compress.validation import split_logits, to_device
+from compress.config.schema import QuantizeConfig
+from compress.data.dataset import Split
+from compress.methods.distillation.losses import teacher_loss
+from compress.methods.distillation.teacher_logits import answers
+from compress.methods.quantization.correction import correct
+from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target
+from compress.methods.quantization.mixed_precision import keep_float
+from compress.methods.quantization.pt2e import calibrate, convert, freeze_batch_norm, freeze_observers, prepare
+from compress.methods.quantization.sensitivity import MixedFiles, fit_drop, top1_percent
+from compress.models.artifact import Artifact
+from compress.training.context import Context
+from compress.training.loop import TrainSettings, train
+from compress.training.validation import split_logits
+from compress.utils.cpu import cpu_flags
+from compress.utils.tensors import to_device
 
 # Shares of the epochs after which batch norm's statistics, then the activation ranges, stay as they are, so that the
 # last epochs train the very function that ships (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2).

@@ -6,15 +6,15 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from compress.artifact import Artifact, Spec
-from compress.config import TeacherConfig
-from compress.context import Context
-from compress.errors import UserError
-from compress.losses import label_loss
+from compress.config.schema import TeacherConfig
+from compress.methods.distillation.losses import label_loss
 from compress.models import Architecture, build, is_library, stem_for
-from compress.models.checkpoint import load_checkpoint
-from compress.train import TrainSettings, train
-from compress.transfer import freezing, lr_shares
+from compress.models.artifact import Artifact, Spec
+from compress.models.weights import load_checkpoint
+from compress.training.context import Context
+from compress.training.fine_tuning import freezing, lr_shares
+from compress.training.loop import TrainSettings, train
+from compress.utils.errors import UserError
 
 log = logging.getLogger("compress")
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compress.config import QuantizeConfig
-from compress.cpu import cpu_flags
-from compress.quantization.correction import correct
-from compress.quantization.export import export_onnx
-from compress.quantization.pt2e import calibrate, convert, prepare
-from compress.quantization.target import WEIGHT_BITS, choose_target
+from compress.config.schema import QuantizeConfig
+from compress.export.onnx import export_onnx
+from compress.methods.quantization.correction import correct
+from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target
+from compress.methods.quantization.pt2e import calibrate, convert, prepare
+from compress.utils.cpu import cpu_flags
 from tests.benchmarks.networks import Subject
 
 OURS = "this project"

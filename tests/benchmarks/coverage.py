@@ -15,8 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, it would not find `compress`
 
-from compress.files import read_json, write_json
-from compress.units import count_text
+from compress.utils.files import read_json, write_json
+from compress.utils.units import count_text
 from tests.benchmarks.coverage_networks import all_names
 
 ROOT = Path(__file__).resolve().parents[2]

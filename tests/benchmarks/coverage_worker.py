@@ -13,22 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.artifact import Artifact, Spec, write_model
-from compress.config import PruneConfig
-from compress.cpu import cpu_flags
-from compress.errors import UserError
-from compress.files import write_json
-from compress.measure.cost import count_cost
+from compress.config.schema import PruneConfig
+from compress.evaluation.flops import count_cost
+from compress.export.onnx import export_onnx
+from compress.export.onnx_inspect import INT8_LAYERS, executed_operators, inspect_quantization
+from compress.methods.pruning.filters import prune_filters
+from compress.methods.pruning.reconstruction import not_refitted, reconstruct
+from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target
+from compress.methods.quantization.pt2e import calibrate, convert, prepare
+from compress.methods.restore import restore_float
 from compress.models import Architecture
-from compress.models.own import OWN
+from compress.models.artifact import Artifact, Spec, write_model
+from compress.models.user_model import OWN
 from compress.models.widths import read_widths
-from compress.pruning.filters import prune_filters
-from compress.pruning.reconstruct import not_refitted, reconstruct
-from compress.quantization.export import export_onnx
-from compress.quantization.inspect import INT8_LAYERS, executed_operators, inspect_quantization
-from compress.quantization.pt2e import calibrate, convert, prepare
-from compress.quantization.target import WEIGHT_BITS, choose_target
-from compress.restore import restore_float
+from compress.utils.cpu import cpu_flags
+from compress.utils.errors import UserError
+from compress.utils.files import write_json
 from tests.benchmarks.coverage_networks import CLASSES, build, images_for
 
 _IMAGES = 32

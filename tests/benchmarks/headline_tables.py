@@ -4,7 +4,7 @@ import re
 import statistics
 from typing import Any
 
-from compress.units import count_text, size_text
+from compress.utils.units import count_text, size_text
 
 FIRST = "mobilenet_int8"  # the README's first command
 _BLOCK = r"(<!-- {name}: written by tests/benchmarks/headlines.py -->\n).*?(<!-- end of {name} -->)"

@@ -24,8 +24,8 @@ from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, it would not find `compress`
 
-from compress.cpu import cpu_flags, cpu_name
-from compress.measure.statistics import paired_difference
+from compress.utils.cpu import cpu_flags, cpu_name
+from compress.utils.statistics import paired_difference
 from tests.benchmarks.headline_tables import with_tables
 
 ROOT = Path(__file__).resolve().parents[2]

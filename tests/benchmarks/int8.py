@@ -19,9 +19,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, it would not find `tests`
 
-from compress.errors import UserError
-from compress.measure.environment import environment
-from compress.measure.statistics import paired_difference
+from compress.evaluation.environment import environment
+from compress.utils.errors import UserError
+from compress.utils.statistics import paired_difference
 from tests.benchmarks.contenders import FLOAT, Contender, build_contenders
 from tests.benchmarks.networks import CHECKPOINTS, Subject, load_subject
 from tests.benchmarks.racing import PROJECT, race, start_racer

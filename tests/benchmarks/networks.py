@@ -11,11 +11,11 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from compress.config import DataConfig
+from compress.config.schema import DataConfig
 from compress.data import load_data
-from compress.errors import UserError
 from compress.models import Architecture, build
-from compress.models.checkpoint import load_checkpoint
+from compress.models.weights import load_checkpoint
+from compress.utils.errors import UserError
 
 CHECKPOINTS = {
     "resnet20": "resnet20-12fca82f.th",

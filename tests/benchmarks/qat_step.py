@@ -22,10 +22,10 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
     get_default_x86_inductor_quantization_config,
 )
 
-from compress.measure.environment import environment
+from compress.evaluation.environment import environment
+from compress.methods.quantization.fake_quantize import RuntimeFakeQuantize
+from compress.methods.quantization.pt2e import calibrate, freeze_batch_norm, freeze_observers, prepare
 from compress.models import Architecture, build
-from compress.quantization.fake_quantize import RuntimeFakeQuantize
-from compress.quantization.pt2e import calibrate, freeze_batch_norm, freeze_observers, prepare
 
 Step = Callable[[], None]
 

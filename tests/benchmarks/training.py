@@ -22,22 +22,23 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import transforms
 
-from compress.answers import asked
-from compress.checkpoint import Checkpoint
-from compress.config import DataConfig, TrainConfig
-from compress.context import Context
-from compress.curves import Curves
+from compress.config.schema import DataConfig, TrainConfig
 from compress.data import load_data
-from compress.data.splits import Data
-from compress.folding import folded
-from compress.heap import kept_memory
-from compress.lean import lean
-from compress.losses import label_loss, teacher_loss
-from compress.measure.environment import environment
+from compress.data.dataset import Data
+from compress.evaluation.environment import environment
+from compress.methods.distillation.losses import label_loss, teacher_loss
+from compress.methods.distillation.teacher_logits import asked
 from compress.models import Architecture, build
-from compress.precision import choose_precision, layers_in
-from compress.train import TrainSettings, train
-from compress.validation import to_device, validate
+from compress.models.graph.fold_batch_norm import folded
+from compress.training.checkpoint import Checkpoint
+from compress.training.context import Context
+from compress.training.fast_layers import lean
+from compress.training.loop import TrainSettings, train
+from compress.training.malloc import kept_memory
+from compress.training.precision import choose_precision, layers_in
+from compress.training.tensorboard import Curves
+from compress.training.validation import validate
+from compress.utils.tensors import to_device
 from tests.benchmarks.racing import PROJECT, ratio_of_medians
 
 PLAIN, PLAIN_WORKERS, BARE, OURS = "plain loop", "plain loop, 2 workers", "bare loop, our measures", "ours"

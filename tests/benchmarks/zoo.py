@@ -16,12 +16,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, it would not find `compress`
 
-from compress.config import CacheConfig, Config, DataConfig, TeacherConfig
-from compress.files import read_json
-from compress.measure.environment import environment
+from compress.config.schema import CacheConfig, Config, DataConfig, TeacherConfig
+from compress.evaluation.environment import environment
 from compress.models import ZOO
-from compress.study import run_study
-from compress.units import count_text, size_text
+from compress.pipeline.experiment import run_study
+from compress.utils.files import read_json
+from compress.utils.units import count_text, size_text
 
 FOLDER = Path(__file__).resolve().parents[2] / "outputs" / "benchmarks" / "zoo"
 STAGES = {"01_teacher": "teacher", "02_prune": "pruned", "03_distill": "distilled", "04_quantize": "int8"}

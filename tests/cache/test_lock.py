@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from compress.cache import held, lock
+from compress.utils import file_lock as lock
+from compress.utils.file_lock import held
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from compress.cache import held
+from compress.utils.file_lock import held
 with held(Path(sys.argv[1]), "key"):
     print("held", flush=True)
     time.sleep(600)

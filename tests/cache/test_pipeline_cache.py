@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from compress import compute
-from compress.code import code_digest, code_files
-from compress.config import CacheConfig, Config
-from compress.errors import UserError
-from compress.files import METRICS, MODEL, STAGE, digest_of_file, finished_stage, read_json
-from compress.pipeline import run_pipeline
+from compress.config.schema import CacheConfig, Config
+from compress.pipeline import compute
+from compress.pipeline.code_digest import code_digest, code_files
+from compress.pipeline.experiment import run_study
+from compress.pipeline.run import run_pipeline
 from compress.stages import STAGES, load_stage
-from compress.study import run_study
+from compress.utils.errors import UserError
+from compress.utils.files import METRICS, MODEL, STAGE, digest_of_file, finished_stage, read_json
 from tests.conftest import make_tiny_config
 
 
@@ -108,7 +108,7 @@ def test_a_folder_in_use_is_refused(config: Config, tmp_path: Path, monkeypatch:
     def start_another(*_: object) -> None:
         run_study(config, tmp_path / "run")
 
-    monkeypatch.setattr("compress.study.run_pipeline", start_another)
+    monkeypatch.setattr("compress.pipeline.experiment.run_pipeline", start_another)
     with pytest.raises(UserError, match=r"in which process .* writes; expected a folder that no other run uses"):
         run_study(config, tmp_path / "run")
 
@@ -119,7 +119,7 @@ def test_figures_are_taken_anew_where_the_code_that_takes_them_changed(
     config = replace(config, stages=["teacher"])
     run_pipeline(config, tmp_path / "run")
     before = read_json(tmp_path / "run" / "01_teacher" / STAGE)
-    monkeypatch.setattr(compute, "_MEASURE", ("compress.measure.stage",))
+    monkeypatch.setattr(compute, "_MEASURE", ("compress.evaluation.evaluate",))
     run_pipeline(config, tmp_path / "run")
     after = read_json(tmp_path / "run" / "01_teacher" / STAGE)
     assert computed == ["teacher"]
@@ -130,33 +130,28 @@ def test_figures_are_taken_anew_where_the_code_that_takes_them_changed(
 def test_how_images_are_read_is_in_every_stages_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of before an image was read otherwise must not be taken."""
     seen: list[str] = []
-    monkeypatch.setattr("compress.code.digest_of_file", lambda path: seen.append(path.name) or "digest")
+    monkeypatch.setattr("compress.pipeline.code_digest.digest_of_file", lambda path: seen.append(path.name) or "digest")
     code_digest.cache_clear()
     code_digest("compress.data")
     code_digest.cache_clear()
-    assert {"pixels.py", "layout.py", "folder.py", "arrays.py", "labels.py"} <= set(seen)
+    assert {"images.py", "image_layout.py", "image_folder.py", "builtin.py", "labels.py"} <= set(seen)
 
 
 # Of each stage: modules that decide its weights or its model.onnx, and modules that do not.
 INSIDE = {
     "teacher": {
         "stages.teacher",
-        "train",
-        "step",
-        "losses",
-        "data.folder",
-        "pixels",
-        "models.zoo",
-        "models.checkpoint",
+        "training.loop",
+        "training.step",
+        "data.image_folder",
+        "utils.images",
+        "models.registry",
     },
-    "prune": {"stages.prune", "pruning.filters", "pruning.reconstruct", "restore", "labelling", "quantization.export"},
-    "distill": {"stages.distill", "answers", "losses", "restore", "quantization.export"},
-    "quantize": {"stages.quantize", "quantization.quantizer", "quantization.pt2e", "quantization.sensitivity"},
+    "prune": {"stages.prune", "methods.pruning.filters", "methods.pruning.reconstruction", "methods.restore"},
+    "distill": {"stages.distill", "methods.distillation.losses", "methods.restore", "data.pseudo_labels"},
+    "quantize": {"stages.quantize", "methods.quantization.quantizer", "methods.quantization.sensitivity"},
 }
-OUTSIDE = (
-    "report", "launch", "search", "api", "study", "pipeline", "making", "console", "curves", "config", "help", "cache",
-    "measure.worker", "measure.stage", "predict", "preflight", "trial", "controls", "export",
-)  # fmt: skip
+OUTSIDE = ("launch", "pipeline", "report", "evaluation", "training.tensorboard", "utils.console", "config")
 
 
 def covers(part: str, names: set[str]) -> bool:
@@ -167,16 +162,20 @@ def covers(part: str, names: set[str]) -> bool:
 def test_a_key_holds_the_code_that_decides_the_result_and_no_other(name: str) -> None:
     files = code_files(*compute.computing_modules(name, first=name == "teacher"))
     names = {full.removeprefix("compress.") for full in files}
-    assert names >= INSIDE[name]
+    assert names >= INSIDE[name] | {"export.onnx", "models.artifact"}
     assert [part for part in OUTSIDE if covers(part, names)] == []
     others = {other for other in STAGES if other != name}
     assert [other for other in others if f"stages.{other}" in names] == []
-    assert name == "prune" or not covers("pruning", names)
+    methods = {"teacher": set(), "prune": {"pruning"}, "distill": set(), "quantize": {"quantization"}}
+    foreign = {"pruning", "quantization"} - methods[name] - ({"quantization"} if name != "teacher" else set())
+    assert [method for method in foreign if covers(f"methods.{method}", names)] == []
 
 
 def test_the_figures_conditions_hold_what_is_loaded_by_name() -> None:
     names = set(code_files(*compute.measuring_modules(["onnx", "openvino"])))
-    assert names >= {f"compress.{name}" for name in ("measure.worker", "measure.profile", "export.openvino")}
+    assert names >= {
+        f"compress.{name}" for name in ("evaluation.benchmark_worker", "evaluation.profiler", "export.openvino")
+    }
     assert "compress.export.executorch" not in names
     assert not covers("compress.report", names)
 
@@ -188,7 +187,7 @@ def test_code_is_followed_through_imports(tmp_path: Path, monkeypatch: pytest.Mo
     (package / "top.py").write_text("from own.low import number\n")
     (package / "low.py").write_text("number = 1\n")
     (package / "page.py").write_text("from own import top\n")
-    monkeypatch.setattr("compress.code._PACKAGE", package)
+    monkeypatch.setattr("compress.pipeline.code_digest._PACKAGE", package)
     found = []
     for name, text in (("low", "number = 1\n"), ("low", "number = 2\n"), ("page", "from own import low\n")):
         (package / f"{name}.py").write_text(text)

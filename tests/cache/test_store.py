@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from compress.cache import Cache
-from compress.files import STAGE, finish_stage, read_json
+from compress.pipeline.cache import Cache
+from compress.utils.files import STAGE, finish_stage, read_json
 
 KEY, OTHER = "ab" * 32, "cd" * 32
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.config import DataConfig
+from compress.config.schema import DataConfig
 from compress.data import load_data
-from compress.data.augment import Augmentation
-from compress.data.splits import hold_out
-from compress.errors import UserError
+from compress.data.augmentation import Augmentation
+from compress.data.dataset import hold_out
+from compress.utils.errors import UserError
 from tests.conftest import tiny_arrays
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compress.data.labels import match_classes, to_labels
-from compress.errors import UserError
+from compress.utils.errors import UserError
 
 KINDS = np.array([0, 2, 1, 1])
 FORMS = {

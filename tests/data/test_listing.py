@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.config import DataConfig
+from compress.config.schema import DataConfig
 from compress.data import load_data
+from compress.data.dataset import Data
 from compress.data.listing import image_suffixes
-from compress.data.splits import Data
-from compress.errors import UserError
+from compress.utils.errors import UserError
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from compress.data.own import own_arrays
-from compress.errors import UserError
+from compress.data.in_memory import own_arrays
+from compress.utils.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 12, 12, 3), dtype=np.uint8)
 KINDS = np.arange(6) % 3

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.export import Source
-from compress.quantization.export import export_onnx
-from compress.quantization.pt2e import calibrate, convert, prepare, without_rounding
+from compress.export.onnx import export_onnx
+from compress.methods.quantization.pt2e import calibrate, convert, prepare, without_rounding
 from tests.quantization.tiny_networks import Residual, conv_bn, settled
 
 SHAPE = (3, 16, 16)

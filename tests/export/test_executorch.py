@@ -9,8 +9,8 @@ from torch import Tensor
 
 from compress.export import Source
 from compress.export import executorch as target
-from compress.quantization.patterns import DEQUANTIZE_CHANNELS, aten
-from compress.quantization.pt2e import capture
+from compress.models.graph.aten_patterns import DEQUANTIZE_CHANNELS, aten
+from compress.models.graph.capture import capture
 
 from .conftest import SHAPE, MakeSource, need_extra, onnx_logits
 

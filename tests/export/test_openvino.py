@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compress.export import Source
 from compress.export import openvino as target
-from compress.quantization.inspect import inspect_quantization
+from compress.export.onnx_inspect import inspect_quantization
 
 from .conftest import NETWORKS, MakeSource, need_extra, onnx_logits
 

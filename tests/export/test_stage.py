@@ -7,13 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from compress import compute, making, pipeline
-from compress.artifact import read_tensors
-from compress.config import Config
+from compress.config.schema import Config
 from compress.data import load_data
-from compress.files import METRICS, MODEL, ONNX, PREDICTIONS, STAGE, digest_of_file, read_json
-from compress.pipeline import run_pipeline
-from compress.restore import restore, restore_float
+from compress.methods.restore import restore, restore_float
+from compress.models.artifact import read_tensors
+from compress.pipeline import compute
+from compress.pipeline import run as pipeline
+from compress.pipeline import stage_runner as making
+from compress.pipeline.run import run_pipeline
+from compress.utils.files import METRICS, MODEL, ONNX, PREDICTIONS, STAGE, digest_of_file, read_json
 from tests.conftest import make_tiny_config
 
 from .conftest import need_extra

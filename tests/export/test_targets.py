@@ -3,9 +3,10 @@
 import pytest
 
 from compress import export
-from compress.config import Config, ExportConfig, check
-from compress.errors import UserError
+from compress.config.schema import Config, ExportConfig
+from compress.config.validation import check
 from compress.export import TARGETS, load_target, require_installed
+from compress.utils.errors import UserError
 
 
 def test_the_choices_are_onnx_and_every_target() -> None:

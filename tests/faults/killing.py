@@ -14,11 +14,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from compress.config import CacheConfig
-from compress.files import MODEL, ONNX, digest_of_file
+from compress.config.schema import CacheConfig
 from compress.models import ZOO, Entry
 from compress.models.cifar_resnet import CifarResNet
-from compress.study import run_study
+from compress.pipeline.experiment import run_study
+from compress.utils.files import MODEL, ONNX, digest_of_file
 from tests.conftest import make_tiny_config
 
 

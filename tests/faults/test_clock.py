@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.cache import Cache
-from compress.checkpoint import Checkpoint
-from compress.config import CacheConfig
-from compress.files import TRAINING
-from compress.pipeline import run_pipeline
+from compress.config.schema import CacheConfig
+from compress.pipeline.cache import Cache
+from compress.pipeline.run import run_pipeline
+from compress.training.checkpoint import Checkpoint
+from compress.utils.files import TRAINING
 from tests.cache.test_store import KEY, OTHER, make_stage
 from tests.conftest import make_tiny_config
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from compress.config import CacheConfig
-from compress.files import STAGE, finished_stage, read_json
-from compress.pipeline import run_pipeline
+from compress.config.schema import CacheConfig
+from compress.pipeline.run import run_pipeline
+from compress.utils.files import STAGE, finished_stage, read_json
 from tests.conftest import make_tiny_config
 
 FAULTS = 200

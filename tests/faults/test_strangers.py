@@ -9,13 +9,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from onnx import TensorProto, helper
 
-from compress.compose import recipe_files, register, to_config, with_own_folders
-from compress.config import Config
-from compress.errors import UserError
-from compress.files import ONNX, SPEC, STAGE, finish_stage, read_json, write_json
-from compress.help import CONF
-from compress.predict import load
-from compress.report.load import load_run
+from compress.config.compose import recipe_files, register, to_config, with_own_folders
+from compress.config.paths import CONF
+from compress.config.schema import Config
+from compress.export.predict import load
+from compress.report.run_files import load_run
+from compress.utils.errors import UserError
+from compress.utils.files import ONNX, SPEC, STAGE, finish_stage, read_json, write_json
 from tests.report.tiny_run import write_tiny_run
 
 
@@ -117,8 +117,8 @@ def test_overrides_that_make_objects_are_refused(run: Path, tmp_path: Path) -> N
 
 
 def test_a_network_of_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
-    from compress.artifact import Spec
-    from compress.restore import float_network
+    from compress.methods.restore import float_network
+    from compress.models.artifact import Spec
 
     with pytest.raises(UserError, match=r"model=os\.system"):
         float_network(Spec({"model": "os.system", "stem": "small", "in_channels": 1, "classes": 2}, ["a", "b"], {}))

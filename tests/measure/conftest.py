@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from compress.export.onnx import export_onnx
 from compress.models import Architecture, build
-from compress.quantization.export import export_onnx
 
 SHAPE = (1, 8, 8)
 

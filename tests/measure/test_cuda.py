@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.artifact import Artifact, Spec, write_model
-from compress.measure.cuda import LATENCIES, cuda_latency, peak_memory, reset_peak_memory, time_calls
-from compress.measure.figures import Missing
+from compress.evaluation.cuda import LATENCIES, cuda_latency, peak_memory, reset_peak_memory, time_calls
 from compress.models import Architecture, build
+from compress.models.artifact import Artifact, Spec, write_model
+from compress.utils.missing import Missing
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NO_GPU = Missing("the stage ran on the CPU")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.config import MeasureConfig
-from compress.measure.cost import count_cost
-from compress.measure.deployed import deployed_figures, profile
-from compress.measure.environment import environment
-from compress.quantization.inspect import executed_operators
+from compress.config.schema import MeasureConfig
+from compress.evaluation.benchmark import deployed_figures, profile
+from compress.evaluation.environment import environment
+from compress.evaluation.flops import count_cost
+from compress.export.onnx_inspect import executed_operators
 
 from .conftest import SHAPE
 

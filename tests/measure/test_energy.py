@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from compress.measure import deployed, energy
-from compress.measure.deployed import joule_per_image
-from compress.measure.energy import count_joules, no_counter
-from compress.measure.figures import Missing
+from compress.evaluation import benchmark as deployed
+from compress.evaluation import energy
+from compress.evaluation.benchmark import joule_per_image
+from compress.evaluation.energy import count_joules, no_counter
+from compress.utils.missing import Missing
 
 from .conftest import SHAPE
 

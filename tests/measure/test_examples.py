@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from compress.data.splits import Memory, Split
-from compress.measure.examples import SHOWN, Examples
+from compress.data.dataset import Memory, Split
+from compress.evaluation.examples import SHOWN, Examples
 
 IMAGES = 60
 

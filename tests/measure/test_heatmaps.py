@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.measure.heatmaps import heatmaps
-from compress.quantization.pt2e import capture
+from compress.evaluation.grad_cam import heatmaps
+from compress.models.graph.capture import capture
 
 
 class Corners(nn.Module):

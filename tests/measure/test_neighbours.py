@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from compress.measure import neighbours
-from compress.measure.neighbours import announced, runs_beside
+from compress.evaluation import concurrent_runs as neighbours
+from compress.evaluation.concurrent_runs import announced, runs_beside
 
 
 def test_another_run_counts_while_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from compress.errors import UserError
-from compress.measure import spent
-from compress.measure.energy import NOT_INSTALLED
-from compress.measure.figures import Missing, taken_before, with_causes
-from compress.measure.spent import CO2, ENERGY, SPENT, require_country, spending
+from compress.evaluation import emissions as spent
+from compress.evaluation.emissions import CO2, ENERGY, SPENT, require_country, spending
+from compress.evaluation.energy import NOT_INSTALLED
+from compress.utils.errors import UserError
+from compress.utils.missing import Missing, taken_before, with_causes
 
 CPU = torch.device("cpu")
 

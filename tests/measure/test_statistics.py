@@ -2,7 +2,7 @@
 
 import pytest
 
-from compress.measure.statistics import mcnemar_p_value, paired_difference, wilson_interval
+from compress.utils.statistics import mcnemar_p_value, paired_difference, wilson_interval
 
 
 def test_wilson_interval_of_a_known_example() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.measure.targets import _turns
+from compress.evaluation.runtimes import _turns
+from compress.export.onnx import export_onnx
 from compress.models import Architecture, build
-from compress.quantization.export import export_onnx
 
 JOB = {"task": "turns", "target": "onnx", "shape": (1, 8, 8), "threads": 1, "calls": 4}
 

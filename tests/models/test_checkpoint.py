@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress.errors import UserError
-from compress.models.checkpoint import load_checkpoint
+from compress.models.weights import load_checkpoint
+from compress.utils.errors import UserError
 
 
 def network() -> nn.Module:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from compress.errors import UserError
 from compress.models import Architecture, build
-from compress.models.own import OWN, add_own, prepare_own
+from compress.models.user_model import OWN, add_own, prepare_own
+from compress.utils.errors import UserError
 from tests.own_networks import Plain
 
 SHAPE, IMAGES = (1, 8, 8), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from compress.errors import UserError
-from compress.models.own import OWN, prepare_own
+from compress.models.user_model import OWN, prepare_own
+from compress.utils.errors import UserError
 from tests import own_networks
 
 SHAPE = (1, 8, 8)

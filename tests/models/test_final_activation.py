@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress.errors import UserError
 from compress.models.final_activation import without_final_activation
+from compress.utils.errors import UserError
 
 IMAGES = torch.randn(5, 1, 6, 6, generator=torch.Generator().manual_seed(1))
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from compress.models import Architecture, build
-from compress.models.first_weights import logits_layer
+from compress.models.initialization import logits_layer
 from tests.zoo.conftest import NAMES, networks
 
 

@@ -10,15 +10,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from compress.config import Config, DataConfig, TeacherConfig, check
+from compress.config.schema import Config, DataConfig, TeacherConfig
+from compress.config.validation import check
 from compress.data import load_data
-from compress.errors import UserError
+from compress.launch.commands import models as command
 from compress.models import Architecture, build, check_model, require_model_fits
-from compress.models import __main__ as command
-from compress.models.libraries import torchvision_names
-from compress.models.preprocessing import with_normalisation, with_preprocessing
-from compress.pixels import Square, middle_square, network_input
+from compress.models.third_party import torchvision_names
+from compress.pipeline.preprocessing import with_normalisation, with_preprocessing
 from compress.stages.teacher import untrained
+from compress.utils.errors import UserError
+from compress.utils.images import Square, middle_square, network_input
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 META = torch.device("meta")

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from compress.errors import UserError
 from compress.models import Architecture, build, check_model
-from compress.models.checkpoint import load_checkpoint
+from compress.models.weights import load_checkpoint
 from compress.models.widths import read_widths, set_widths
+from compress.utils.errors import UserError
 from tests.zoo.conftest import NAMES, networks
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compress.artifact import Artifact, Spec, write_model
-from compress.errors import UserError
-from compress.files import OUTPUTS
+from compress.methods.restore import restore, restore_float
 from compress.models import Architecture
+from compress.models.artifact import Artifact, Spec, write_model
 from compress.models.outputs import difference, fixed_images, fixed_outputs
-from compress.models.own import OWN, identity, own_digest, prepare_own
 from compress.models.seeds import seeded
-from compress.restore import restore, restore_float
+from compress.models.user_model import OWN, identity, own_digest, prepare_own
+from compress.utils.errors import UserError
+from compress.utils.files import OUTPUTS
 from tests.models import own_helper
 
 SHAPE = (1, 8, 8)

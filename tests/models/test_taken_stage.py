@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress import compute
-from compress.config import Config
-from compress.errors import UserError
-from compress.files import MODEL, OUTPUTS, STAGE, finish_stage, read_json
-from compress.pipeline import run_pipeline
+from compress.config.schema import Config
+from compress.pipeline import compute
+from compress.pipeline.run import run_pipeline
+from compress.utils.errors import UserError
+from compress.utils.files import MODEL, OUTPUTS, STAGE, finish_stage, read_json
 from tests.own_networks import Plain
 
 

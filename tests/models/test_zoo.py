@@ -13,10 +13,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from compress.errors import UserError
-from compress.measure.cost import count_cost
+from compress.evaluation.flops import count_cost
+from compress.launch.commands import models as command
 from compress.models import ZOO, Architecture, build, check_model, stem_for
-from compress.models import __main__ as command
+from compress.utils.errors import UserError
 from tests.zoo.conftest import NAMES, needs, networks
 
 META = torch.device("meta")  # shapes alone: no weight is drawn, nothing is multiplied
@@ -174,7 +174,7 @@ def test_without_the_network_a_checkpoint_is_the_way(monkeypatch: pytest.MonkeyP
 
 
 def test_without_timm_its_networks_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.models.libraries.find_spec", lambda name: None)
+    monkeypatch.setattr("compress.models.third_party.find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"teacher.model=mobilevit_xxs without .* timm; .*pip install \"compress\[timm\]"
     ):

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from compress.artifact import Artifact, Spec
-from compress.config import Config, PruneConfig, TrainConfig
-from compress.context import Context
-from compress.curves import Curves
+from compress.config.schema import Config, PruneConfig, TrainConfig
 from compress.data import load_data
+from compress.methods.pruning.filter_length import set_unit_length
 from compress.models import Architecture, build
-from compress.pruning.filter_length import set_unit_length
+from compress.models.artifact import Artifact, Spec
 from compress.stages.prune import prune
+from compress.training.context import Context
+from compress.training.tensorboard import Curves
 
 SHAPE = (1, 32, 32)
 

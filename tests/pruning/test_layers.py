@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress.config import PruneConfig
+from compress.config.schema import PruneConfig
+from compress.methods.pruning.filters import prune_filters
+from compress.methods.pruning.receptive import pixels, rows
+from compress.methods.pruning.reconstruction import _solve_for_places, _solve_for_weights, not_refitted, reconstruct
 from compress.models.widths import read_widths, set_widths
-from compress.pruning.filters import prune_filters
-from compress.pruning.receptive import pixels, rows
-from compress.pruning.reconstruct import _solve_for_places, _solve_for_weights, not_refitted, reconstruct
 from tests.pruning.networks import SHAPE, Network, chain, conv, pooled
 from tests.pruning.test_operators import IMAGES, SETTINGS, assert_zeros_compute_the_same, pruned
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress.config import PruneConfig
+from compress.config.schema import PruneConfig
+from compress.methods.pruning.filters import Pruned, prune_filters
 from compress.models.widths import read_widths, set_widths
-from compress.pruning.filters import Pruned, prune_filters
 from tests.pruning.networks import SHAPE, Network, chain, conv, pooled
 
 IMAGES = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from compress.config import PruneConfig
-from compress.measure.cost import count_cost
+from compress.config.schema import PruneConfig
+from compress.evaluation.flops import count_cost
+from compress.methods.pruning.filters import prune_filters
+from compress.methods.pruning.reconstruction import reconstruct
 from compress.models import Architecture, build
 from compress.models.widths import read_widths, set_widths
-from compress.pruning.filters import prune_filters
-from compress.pruning.reconstruct import reconstruct
 from tests.zoo.conftest import NAMES, networks
 
 SHAPE = (1, 16, 16)

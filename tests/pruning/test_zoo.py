@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress.config import PruneConfig
-from compress.measure.cost import count_cost
+from compress.config.schema import PruneConfig
+from compress.evaluation.flops import count_cost
+from compress.methods.pruning.filters import Pruned, prune_filters
 from compress.models import Architecture, build
 from compress.models.widths import read_widths, set_widths
-from compress.pruning.filters import Pruned, prune_filters
 from tests.zoo.conftest import NAMES, networks
 
 SHAPE = (3, 16, 16)

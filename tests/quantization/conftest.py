@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from compress.quantization.export import export_onnx
-from compress.quantization.pt2e import calibrate, convert, prepare
+from compress.export.onnx import export_onnx
+from compress.methods.quantization.pt2e import calibrate, convert, prepare
 
 from .tiny_networks import Mobile, Residual, Shuffle, settled
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from compress.config import QuantizeConfig
-from compress.measure import int8_loss
-from compress.measure.int8_loss import Loss, validation_loss
-from compress.quantization.advice import advise, widest_spread
+from compress.config.schema import QuantizeConfig
+from compress.evaluation import int8_loss
+from compress.evaluation.int8_loss import Loss, validation_loss
+from compress.methods.quantization.advice import advise, widest_spread
 
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LOSS = Loss(points=30.0, low=20.0, high=40.0, images=100)

@@ -4,14 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compress.quantization.calibration import (
+from compress.methods.quantization.calibration import (
     ACTIVATION_OBSERVERS,
     HistogramRangeObserver,
     entropy_range,
     mse_range,
     percentile_range,
 )
-from compress.quantization.pt2e import calibrate, convert, prepare
+from compress.methods.quantization.pt2e import calibrate, convert, prepare
 
 from .tiny_networks import Residual, settled
 

@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from compress.lockstep import Lockstep
-from compress.quantization.adaround import learn_rounding, sample
-from compress.quantization.correction import correct
-from compress.quantization.export import export_onnx
-from compress.quantization.patterns import CONVOLUTIONS, LINEARS, is_call, layer_name
-from compress.quantization.pt2e import calibrate, convert, prepare
-from compress.quantization.simulation import Grid, Layer, simulate
+from compress.export.onnx import export_onnx
+from compress.methods.quantization.adaround import learn_rounding, sample
+from compress.methods.quantization.correction import correct
+from compress.methods.quantization.pt2e import calibrate, convert, prepare
+from compress.methods.quantization.simulation import Grid, Layer, simulate
+from compress.models.graph.aten_patterns import CONVOLUTIONS, LINEARS, is_call, layer_name
+from compress.models.graph.paired_interpreter import Lockstep
 
 from .tiny_networks import Mobile, Residual, Shuffle, settled
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from compress.quantization.export import export_onnx
-from compress.quantization.pt2e import calibrate, convert, prepare
+from compress.export.onnx import export_onnx
+from compress.methods.quantization.pt2e import calibrate, convert, prepare
 
 from .tiny_networks import Mobile, Residual, Shuffle, conv_bn, settled
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from compress.quantization import export
-from compress.quantization.export import export_onnx
-from compress.quantization.inspect import executed_operators, inspect_quantization, require_quantized
-from compress.quantization.pt2e import calibrate, convert, prepare
+from compress.export import onnx as export
+from compress.export.onnx import export_onnx
+from compress.export.onnx_inspect import executed_operators, inspect_quantization, require_quantized
+from compress.methods.quantization.pt2e import calibrate, convert, prepare
 
 from .conftest import NETWORKS, SHAPE
 from .tiny_networks import Mobile, Padded, Residual, settled
@@ -135,7 +135,7 @@ def test_padding_is_the_convolutions_own(run_onnx, images, tmp_path, monkeypatch
     converted = convert(prepared)
     folded, padded = tmp_path / "folded.onnx", tmp_path / "padded.onnx"
     export_onnx(converted, folded, SHAPE)
-    monkeypatch.setattr("compress.quantization.export.fold_padding", lambda model: None)
+    monkeypatch.setattr("compress.export.onnx.fold_padding", lambda model: None)
     export_onnx(converted, padded, SHAPE)
     counts = [executed_operators(path)["Pad"] for path in (folded, padded)]
     assert counts == [2, 4]  # the fourth channel's among the two; behind padding there is none

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchao.quantization.pt2e.observer import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
 
-from compress.quantization.fake_quantize import RoundToGrid, RuntimeFakeQuantize, WeightFakeQuantize
+from compress.methods.quantization.fake_quantize import RoundToGrid, RuntimeFakeQuantize, WeightFakeQuantize
 
 
 def images(seed: int = 0, spread: float = 3.0) -> torch.Tensor:

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from compress.quantization import export
-from compress.quantization.export import export_onnx
-from compress.quantization.float_layers import keep_float, tensors_left_float, weighted_layers
-from compress.quantization.inspect import executed_operators, inspect_quantization, require_quantized
-from compress.quantization.onnx_float import run_in_float
-from compress.quantization.pt2e import calibrate, convert, freeze_batch_norm, prepare
+from compress.export import onnx as export
+from compress.export.onnx import export_onnx
+from compress.export.onnx_inspect import executed_operators, inspect_quantization, require_quantized
+from compress.methods.quantization.mixed_precision import keep_float, tensors_left_float, weighted_layers
+from compress.methods.quantization.mixed_precision_onnx import run_in_float
+from compress.methods.quantization.pt2e import calibrate, convert, freeze_batch_norm, prepare
 
 from .conftest import NETWORKS, SHAPE
 from .test_pt2e import train

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from compress.quantization.export import export_onnx
-from compress.quantization.float_share import read_float_share
-from compress.quantization.inspect import executed_operators
-from compress.quantization.pt2e import calibrate, capture, convert, prepare
+from compress.export.onnx import export_onnx
+from compress.export.onnx_inspect import executed_operators
+from compress.methods.quantization.float_share import read_float_share
+from compress.methods.quantization.pt2e import calibrate, convert, prepare
+from compress.models.graph.capture import capture
 
 SHAPE = (3, 12, 12)
 IMAGES = torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(3))

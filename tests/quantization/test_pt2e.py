@@ -9,10 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from compress.quantization.batch_norm import ConvBatchNorm, conv_batch_norms
-from compress.quantization.export import export_onnx
-from compress.quantization.inspect import require_quantized
-from compress.quantization.pt2e import (
+from compress.export.onnx import export_onnx
+from compress.export.onnx_inspect import require_quantized
+from compress.methods.quantization.pt2e import (
     calibrate,
     convert,
     freeze_batch_norm,
@@ -20,6 +19,7 @@ from compress.quantization.pt2e import (
     prepare,
     without_rounding,
 )
+from compress.models.graph.batch_norm import ConvBatchNorm, conv_batch_norms
 
 from .conftest import NETWORKS
 from .tiny_networks import BATCH_NORM, DROPOUT, Residual, Shuffle, conv_bn, settled

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from compress.errors import UserError
-from compress.quantization.float_layers import WeightedLayer, weighted_layers
-from compress.quantization.sensitivity import MixedFiles, Quality, fit_drop, top1_percent
+from compress.methods.quantization.mixed_precision import WeightedLayer, weighted_layers
+from compress.methods.quantization.sensitivity import MixedFiles, Quality, fit_drop, top1_percent
+from compress.utils.errors import UserError
 
 from .conftest import SHAPE
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from compress.errors import UserError
-from compress.quantization.target import WEIGHT_BITS, choose_target, host_target, mismatch
+from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target, host_target, mismatch
+from compress.utils.errors import UserError
 
 AVX2 = ["avx2"]
 VNNI = ["avx2", "avx512f", "avx512_vnni"]

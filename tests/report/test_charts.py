@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from compress.report.charts import Point, pareto_front, scatter, ticks
-from compress.report.classes import class_losses, confusion
-from compress.report.pictures import overlay
-from compress.units import count_text, size_text, three_digits
+from compress.report.classification import class_losses, confusion
+from compress.report.gallery import overlay
+from compress.report.svg import Point, pareto_front, scatter, ticks
+from compress.utils.units import count_text, size_text, three_digits
 
 
 def point(x: float, y: float, label: str = "a") -> Point:

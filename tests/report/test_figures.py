@@ -12,9 +12,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from compress.files import read_json
-from compress.report.charts import Point
-from compress.report.figures import (
+from compress.report.plots import (
     ACCENT,
     INK,
     MARK,
@@ -24,6 +22,8 @@ from compress.report.figures import (
     plot_widths,
     stage_figures,
 )  # fmt: skip
+from compress.report.svg import Point
+from compress.utils.files import read_json
 from tests.report.tiny_run import IMAGES, NAMES, write_tiny_run
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from compress.errors import UserError
-from compress.report.load import load_run
+from compress.report.gallery import gallery
+from compress.report.html import run_page
 from compress.report.markdown import run_markdown
-from compress.report.page import run_page
-from compress.report.pictures import gallery
+from compress.report.run_files import load_run
 from compress.report.settings import changed_settings, command
+from compress.utils.errors import UserError
 from tests.report.tiny_run import finish, write_tiny_run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from compress.report.sensitivity import FLOAT, INT8, plot_sensitivity, to_png
+from compress.report.sensitivity_plot import FLOAT, INT8, plot_sensitivity, to_png
 
 
 def table(layers: int) -> dict:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from compress.errors import UserError
-from compress.files import STATUS, write_json
 from compress.report.sweep import cautions, load_sweep, sweep_markdown, sweep_page, sweep_rows, sweep_verdict
 from compress.report.write import write_report
+from compress.utils.errors import UserError
+from compress.utils.files import STATUS, write_json
 from tests.report.tiny_run import write_tiny_run
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.report.load import load_run
+from compress.report.run_files import load_run
 from compress.report.verdict import basis, int8_warnings, times_text, verdict
 from tests.report.tiny_run import write_tiny_run
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from compress.config import Config, describe
+from compress.config.options import describe
+from compress.config.schema import Config
 
 NAMES = ("teacher", "prune", "distill", "quantize")
 IMAGES = 40

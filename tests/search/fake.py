@@ -7,18 +7,18 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from compress.compose import ending
-from compress.config import Config, SearchConfig
-from compress.errors import GivenUp
-from compress.files import FAILED, FINISHED, GIVEN_UP
-from compress.search.goals import Goals, parse_goals
-from compress.search.leave import leave, show
-from compress.search.loop import Job, Result, Surroundings, search
-from compress.search.pareto import best_trial
-from compress.search.sampler import NumberedSampler
-from compress.search.space import Dimension
-from compress.search.storage import opened, storage_url
-from compress.search.trials import Trial, Trials
+from compress.config.schema import Config, SearchConfig
+from compress.launch.exit_status import ending
+from compress.launch.search.loop import Job, Result, Surroundings, search
+from compress.launch.search.objectives import Goals, parse_goals
+from compress.launch.search.pareto import best_trial
+from compress.launch.search.results import leave, show
+from compress.launch.search.sampler import NumberedSampler
+from compress.launch.search.space import Dimension
+from compress.launch.search.storage import opened, storage_url
+from compress.launch.search.trials import Trial, Trials
+from compress.utils.errors import GivenUp
+from compress.utils.files import FAILED, FINISHED, GIVEN_UP
 
 DATABASES = ExitStack()
 

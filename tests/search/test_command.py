@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from compress.compose import register, to_config
-from compress.config import (
+from compress.config.compose import register, to_config
+from compress.config.paths import CONF
+from compress.config.schema import (
     Config,
     DataConfig,
     DistillConfig,
@@ -18,12 +19,11 @@ from compress.config import (
     StopBelowConfig,
     TeacherConfig,
 )
-from compress.files import METRICS, MODEL, STAGE, digest_of_file, read_json
-from compress.help import CONF
-from compress.models.preprocessing import with_preprocessing
-from compress.pipeline import run_pipeline
-from compress.search.goals import DIRECTIONS
-from compress.search.recipe import recipe_text
+from compress.launch.search.best_recipe import recipe_text
+from compress.launch.search.objectives import DIRECTIONS
+from compress.pipeline.preprocessing import with_preprocessing
+from compress.pipeline.run import run_pipeline
+from compress.utils.files import METRICS, MODEL, STAGE, digest_of_file, read_json
 from tests.test_command import assert_refused, command, tiny
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,9 +2,9 @@
 
 import pytest
 
-from compress.config import SearchConfig
-from compress.errors import UserError
-from compress.search.goals import MAXIMIZE, MINIMIZE, Constraint, Objective, parse_goals, take_figure
+from compress.config.schema import SearchConfig
+from compress.launch.search.objectives import MAXIMIZE, MINIMIZE, Constraint, Objective, parse_goals, take_figure
+from compress.utils.errors import UserError
 
 ACCURACY = "deployed_val_top1_percent"
 

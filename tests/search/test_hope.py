@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from compress.errors import GivenUp, UserError
-from compress.files import FAILED, GIVEN_UP
-from compress.floors import require_hope
-from compress.search.goals import parse_goals
-from compress.search.hope import hopeless_below
-from compress.search.trials import COMPLETE, Trial
+from compress.launch.search.early_stopping import hopeless_below
+from compress.launch.search.objectives import parse_goals
+from compress.launch.search.trials import COMPLETE, Trial
+from compress.training.early_stopping import require_hope
+from compress.utils.errors import GivenUp, UserError
+from compress.utils.files import FAILED, GIVEN_UP
 
 ACCURACY = "deployed_val_top1_percent"
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from compress.cache import this_process
-from compress.config import Config, PruneConfig, SearchConfig
-from compress.errors import GivenUp, Stopped, UserError
-from compress.files import FAILED, GIVEN_UP, STOPPED, read_json
-from compress.search import trials as trials_module
-from compress.search.loop import Job, Result
-from compress.search.pareto import is_feasible
-from compress.search.trials import COMPLETE, Trial, Trials
+from compress.config.schema import Config, PruneConfig, SearchConfig
+from compress.launch.search import trials as trials_module
+from compress.launch.search.loop import Job, Result
+from compress.launch.search.pareto import is_feasible
+from compress.launch.search.trials import COMPLETE, Trial, Trials
+from compress.utils.errors import GivenUp, Stopped, UserError
+from compress.utils.file_lock import this_process
+from compress.utils.files import FAILED, GIVEN_UP, STOPPED, read_json
 from tests.search.fake import FakeRuns, accuracy_and_time, fake_search, fake_trials
 
 

@@ -6,10 +6,10 @@ import random
 import optuna
 import pytest
 
-from compress.files import FAILED, GIVEN_UP
-from compress.search.goals import Goals, parse_goals
-from compress.search.pareto import best_trial, is_feasible, pareto_set
-from compress.search.trials import COMPLETE, Trial
+from compress.launch.search.objectives import Goals, parse_goals
+from compress.launch.search.pareto import best_trial, is_feasible, pareto_set
+from compress.launch.search.trials import COMPLETE, Trial
+from compress.utils.files import FAILED, GIVEN_UP
 
 
 def trial(number: int, state: str = COMPLETE, copy_of: int | None = None, **figures: float) -> Trial:

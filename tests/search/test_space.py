@@ -6,9 +6,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from compress.config import SearchConfig
-from compress.errors import UserError
-from compress.search.space import Dimension, read_space
+from compress.config.schema import SearchConfig
+from compress.launch.search.space import Dimension, read_space
+from compress.utils.errors import UserError
 from tests.search.fake import fake_trials
 
 

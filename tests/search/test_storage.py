@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from compress.cache import this_process
-from compress.config import SearchConfig
-from compress.errors import UserError
-from compress.files import read_json
-from compress.search import trials as trials_module
-from compress.search.storage import opened, storage_url
-from compress.search.trials import COMPLETE
+from compress.config.schema import SearchConfig
+from compress.launch.search import trials as trials_module
+from compress.launch.search.storage import opened, storage_url
+from compress.launch.search.trials import COMPLETE
+from compress.utils.errors import UserError
+from compress.utils.file_lock import this_process
+from compress.utils.files import read_json
 from tests.search.fake import DATABASES, FakeRuns, fake_search, fake_trials
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.artifact import Artifact, write_model
-from compress.config import Config, DistillConfig, PruneConfig, QuantizeConfig, TeacherConfig
-from compress.context import Context
-from compress.curves import Curves
+from compress.config.schema import Config, DistillConfig, PruneConfig, QuantizeConfig, TeacherConfig
 from compress.data import load_data
-from compress.errors import UserError
-from compress.losses import relative_error, tapped
-from compress.restore import restore
+from compress.methods.distillation.losses import relative_error, tapped
+from compress.methods.restore import restore
+from compress.models.artifact import Artifact, write_model
 from compress.stages.distill import distill
 from compress.stages.prune import prune
 from compress.stages.quantize import quantize
 from compress.stages.teacher import teacher
-from compress.validation import validate
+from compress.training.context import Context
+from compress.training.tensorboard import Curves
+from compress.training.validation import validate
+from compress.utils.errors import UserError
 
 
 @pytest.fixture

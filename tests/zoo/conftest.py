@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from compress.artifact import Artifact
-from compress.config import DataConfig, TeacherConfig, TrainConfig
-from compress.context import Context
-from compress.curves import Curves
+from compress.config.schema import DataConfig, TeacherConfig, TrainConfig
 from compress.data import load_data
 from compress.models import ZOO, Architecture, build
+from compress.models.artifact import Artifact
 from compress.stages.teacher import teacher
+from compress.training.context import Context
+from compress.training.tensorboard import Curves
 from tests.conftest import tiny_arrays
 
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.artifact import Artifact, write_model
-from compress.config import DistillConfig, PruneConfig, QuantizeConfig
-from compress.context import Context
-from compress.models.__main__ import int8_bytes
-from compress.quantization.export import export_onnx
-from compress.quantization.inspect import executed_operators, float_operators, inspect_quantization, require_quantized
-from compress.restore import restore
+from compress.config.schema import DistillConfig, PruneConfig, QuantizeConfig
+from compress.export.onnx import export_onnx
+from compress.export.onnx_inspect import executed_operators, float_operators, inspect_quantization, require_quantized
+from compress.launch.commands.models import int8_bytes
+from compress.methods.restore import restore
+from compress.models.artifact import Artifact, write_model
 from compress.stages.distill import distill
 from compress.stages.prune import prune
 from compress.stages.quantize import quantize
+from compress.training.context import Context
 
 from .conftest import NAMES, needs, networks
 

@@ -1,0 +1,1 @@
+"""The settings: dataclasses with ranges and help, and how Hydra composes them."""

@@ -1,0 +1,174 @@
+"""Where Hydra ends: recipes and schema go in as config groups, plain dataclasses and one-line errors come out."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from compress.config.overrides import as_hydra_reads, as_text, known_keys, parsed, unknown_key
+from compress.config.paths import CONF, RECIPES
+from compress.config.schema import Config, SearchConfig
+from compress.config.validation import check
+from compress.utils.errors import UserError
+from compress.utils.nearest import did_you_mean
+
+
+def register(overrides: Sequence[str] = ()) -> None:
+    """Makes the schema and recipes/*.yaml known to Hydra, each recipe an option of the group `recipe`.
+
+    So is each file that `overrides` name, as in recipe=outputs/best.yaml. Raises UserError for one that is no recipe.
+    """
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(group="hydra/sweeper", name="optuna", node=SearchConfig)
+    for path in sorted(RECIPES.glob("*.yaml")):
+        store.store(group="recipe", name=path.stem, package="_global_", node=read_recipe(path))
+    for name in recipe_files(overrides):
+        *folders, file = (part for part in name.split("/") if part)  # as Hydra splits it, a leading slash or not
+        group = "/".join(["recipe", *folders])
+        store.store(group=group, name=file, package="_global_", node=read_recipe(Path(name)))
+
+
+def recipe_files(overrides: Sequence[str]) -> list[str]:
+    """The files among the recipes that a command line asks for."""
+    asked = [parsed(text) for text in overrides if text.startswith("recipe=")]
+    named = [
+        name
+        for found in asked
+        if found is not None
+        for name in (found.sweep_string_iterator() if found.is_sweep_override() else [str(found.value())])
+    ]
+    return [name for name in (part.strip("'\"") for part in named) if name.endswith(".yaml")]
+
+
+def with_own_folders(arguments: list[str]) -> list[str]:
+    """The command line with outputs/<the file's name>/ where Hydra would make a folder of the recipe's whole path."""
+    files = recipe_files(arguments)
+    if not files:
+        return arguments
+    at = next(i for i, text in enumerate(arguments) if text.startswith("recipe=")) + 1
+    name, now = Path(files[0]).stem, "${now:%Y-%m-%d}_${now:%H-%M-%S}"
+    folders = {
+        "hydra.run.dir": f"outputs/{name}/{now}",
+        "hydra.sweep.dir": f"outputs/{name}/sweep_{now}",
+    }
+    typed = {text.partition("=")[0] for text in arguments}
+    return [
+        *arguments[:at],
+        *(f"{key}={as_text(key, folder, multirun=False)}" for key, folder in folders.items() if key not in typed),
+        *arguments[at:],
+    ]
+
+
+def read_recipe(path: Path) -> DictConfig:
+    """A recipe, which may come from a stranger: settings of this project and nothing that Hydra would act on.
+
+    Raises UserError for a file that is missing or no YAML, and for one with Hydra's own settings, a `_target_`, an
+    interpolation (a resolver may run code or read what it should not) or a default other than a data set.
+    """
+    expected = "a recipe: keys of python -m compress --help with plain values, and at most a data set under defaults"
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"recipe={path}, which cannot be read: {error}", expected, "mend the path or the file"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"recipe={path} with {type(content).__name__}", expected, "write key: value, a line each")
+    settings = {name: value for name, value in content.items() if name != "defaults"}
+    strange = _strange(settings) or _strange_default(content.get("defaults", []))
+    if strange:
+        raise UserError(f"recipe={path} with {strange}", expected, "remove it, if you trust the rest")
+    return OmegaConf.create(content)
+
+
+_CODE = ("hydra", "factory")  # keys whose values name code: Hydra's own, and teacher.factory
+
+
+def _strange(content: Any) -> str | None:
+    """The first thing in a recipe that is more than a setting."""
+    if isinstance(content, dict):
+        owned = [name for name in content if not isinstance(name, str) or name.startswith("_") or name in _CODE]
+        return f"the key {owned[0]}" if owned else next(filter(None, map(_strange, content.values())), None)
+    if isinstance(content, list):
+        return next(filter(None, map(_strange, content)), None)
+    return f"the interpolation {content}" if isinstance(content, str) and "${" in content else None
+
+
+def _strange_default(defaults: Any) -> str | None:
+    """Hydra would follow other entries to any config that it can find, packages of its own search path included."""
+    for entry in defaults if isinstance(defaults, list) else [defaults]:
+        named = (
+            isinstance(entry, dict) and list(entry) == ["override /data"] and isinstance(entry["override /data"], str)
+        )
+        if not named or not entry["override /data"].replace("_", "").isalnum():
+            return f"{entry} under defaults"
+    return None
+
+
+def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """The checked config of a recipe, by name or file, outside Hydra's command line.
+
+    Raises UserError for a recipe, a key or a value that cannot be.
+    """
+    arguments = as_hydra_reads([f"recipe={recipe}", *overrides])
+    register(arguments)
+    around = GlobalHydra.instance().hydra  # of a Hydra application that calls us
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            return to_config(compose("config", arguments))
+    except HydraException as error:
+        raise explain(error) from error
+    finally:
+        GlobalHydra.instance().clear()
+        if around is not None:
+            GlobalHydra.instance().initialize(around)
+
+
+def to_config(composed: DictConfig) -> Config:
+    """The composed config as checked dataclasses. Raises UserError for a value outside its range or left unset."""
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+    check(config)
+    return config
+
+
+def explain(error: Exception) -> UserError:
+    """What Hydra or OmegaConf complain of, as the one line that a user can act on."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [
+        line.strip() for text in dict.fromkeys((str(error), str(cause))) for line in text.splitlines() if line.strip()
+    ]
+    text = " ".join(lines)
+    if any(line.startswith("Available options") for line in lines):
+        at = next(i for i, line in enumerate(lines) if line.startswith("Available options"))
+        names = [line for line in lines[at + 1 :] if " " not in line and not line.startswith("Config")]
+        asked = re.search(r"Could not find '[^']*?([^'/]+)'", text)
+        meant = did_you_mean(asked[1], names) if asked else ""
+        return UserError(" ".join(lines[:at]), f"one of {', '.join(dict.fromkeys(names))}", f"{meant}name one of these")
+    key = re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text) or re.search(
+        r"full_key: (\S+)", text
+    )
+    if key is None:
+        return UserError(text, "keys and values that exist", "see python -m compress --help")
+    known = known_keys()
+    if key[1] not in known:
+        recipe = re.search(r"In '(recipe/[^']+)'", text)
+        return unknown_key(key[1], f" of {recipe[1]}" if recipe else "")
+    if "BasicSweeperConf" in text:
+        return UserError(f"{key[1]} without a search", "hydra/sweeper=optuna", "add --multirun hydra/sweeper=optuna")
+    received = next((line for line in lines if "alue" in line), text)
+    return UserError(f"{key[1]}: {received}", known[key[1]], f"set {key[1]} to such a value")

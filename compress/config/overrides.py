@@ -1,0 +1,225 @@
+"""Overrides as people type them: paths with any signs, keys that are misspelled, values that cannot be parsed.
+
+Hydra has a grammar for values, in which `=`, brackets, commas and most signs beside letters mean something. The value
+of a key that holds text is therefore quoted for it, as far as it is not plain.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from compress.config.options import describe
+from compress.config.schema import Config, SearchConfig
+from compress.utils.errors import UserError
+from compress.utils.nearest import nearest
+
+PATHS = ("data.root", "teacher.checkpoint", "cache.dir", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+GROUPS = ("recipe", "data", "hydra/launcher", "hydra/sweeper")
+_SEARCH = "hydra.sweeper."
+_TYPED = re.compile(r"(\+{0,2}|~)([^\s=]+)=(.*)", re.DOTALL)
+_FLAGS = (
+    "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r",
+    "--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn", "--config-dir",
+    "-cd", "--experimental-rerun", "--info", "-i",
+)  # fmt: skip
+_WITH_VALUE = {
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--experimental-rerun", "--info", "-i",
+}  # fmt: skip
+
+
+def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command line with text in quotes where Hydra would take it for something else.
+
+    Raises UserError, with what to type, for what is no key=value and for a value that cannot be parsed.
+    """
+    multirun = bool({"-m", "--multirun"} & set(arguments))
+    texts, done = _text_keys(), []
+    arguments = _together(arguments)
+    for at, argument in enumerate(arguments):
+        if argument.startswith("-"):
+            _require_flag(argument, arguments[at + 1 : at + 2])
+        elif not _is_flags(arguments, at) and not argument.startswith("~"):
+            match = _TYPED.fullmatch(argument)
+            if match is None:
+                raise _no_override(arguments, at)
+            sign, key, value = match.groups()
+            _require_key(key, value)
+            if key in texts or key == "recipe":
+                argument = f"{sign}{key}={as_text(key, value, multirun)}"
+            _require_value(argument, key, value, multirun)
+        done.append(argument)
+    return done
+
+
+def _is_flags(arguments: Sequence[str], at: int) -> bool:
+    """Whether an argument is a flag, or the value of the flag before it."""
+    before = arguments[at - 1] if at else ""
+    return arguments[at].startswith("-") or (before in _WITH_VALUE and "=" not in arguments[at])
+
+
+def _together(arguments: Sequence[str]) -> Sequence[str]:
+    """The arguments with the flags last, where one stands between overrides: there Hydra does not take it."""
+    flags = [_is_flags(arguments, at) for at in range(len(arguments))]
+    if flags == sorted(flags) or flags == sorted(flags, reverse=True):
+        return arguments
+    return [
+        *(text for text, flag in zip(arguments, flags, strict=True) if not flag),
+        *(text for text, flag in zip(arguments, flags, strict=True) if flag),
+    ]
+
+
+def parsed(argument: str) -> Override | None:
+    """An override as Hydra reads it; None for what it cannot parse."""
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None
+
+
+def quoted(text: str) -> str:
+    """A value in the quotes that make it text for Hydra."""
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def known_keys() -> dict[str, str]:
+    """Every key that may be typed with its help."""
+    rows = [*describe(Config()), *describe(SearchConfig(), _SEARCH)]
+    hydra = {key: "a folder" for key in PATHS if key.startswith("hydra.")} | {"hydra.verbose": "true or false"}
+    return {name: help for name, _, help in rows if not name.endswith("_target_")} | hydra
+
+
+def similar_keys(key: str) -> list[str]:
+    """The keys that a mistyped one was probably meant to be, the likeliest first."""
+    keys = known_keys()
+    section, _, last = key.rpartition(".")
+    same = [known for known in keys if known.rpartition(".")[2] == last.lower()]
+    if not same:
+        return nearest(key, [*GROUPS, *keys], 1, cutoff=0.7)
+    near = nearest(section, {known.rpartition(".")[0] for known in same}, 1)
+    return [f"{near[0]}.{last.lower()}"] if near else same
+
+
+def unknown_key(key: str, where: str = "") -> UserError:
+    """What to say of a key that does not exist, or that is a section of keys; `where` it was found."""
+    inside = [known for known in known_keys() if known.startswith(f"{key}.")]
+    if inside:
+        return UserError(f"{key}{where}, which is a section", "one of its keys", f"set one of {', '.join(inside)}")
+    found = similar_keys(key)
+    meant = f"did you mean {' or '.join(found)}?" if found else "see python -m compress --help"
+    return UserError(f"{key}{where}, which is no key", "keys that exist", meant)
+
+
+def for_shell(key: str, value: str) -> str:
+    """key=value to paste into a shell, with the value in quotes for Hydra."""
+    mark = Quote.single if '"' in value else Quote.double
+    return shlex.quote(f"{key}={QuotedString(value, mark).with_quotes()}")
+
+
+def as_text(key: str, value: str, multirun: bool) -> str:
+    """A text key's value as Hydra has to be given it: as it is where that comes to the same."""
+    if not value.strip() or (value[0] in "'\"" and value[-1] == value[0] and len(value) > 1):
+        return value
+    if key in PATHS and value.startswith("~/"):  # a shell expands it at the start of a word alone
+        value = str(Path(value).expanduser())
+    found = parsed(f"{key}={value}")
+    whole = not multirun or key.startswith("hydra.") or os.path.exists(value)
+    if found is None and "," in value and not whole:  # one of several is not plain
+        return ",".join(as_text(key, part, multirun) for part in value.split(","))
+    if found is None:
+        return quoted(value)
+    if found.is_sweep_override():
+        path = key in PATHS or value.endswith(".yaml")
+        return quoted(value) if whole and (path or os.path.exists(value)) else value
+    return value if found.value() is None or isinstance(found.value(), (str, QuotedString)) else quoted(value)
+
+
+def _text_keys() -> set[str]:
+    """The keys whose values are text."""
+    return {*_keys_of((str, Optional[str]), Config()), *_keys_of((str,), SearchConfig(), _SEARCH), *PATHS}
+
+
+def _list_keys() -> set[str]:
+    """The keys whose values are lists."""
+    types = (list[str], list[int], list[float], Optional[list[float]])
+    return {*_keys_of(types, Config()), *_keys_of(types, SearchConfig(), _SEARCH)}
+
+
+def _keys_of(types: tuple[Any, ...], config: Any, prefix: str = "") -> Iterator[str]:
+    """The keys of `config` and below whose values are of these types."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            yield from _keys_of(types, value, f"{prefix}{item.name}.")
+        elif item.type in types:
+            yield prefix + item.name
+
+
+def _require_key(key: str, value: str) -> None:
+    """Raises UserError for a key that does not exist; Hydra's own are left to Hydra, which a + would let pass."""
+    if key in known_keys() or key in GROUPS or key.startswith("hydra"):
+        return
+    if not value.startswith("{") or key not in {known.partition(".")[0] for known in known_keys()}:
+        raise unknown_key(key)
+
+
+def _require_flag(argument: str, behind: Sequence[str]) -> None:
+    """Raises UserError for a key with dashes before it, and for a flag that Hydra does not have."""
+    flag, equals, value = argument.partition("=")
+    if any(known.startswith(flag) if flag.startswith("--") else known == flag for known in _FLAGS):
+        return
+    key = flag.lstrip("-")
+    if key in known_keys() or key in GROUPS:
+        value = value if equals else next(iter(behind), "VALUE")
+        raise UserError(argument, "keys without dashes", f"write {shlex.quote(f'{key}={value}')}")
+    found = nearest(flag, _FLAGS, 1)
+    meant = f"did you mean {found[0]}?" if found else "see python -m compress --hydra-help"
+    raise UserError(argument, "a flag that exists, or key=value", meant)
+
+
+def _no_override(arguments: Sequence[str], at: int) -> UserError:
+    """What to type where an argument is no key=value, as the rest of a path with spaces that the shell has split."""
+    end = next((i for i in range(at, len(arguments)) if "=" in arguments[i].strip("=")), len(arguments))
+    key, _, rest = re.sub("[:/]", "=", arguments[at], count=1).partition("=")
+    key, rest = (arguments[at], "") if arguments[at] in GROUPS else (key, rest)
+    if key in known_keys() or key in GROUPS:
+        value = rest or " ".join(arguments[at + 1 : end]).strip("= ") or "VALUE"
+        return UserError(arguments[at], "key=value, without spaces", f"write {shlex.quote(f'{key}={value}')}")
+    before = _TYPED.fullmatch(arguments[at - 1]) if at else None
+    if before and before[2] in _text_keys() | {"recipe"} and (before[2] != "recipe" or "/" in before[3]):
+        return UserError(
+            f"{arguments[at]} behind {arguments[at - 1]}",
+            "key=value; a shell ends an argument at a space",
+            f"put it in quotes: {shlex.quote(' '.join(arguments[at - 1 : end]))}",
+        )
+    found = similar_keys(key)
+    meant = f"did you mean {found[0]}=VALUE?" if found else f"write {shlex.quote(key)}=VALUE, or remove it"
+    return UserError(arguments[at], "key=value", meant)
+
+
+def _require_value(argument: str, key: str, value: str, multirun: bool) -> None:
+    """Raises UserError for a value that Hydra cannot parse, or that would be several where one is wanted."""
+    found = parsed(argument)
+    several = found is not None and found.is_sweep_override() and not multirun
+    if found is not None and not several:
+        return
+    expected, plain = known_keys().get(key), for_shell(key, value)
+    if key in _list_keys():
+        inside = value.strip("[](){} ")
+        mend = f"write a list in brackets: {shlex.quote(f'{key}=[{inside}]')}"
+    elif several:
+        one = f"; if it is one value, put it in quotes: {plain}" if key in _text_keys() else ""
+        mend = f"add --multirun for a run with each{one}"
+    elif expected and key not in _text_keys():
+        mend = f"set {key} to such a value"
+    else:
+        mend = f"if it is text, put it in quotes: {plain}"
+    raise UserError(argument, f"{'one value: ' if several else ''}{expected or 'a value that can be parsed'}", mend)

@@ -1,0 +1,9 @@
+"""Where the configs of this project lie."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# In a checkout conf/ and recipes/ lie beside the package; a built wheel carries them inside it.
+_HOME = _PACKAGE.parent if (_PACKAGE.parent / "recipes").is_dir() else _PACKAGE
+CONF = _HOME / "conf"
+RECIPES = _HOME / "recipes"

@@ -1,0 +1,277 @@
+"""Every setting, its default, its meaning and its range.
+
+Hydra composes a config from these dataclasses and hands it back as them; nothing behind this file sees OmegaConf.
+"""
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from compress.config.options import option
+
+
+@dataclass
+class DataConfig:
+    """Which images, how they are split, and how they reach the network."""
+
+    name: str = option("digits", "the data set", choices=("digits", "fashion_mnist", "cifar10", "imagefolder", "npz"))
+    root: Optional[str] = option(None, "its folder, or the .npz file")
+    image_size: Optional[int] = option(
+        None,
+        "images are resized to this many pixels a side; null: that of teacher.weights, else 224 (imagefolder) or 32",
+        low=8,
+        high=1024,
+    )
+    crop_share: Optional[float] = option(
+        None,
+        "imagefolder: share of the resized shorter side that the middle square keeps; null: of teacher.weights, else 1",
+        low=0.1,
+        high=1.0,
+    )
+    interpolation: Optional[str] = option(
+        None,
+        "imagefolder: how images are resized; null: that of teacher.weights, else bilinear",
+        choices=("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"),
+    )
+    channels: Optional[int] = option(
+        None, "of image files: 1 grey, 3 colour (as null), 4 with transparency; arrays have their own", low=1, high=4
+    )
+    batch_size: int = option(128, "images a training step", low=2, high=65536)
+    val_from: str = option(
+        "train",
+        "where validation images come from if there is no validation split; test: a share of the test split, which no "
+        "figure then counts, for a teacher that was trained on all of train",
+        choices=("train", "test"),
+    )
+    val_fraction: float = option(0.1, "share of that split that becomes validation", low=0.01, high=0.5)
+    mean: Optional[list[float]] = option(
+        None, "a channel each, of pixels in [0, 1]; null: that of teacher.weights, else of the train split"
+    )
+    std: Optional[list[float]] = option(None, "as mean")
+    crop_padding: int = option(2, "augmentation: random crops from an image padded by this many pixels", low=0, high=64)
+    flip: bool = option(False, "augmentation: random left-right flips")
+    workers: int = option(2, "processes that decode files (imagefolder)", low=0, high=64)
+
+
+@dataclass
+class TeacherConfig:
+    """The network to compress."""
+
+    model: str = option("mobilenet_v2", "a name of python -m compress.models, or torchvision/NAME or timm/NAME")
+    factory: Optional[str] = option(
+        None, "package.module:function that returns a network of your own, in place of teacher.model"
+    )
+    stem: str = option(
+        "auto",
+        "small: strides for few pixels; imagenet: as published; auto: small up to 64 pixels",
+        choices=("auto", "small", "imagenet"),
+    )
+    checkpoint: Optional[str] = option(None, "weights to load: .safetensors, .pt, .pth or .th (tensors only)")
+    checkpoint_key: Optional[str] = option(
+        None, "which weights of a checkpoint with several; null: the averaged ones (EMA), or the only ones"
+    )
+    weights: Optional[str] = option(None, "pretrained weights: torchvision's name, e.g. IMAGENET1K_V1, or timm's tag")
+    epochs: int = option(12, "0 with a checkpoint: the teacher is taken as it is", low=0, high=10000)
+    lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
+    freeze_epochs: int = option(
+        0, "fine-tuning: so many epochs at the start train the last layer alone", low=0, high=10000
+    )
+    lr_decay: float = option(
+        1.0, "fine-tuning: each block's learning rate is this share of that of the block behind it", low=0.01, high=1.0
+    )
+
+
+@dataclass
+class PruneConfig:
+    """Which filters go, and the fine-tuning that follows."""
+
+    ratio: float = option(0.5, "share of the filters removed", low=0.0, high=0.95)
+    importance: str = option(
+        "l1", "what ranks the filters: the norm of their weights, or chance", choices=("l1", "l2", "random")
+    )
+    scope: str = option(
+        "local", "local: the ratio in every layer; global: over all layers", choices=("local", "global")
+    )
+    round_to: int = option(8, "widths are kept multiples of this", low=1, high=256)
+    reconstruction_samples: int = option(
+        1024, "train images on which the layers are refitted to the lost inputs; 0: not at all", low=0, high=1000000
+    )
+    reinitialize: bool = option(
+        False, "draw all weights of what is left anew: a control that tells what they are worth"
+    )
+    epochs: int = option(2, "epochs of fine-tuning", low=0, high=10000)
+    lr: float = option(0.005, "peak learning rate", low=1e-7, high=10)
+
+
+@dataclass
+class DistillConfig:
+    """Hinton's distillation from the teacher."""
+
+    student: Optional[str] = option(
+        None, "null: the network of the stage before; a name as in teacher.model: a new student"
+    )
+    temperature: float = option(2.0, "softens both distributions", low=0.1, high=100)
+    alpha: float = option(0.9, "weight of the teacher's term; the labels weigh 1 - alpha", low=0.0, high=1.0)
+    hint_layers: list[str] = option([], "modules whose outputs should match the teacher's, e.g. [layer1,layer2]")
+    hint_weight: float = option(10.0, "weight of that match", low=0.0, high=1e6)
+    epochs: int = option(10, "epochs", low=0, high=10000)
+    lr: float = option(0.01, "peak learning rate", low=1e-7, high=10)
+
+
+@dataclass
+class QuantizeConfig:
+    """Int8, after training or with it."""
+
+    mode: str = option("qat", "ptq: calibration only; qat: quantization-aware training", choices=("ptq", "qat"))
+    target: str = option(
+        "auto",
+        "the CPU that will run the file; auto: this one",
+        choices=("auto", "x86_avx2", "x86_vnni", "arm"),
+    )
+    calibration: str = option(
+        "mse",
+        "ptq: how a range is chosen from its values",
+        choices=("min_max", "moving_average", "percentile", "mse", "entropy"),
+    )
+    calibration_samples: int = option(512, "train images that set the activation ranges", low=1, high=1000000)
+    equalize: bool = option(False, "ptq: even out the ranges of channels between layers first")
+    rounding: str = option(
+        "nearest",
+        "ptq: nearest, or adaround: each weight up or down, learned on the calibration images",
+        choices=("nearest", "adaround"),
+    )
+    rounding_steps: int = option(1000, "adaround: steps a layer", low=1, high=1000000)
+    correct_bias: bool = option(True, "ptq: let each bias take up the mean error of its channel, layer by layer")
+    max_drop_points: Optional[float] = option(
+        None,
+        "points of validation top-1 that int8 may lose; layers stay float to keep it; null: none does",
+        low=0,
+        high=100,
+    )
+    allow_float: bool = option(False, "take an int8 file in which most of the arithmetic stays float")
+    epochs: int = option(3, "qat: epochs", low=0, high=10000)
+    lr: float = option(0.002, "qat: peak learning rate", low=1e-7, high=10)
+    temperature: float = option(2.0, "qat: as distill.temperature", low=0.1, high=100)
+    alpha: float = option(0.9, "qat: weight of the teacher's term; 0: labels only", low=0.0, high=1.0)
+
+
+@dataclass
+class TrainConfig:
+    """What every stage that trains shares."""
+
+    optimizer: str = option("sgd", "sgd (Nesterov) or adamw", choices=("sgd", "adamw"))
+    momentum: float = option(0.9, "sgd's", low=0.0, high=0.999)
+    weight_decay: float = option(5e-4, "on weights; never on biases and batch norm", low=0.0, high=1.0)
+    warmup: float = option(0.1, "share of the steps in which the learning rate rises", low=0.0, high=0.9)
+    label_smoothing: float = option(0.0, "share of each label spread over all classes", low=0.0, high=0.9)
+    precision: str = option(
+        "auto",
+        "of the layers while they train, never of the weights; auto: bf16 on a GPU that has it, else float32",
+        choices=("auto", "float32", "bf16"),
+    )
+    checkpoint_minutes: float = option(
+        10.0, "how often a training under way is saved, for a killed run to go on; 0: after each step", low=0, high=1e5
+    )
+
+
+@dataclass
+class ExportConfig:
+    """The runtimes that each stage is written for."""
+
+    targets: list[str] = option(
+        ["onnx"],
+        "model.onnx, always, and files for other runtimes; each needs its extra installed",
+        choices=("onnx", "executorch", "openvino"),
+    )
+
+
+@dataclass
+class MeasureConfig:
+    """How the deployable files are timed, and the energy of training is judged."""
+
+    batch_size: int = option(32, "images a call when throughput is taken", low=1, high=4096)
+    repetitions: int = option(60, "timed calls of each file, interleaved with the teacher's", low=3, high=100000)
+    country: Optional[str] = option(
+        None, "whose electricity the CO2 estimate takes, e.g. DEU (ISO 3166 alpha-3); null: the world's average"
+    )
+
+
+@dataclass
+class CacheConfig:
+    """Finished stages that later runs take over where nothing that made them differs."""
+
+    dir: str = option("outputs/cache", "its folder; processes and machines may share it")
+    enabled: bool = option(True, "false: every stage is computed")
+
+
+@dataclass
+class RepeatConfig:
+    """The same recipe on other seeds."""
+
+    seeds: list[int] = option([], "seeds to run it on besides `seed`, for mean and spread", low=0, high=2**31 - 1)
+
+
+@dataclass
+class StopBelowConfig:
+    """Below which accuracy a training ends its run early; a search sets them for its trials."""
+
+    teacher: list[float] = option(
+        [], "validation top-1 in percent, an epoch each: a run ends below it; []: nowhere", low=0, high=100
+    )
+    prune: list[float] = option([], "as stop_below.teacher, of the fine-tuning", low=0, high=100)
+    distill: list[float] = option([], "as stop_below.teacher", low=0, high=100)
+    quantize: list[float] = option([], "as stop_below.teacher, of mode=qat", low=0, high=100)
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    stages: list[str] = option(["teacher", "prune", "distill", "quantize"], "the order")
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    repeat: RepeatConfig = field(default_factory=RepeatConfig)
+    stop_below: StopBelowConfig = field(default_factory=StopBelowConfig)
+    controls: bool = option(
+        False, "also run plainer ways to such a network on the same budget, to tell what each step brings"
+    )
+    preflight: bool = option(
+        False, "tell in seconds, without training, what can be pruned and quantized and what to expect of it"
+    )
+    seed: int = option(0, "of splits, weights, augmentation and order", low=0, high=2**31 - 1)
+    device: str = option("auto", "where training runs", choices=("auto", "cpu", "cuda"))
+    threads: int = option(0, "of torch and ONNX Runtime; 0: one a core, of those that this job has", low=0, high=1024)
+
+
+@dataclass
+class SearchConfig:
+    """hydra/sweeper=optuna: what is searched for, and what it may cost."""
+
+    _target_: str = option("hydra_plugins.compress.OptunaSweeper", "Hydra's name of the search")
+    objectives: list[str] = option(
+        ["deployed_val_top1_percent", "latency_ms_p50"],
+        "figures of metrics.json, the first one decides; a direction may stand before: minimize FIGURE",
+    )
+    constraints: list[str] = option([], 'what a trial has to keep, e.g. ["deployed_val_delta_points >= -1"]')
+    trials: int = option(20, "of the study, those of earlier starts and other processes included", low=1, high=1000000)
+    minutes: Optional[float] = option(None, "no trial is started after these; null: no limit", low=0, high=1e7)
+    jobs: int = option(1, "trials that go to the launcher at once", low=1, high=1024)
+    sampler: str = option(
+        "tpe", "Optuna's: what proposes a trial's settings", choices=("tpe", "gp", "nsgaii", "random")
+    )
+    seed: int = option(0, "of the sampler", low=0, high=2**31 - 1)
+    give_up: bool = option(
+        True, "end a trial early whose validation accuracy leaves no hope, judged by five finished ones"
+    )
+    storage: Optional[str] = option(
+        None, "null: study.db in hydra.sweep.dir; or a database, e.g. postgresql://user@host/name"
+    )
+    study: str = option(
+        "${hydra.runtime.choices.recipe}", "its name there, by default the recipe's; one of that name goes on"
+    )

@@ -1,0 +1,82 @@
+"""Checks of settings: each value in its range, and values that exclude each other."""
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from compress.config.options import as_typed, check_ranges
+from compress.config.schema import DataConfig, ExportConfig, QuantizeConfig, RepeatConfig, TeacherConfig
+from compress.utils.errors import UserError
+
+
+def check(config: Any) -> None:
+    """Raises UserError at the first value that cannot be, alone or with another, in `config` and all below it."""
+    check_ranges(config)
+    _check_together(config)
+
+
+def _check_together(config: Any) -> None:
+    for item in fields(config):
+        if is_dataclass(getattr(config, item.name)):
+            _check_together(getattr(config, item.name))
+    if isinstance(config, DataConfig):
+        _check_normalisation(config)
+        _check_crop(config)
+    if isinstance(config, QuantizeConfig):
+        _check_corrections(config)
+    if isinstance(config, ExportConfig):
+        _check_targets(config.targets)
+    if isinstance(config, RepeatConfig) and len(set(config.seeds)) < len(config.seeds):
+        raise UserError(f"repeat.seeds={as_typed(config.seeds)}", "each seed once", "remove the repeated one")
+    if (
+        isinstance(config, TeacherConfig)
+        and config.epochs == 0
+        and not (config.checkpoint or config.weights or config.factory)
+    ):
+        raise UserError(
+            "teacher.epochs=0 and no weights",
+            "a trained teacher, or epochs to train one",
+            "set teacher.checkpoint=FILE, teacher.weights=NAME or teacher.epochs",
+        )
+
+
+def _check_corrections(quantize: QuantizeConfig) -> None:
+    """Both edit weights after training; with the rounding in the loop, training itself does their work."""
+    wanted = {"equalize=true": quantize.equalize, "rounding=adaround": quantize.rounding == "adaround"}
+    asked = [name for name, on in wanted.items() if on]
+    if quantize.mode == "qat" and asked:
+        raise UserError(
+            f"quantize.mode=qat with {', '.join(f'quantize.{name}' for name in asked)}",
+            "mode=ptq: these correct what training did not see",
+            "set quantize.mode=ptq, or leave them at their defaults",
+        )
+
+
+def _check_normalisation(data: DataConfig) -> None:
+    if (data.mean is None) != (data.std is None):
+        raise UserError(f"data.mean={data.mean} data.std={data.std}", "both or neither", "set the missing one")
+    if data.std is not None and (len(data.std) != len(data.mean) or min(data.std, default=0) <= 0):
+        raise UserError(
+            f"data.mean={data.mean} data.std={data.std}",
+            "as many means as deviations, and deviations above 0",
+            "give one of each a channel, or neither",
+        )
+
+
+def _check_crop(data: DataConfig) -> None:
+    asked = {"crop_share": data.crop_share, "interpolation": data.interpolation}
+    for name, value in asked.items():
+        if value is not None and data.name != "imagefolder":
+            raise UserError(
+                f"data.{name}={value} with data={data.name}",
+                "null: arrays come as they are, only images in folders are cropped",
+                f"leave data.{name} out",
+            )
+
+
+def _check_targets(targets: list[str]) -> None:
+    received = f"export.targets=[{','.join(targets)}]"
+    if len(set(targets)) < len(targets):
+        raise UserError(received, "each target once", "remove the repeated one")
+    if "onnx" not in targets:
+        expected = "onnx among them: every other file is compared to model.onnx"
+        raise UserError(received, expected, f"set export.targets=[{','.join(['onnx', *targets])}]")

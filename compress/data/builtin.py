@@ -1,0 +1,134 @@
+"""Data sets that fit into memory: digits, Fashion-MNIST, CIFAR-10 and the user's own .npz."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from compress.config.schema import DataConfig
+from compress.data.dataset import NO_LABEL, Memory
+from compress.data.labels import match_classes, to_labels
+from compress.utils.errors import UserError
+from compress.utils.image_layout import many_images, require_bits, scaled
+from compress.utils.images import Square, as_bytes_if_exact, square
+
+# split -> images (N, H, W[, C]), uint8 or float32 from 0 to 255, and labels (N,)
+Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def digits(config: DataConfig) -> tuple[Arrays, list[str]]:
+    """scikit-learn's 1,797 scans of 8x8 pixels in 17 greys; a stratified fifth, always the same, is the test split."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bundle = load_digits()
+    images = np.round(bundle.images * (255 / 16)).astype(np.uint8)
+    parts = train_test_split(images, bundle.target, test_size=0.2, random_state=0, stratify=bundle.target)
+    return {"train": (parts[0], parts[2]), "test": (parts[1], parts[3])}, [str(digit) for digit in range(10)]
+
+
+def fashion_mnist(config: DataConfig) -> tuple[Arrays, list[str]]:
+    """60,000 + 10,000 images, 28x28 grey (Xiao et al. 2017), read or downloaded by torchvision."""
+    return _torchvision("FashionMNIST", config)
+
+
+def cifar10(config: DataConfig) -> tuple[Arrays, list[str]]:
+    """50,000 + 10,000 images, 32x32 colour (Krizhevsky 2009), read or downloaded by torchvision."""
+    return _torchvision("CIFAR10", config)
+
+
+def npz(config: DataConfig) -> tuple[Arrays, list[str]]:
+    """A file in MedMNIST's layout: `<split>_images` (N, H, W[, C]) and `<split>_labels` (N,) or (N, 1).
+
+    Images are uint8, uint16 or floats in [0, 1], labels whole numbers, names or one-hot rows. train_labels may be
+    missing: then train has no labels, and the classes are those of test.
+    """
+    path = _existing(config)
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in archive.files if name.endswith(("_images", "_labels"))}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: {error}",
+            "an .npz of plain arrays, without pickled objects",
+            "write it with numpy.savez_compressed",
+        ) from error
+    arrays = {split: _npz_split(found, split, path) for split in ("train", "val", "test") if f"{split}_images" in found}
+    for split in ("train", "test"):
+        if split not in arrays:
+            names = ", ".join(sorted(found)) or "none of them"
+            raise UserError(f"{path} with {names}", f"{split}_images and {split}_labels", "add the missing arrays")
+    labels = {split: part[1] for split, part in arrays.items()}
+    classes = match_classes(labels, dict.fromkeys(labels))
+    return {split: (images, labels[split]) for split, (images, _) in arrays.items()}, classes
+
+
+def _npz_split(found: dict[str, np.ndarray], split: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    name = f"{path}: {split}_images"
+    images = many_images(found[f"{split}_images"], name)
+    require_bits(images, name)
+    images = as_bytes_if_exact(scaled(images, name))
+    labels = found.get(f"{split}_labels")
+    if labels is None and split == "train":
+        return images, np.full(len(images), NO_LABEL)
+    if labels is None:
+        raise UserError(
+            f"{path}: {split}_labels missing", f"one class an image, ({len(images)},)", "add the labels of these images"
+        )
+    return images, to_labels(labels, len(images), f"{path}: {split}_labels")
+
+
+def _torchvision(name: str, config: DataConfig) -> tuple[Arrays, list[str]]:
+    import torchvision
+
+    root = Path(config.root or "data")
+    try:
+        train, test = (
+            getattr(torchvision.datasets, name)(root, train=flag, download=not _present(name, root, flag))
+            for flag in (True, False)
+        )
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise UserError(
+            f"data.root={root}: {error}",
+            f"{name} as torchvision lays it out, or a network to fetch it",
+            "set data.root",
+        ) from error
+    arrays = {
+        split: (np.asarray(part.data), np.asarray(part.targets)) for split, part in (("train", train), ("test", test))
+    }
+    return arrays, list(train.classes)
+
+
+def _present(name: str, root: Path, train: bool) -> bool:
+    """Whether the files are there: a download into a folder that cannot be written is then never tried."""
+    if name == "CIFAR10":
+        return (root / "cifar-10-batches-py").is_dir()
+    stem = "train" if train else "t10k"
+    return all(
+        (root / name / "raw" / f"{stem}-{part}").is_file() for part in ("images-idx3-ubyte", "labels-idx1-ubyte")
+    )
+
+
+def _existing(config: DataConfig) -> Path:
+    if config.root is None or not Path(config.root).is_file():
+        raise UserError(f"data.root={config.root}", "an .npz file that exists", "set data.root=FILE.npz")
+    return Path(config.root)
+
+
+def to_memory(images: np.ndarray, labels: np.ndarray, image_size: int) -> Memory:
+    """(N, H, W[, C]) as (N, C, S, S): one channel where there is none, the middle square resized where S differs."""
+    images = images[..., None] if images.ndim == 3 else images
+    if images.shape[1:3] != (image_size, image_size) and len(images):
+        images = np.stack([square(image, Square(image_size)) for image in images])
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return Memory(pixels, torch.from_numpy(labels.astype(np.int64)))
+
+
+ARRAYS: dict[str, Callable[[DataConfig], tuple[Arrays, list[str]]]] = {
+    "digits": digits,
+    "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "npz": npz,
+}

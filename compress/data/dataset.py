@@ -1,0 +1,199 @@
+"""What a data set is to the rest of the project: three splits that yield normalised batches, and a fingerprint."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from compress.data.augmentation import Augmentation, Part, whole
+from compress.utils.errors import UserError
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class Examples(NamedTuple):
+    """A batch to learn from, or a part of it."""
+
+    images: torch.Tensor  # (N, C, H, W), normalised
+    labels: torch.Tensor  # (N,)
+    positions: torch.Tensor  # (N,), of the images among all that the split chooses from
+
+
+NO_LABEL = -1  # of an image whose class nobody has told
+
+
+class Pixels(Protocol):
+    """Labelled images: held in memory, or decoded as they are asked for."""
+
+    labels: torch.Tensor  # (N,) int64
+
+    def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[Batch]:
+        """For the positions (N,) of each batch its images (N, C, H, W) with their labels (N,).
+
+        Pixels are uint8, or float32 from 0 to 255 where they have more than 8 bits.
+        """
+        ...
+
+
+@dataclass
+class Memory:
+    """Images that fit into memory, (N, C, H, W): uint8, or float32 from 0 to 255."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[Batch]:
+        for chosen in batches:
+            yield self.images[chosen], self.labels[chosen]
+
+
+@dataclass
+class Split:
+    """Some of the images of `pixels`, normalised as they are read."""
+
+    pixels: Pixels
+    index: torch.Tensor  # (N,) int64, positions in `pixels`
+    mean: torch.Tensor  # (1, C, 1, 1), of pixels in [0, 1]
+    std: torch.Tensor
+    batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """The labels (N,), in the order in which `batches` yields them."""
+        return self.pixels.labels[self.index]
+
+    def batches(self, part: Part = whole) -> Iterator[Batch]:
+        """Every image once, in order: float32 (N, C, H, W) and labels (N,); of each batch its `part`, if it has one."""
+        parts = [part(batch) for batch in self.index.split(self.batch_size)]
+        for images, labels in self.pixels.stream([rows for rows in parts if len(rows)]):
+            yield self._normalise(images), labels
+
+    def shuffle(self, generator: torch.Generator) -> torch.Tensor:
+        """A random order of the images for `augmented`: positions in `pixels`, (N,)."""
+        return self.index[torch.randperm(len(self.index), generator=generator)]
+
+    def augmented(
+        self,
+        order: torch.Tensor,
+        generator: torch.Generator,
+        augmentation: Augmentation,
+        done: int = 0,
+        part: Part = whole,
+    ) -> Iterator[tuple[Examples, int]]:
+        """One epoch in `order`, behind its first `done` batches, augmented.
+
+        Of each batch its `part`, and how many images all of it has. A rest of fewer images than batch norm can bear is
+        left out.
+        """
+        batches = [batch for batch in order.split(self.batch_size)[done:] if len(batch) >= self.smallest_batch()]
+        streamed = self.pixels.stream([part(batch) for batch in batches])
+        for (images, labels), batch in zip(streamed, batches, strict=True):
+            images = self._normalise(augmentation(images, generator, part, len(batch)))
+            yield Examples(images, labels, part(batch)), len(batch)
+
+    def smallest_batch(self) -> int:
+        """Images in the smallest batch that `augmented` may yield."""
+        return min(self.batch_size, len(self), 32)
+
+    def steps(self) -> int:
+        """Batches in an epoch of `augmented`."""
+        full, rest = divmod(len(self), self.batch_size)
+        return full + (rest >= self.smallest_batch())
+
+    def take(self, count: int, seed: int) -> "Split":
+        """A seeded random choice of `count` images, or all where there are fewer."""
+        generator = torch.Generator().manual_seed(seed)
+        chosen = self.index[torch.randperm(len(self.index), generator=generator)[:count]]
+        return Split(self.pixels, chosen, self.mean, self.std, self.batch_size)
+
+    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().div_(255).sub_(self.mean).div_(self.std)
+
+
+@dataclass
+class Data:
+    """A data set, split."""
+
+    train: Split
+    val: Split
+    test: Split
+    classes: list[str]
+    shape: tuple[int, int, int]  # (C, H, W)
+    augmentation: Augmentation
+    fingerprint: str  # of every image, every label and which split each is in
+    val_from: str = "own"  # the split that validation was held out of, train or test; own: it is one of its own
+    crop_share: float = 1.0  # how files became these images, see `middle_square`
+    interpolation: str = "bilinear"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the train images have labels of their own."""
+        return not bool((self.train.labels == NO_LABEL).any())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
+
+    @property
+    def mean(self) -> list[float]:
+        return self.train.mean.flatten().tolist()
+
+    @property
+    def std(self) -> list[float]:
+        return self.train.std.flatten().tolist()
+
+
+def hold_out(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions of (train, validation), stratified by class and seeded; each class keeps an image in train."""
+    generator = np.random.default_rng(seed)
+    train, val = [], []
+    for label in labels.unique():
+        members = generator.permutation(torch.nonzero(labels == label).flatten().numpy())
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        val.append(members[:count])
+        train.append(members[count:])
+    return tuple(torch.from_numpy(np.sort(np.concatenate(part))) for part in (train, val))
+
+
+def check_labels(labels: dict[str, torch.Tensor], classes: int, source: str) -> None:
+    """Raises UserError unless every label of every split is in 0..classes-1 and train has two classes or more.
+
+    The train split may have no label at all.
+    """
+    unlabelled = len(labels["train"]) > 0 and bool((labels["train"] == NO_LABEL).all())
+    if len(labels["train"]) and not unlabelled and len(labels["train"].unique()) < 2:
+        raise UserError(f"{source}: one class only in train", "two classes or more", "add images of another class")
+    for split, values in labels.items():
+        if split == "train" and unlabelled:
+            continue
+        if len(values) == 0:
+            raise UserError(f"{source}: no images in {split}", "at least one", "add images to that split")
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= classes:
+            raise UserError(
+                f"{source}: labels from {low} to {high} in {split}",
+                f"labels from 0 to {classes - 1}, the classes that train has",
+                "number the classes from 0 and put each of them into train",
+            )
+
+
+def digest(*parts: np.ndarray | bytes | str) -> str:
+    """SHA-256 over arrays, bytes and texts, with their shapes."""
+    return digest_of_all(parts)
+
+
+def digest_of_all(parts: Iterable[np.ndarray | bytes | str]) -> str:
+    """As `digest`, of parts that are made one after the other and need not fit into memory together."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            total.update(f"{part.dtype}{part.shape}".encode())
+            part = np.ascontiguousarray(part).tobytes()
+        total.update(part.encode() if isinstance(part, str) else part)
+    return total.hexdigest()

@@ -1,0 +1,135 @@
+"""A process that only loads and runs deployable files, so that nothing else is in its time and memory.
+
+`python -m compress.measure.worker '<JSON>'` prints a line of JSON for `compress.evaluation.benchmark`, and for
+`compress.evaluation.runtimes` one after each line that it is sent.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import onnxruntime
+
+from compress.evaluation.energy import count_joules
+from compress.evaluation.profiler import node_times
+from compress.export import load_target
+
+_COUNTING_S = 2.0  # of energy: the counters move on once a millisecond, so their steps are a thousandth of it at most
+_SETTLING_S = 0.05  # what a turn begins with, unmeasured: the threads of the runtime before it spin until they sleep
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    if job["task"] == "turns":
+        _take_turns(job)
+    else:
+        _take_figures(job)
+
+
+def _take_figures(job: dict) -> None:
+    """Time of the files of a job, all in ONNX Runtime, or the memory, the energy or the profile of one."""
+    # One pool of threads for all files: a session's own would go on spinning while the next one is timed, which on
+    # two cores made every figure 1.7 times as long.
+    onnxruntime.set_global_thread_pool_sizes(job["threads"], 1)
+    image = _images(1, job["shape"])
+    if job["task"] == "profile":
+        (path,) = job["files"]
+        print(json.dumps({"nodes": node_times(path, image, _options(), job["repetitions"])}))
+        return
+    sessions = [_open(path) for path in job["files"]]
+    if job["task"] == "memory":
+        sessions[0].run(None, {"image": image})
+        answer = {"peak_memory_bytes": _peak_memory_bytes()}
+    elif job["task"] == "energy":
+        answer = _energy(sessions[0], image, Path(job["counters"]))
+    else:
+        answer = {
+            "single_ms": _interleaved(sessions, image, job["repetitions"]),
+            "batch_ms": _interleaved(
+                sessions, _images(job["batch_size"], job["shape"]), max(3, job["repetitions"] // 4)
+            ),
+        }
+    print(json.dumps(answer))
+
+
+def _take_turns(job: dict) -> None:
+    """The time of one file in its own runtime: for each line of input some calls, as a line of milliseconds."""
+    (path,) = job["files"]
+    if job["target"] == "onnx":
+        onnxruntime.set_global_thread_pool_sizes(job["threads"], 1)
+        session = _open(path)
+        run = lambda image: session.run(None, {"image": image})
+    else:
+        run = load_target(job["target"]).open_runner(Path(path), job["threads"])
+    image = _images(1, job["shape"])
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        while time.perf_counter() - start < _SETTLING_S:
+            run(image)
+        print(json.dumps([_milliseconds(run, image) for _ in range(job["calls"])]), flush=True)
+
+
+def _milliseconds(run: Callable[[numpy.ndarray], object], image: numpy.ndarray) -> float:
+    start = time.perf_counter()
+    run(image)
+    return 1000 * (time.perf_counter() - start)
+
+
+def _images(count: int, shape: list[int]) -> numpy.ndarray:
+    return numpy.random.default_rng(0).standard_normal((count, *shape), dtype=numpy.float32)
+
+
+def _open(path: str) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, _options(), providers=["CPUExecutionProvider"])
+
+
+def _options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.use_per_session_threads = False
+    options.log_severity_level = 3
+    return options
+
+
+def _interleaved(
+    sessions: list[onnxruntime.InferenceSession], image: numpy.ndarray, repetitions: int
+) -> list[list[float]]:
+    """Milliseconds of each call, a list a session: they take turns, so that the machine's noise falls on all alike."""
+    calls: list[list[float]] = [[] for _ in sessions]
+    for turn in range(-max(2, repetitions // 10), repetitions):
+        for session, times in zip(sessions, calls, strict=True):
+            start = time.perf_counter()
+            session.run(None, {"image": image})
+            if turn >= 0:  # the turns before are warm-up
+                times.append(1000 * (time.perf_counter() - start))
+    return calls
+
+
+def _energy(session: onnxruntime.InferenceSession, image: numpy.ndarray, counters: Path) -> dict[str, float]:
+    """The energy of as many images as fit in a while, one a call."""
+    images = 0
+
+    def run_for(seconds: float) -> None:
+        nonlocal images
+        start, images = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            session.run(None, {"image": image})
+            images += 1
+
+    run_for(_SETTLING_S)
+    return {"joules": count_joules(lambda: run_for(_COUNTING_S), counters), "images": images}
+
+
+def _peak_memory_bytes() -> int | None:
+    """The high-water mark of this process alone: getrusage's would start from the parent's."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""All figures of a stage: the content of metrics.json."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.config.schema import MeasureConfig
+from compress.data.dataset import Data
+from compress.evaluation.benchmark import deployed_figures, joule_per_image, profile
+from compress.evaluation.concurrent_runs import runs_beside
+from compress.evaluation.cuda import cuda_latency
+from compress.evaluation.environment import environment
+from compress.evaluation.examples import Examples
+from compress.evaluation.flops import count_cost
+from compress.evaluation.inference import accuracy_figures, against_teacher, onnx_runner, predict, validation_figures
+from compress.evaluation.runtimes import target_figures
+from compress.export import TARGETS, load_target
+from compress.methods.restore import float_network, restore, restore_float
+from compress.models.artifact import read_tensors
+from compress.utils.files import METRICS, ONNX, PREDICTIONS, read_json
+from compress.utils.missing import Missing, with_causes
+
+
+@dataclass
+class Measured:
+    """What measuring a stage brings to its folder."""
+
+    metrics: dict[str, Any]  # metrics.json
+    predictions: dict[str, torch.Tensor]  # each test image's label, and what the files say of it
+    profile: dict[str, Any]  # profile.json
+    examples: dict[str, torch.Tensor] | None  # examples.safetensors; None for the teacher
+
+
+def measure_stage(
+    folder: Path,
+    teacher: Path,
+    spent: dict[str, Any],
+    left_out: dict[str, list[dict[str, str]]],
+    data: Data,
+    config: MeasureConfig,
+    device: torch.device,
+    threads: int,
+) -> Measured:
+    """Every figure of what lies in `folder`.
+
+    The test split is read here, once. `teacher` is the teacher's folder: `folder` itself for the teacher. `spent`
+    is what computing the stage took, `left_out` names the further targets whose files lie there, each with the layers
+    that its runtime does not run as asked.
+    """
+    beside = runs_beside()
+    saved = restore(folder, device)
+    runners = {"onnx": onnx_runner(folder / ONNX, threads)} | {
+        name: load_target(name).open_runner(folder / TARGETS[name][0], threads) for name in left_out
+    }
+    reference = read_tensors(teacher / PREDICTIONS) if folder != teacher else None
+    examples = Examples(reference["deployed_top1"]) if reference else None
+    found = predict(saved.network, runners, data.test, device, examples.add if examples else None)
+    taught = read_json(teacher / METRICS)["deployed_val_top1_percent"] if folder != teacher else None
+    validation = validation_figures(runners["onnx"], data.val, taught)
+    del runners  # with their threads, before anything is timed
+    predictions = found.tensors()
+    params, macs = count_cost(float_network(saved.spec), data.shape)
+    figures = {
+        **accuracy_figures(found),
+        **against_teacher(predictions, reference),
+        **validation,
+        "params": params,
+        "macs": macs,
+        **deployed_figures(folder / ONNX, teacher / ONNX, data.shape, config, threads),
+        "targets": target_figures(folder, left_out, found, data.shape, config, threads),
+        "energy_joule_per_image": Missing(f"{beside} other runs drew from the same counters")
+        if beside
+        else joule_per_image(folder / ONNX, data.shape, threads),
+        **cuda_latency(folder, data.shape, device, config.repetitions),
+        **spent,
+        "environment": environment(threads) | {"runs_beside": max(beside, runs_beside())},
+    }
+    shown = None
+    if examples:
+        shown = examples.tensors(restore_float(teacher), restore_float(folder), data.test, predictions["deployed_top1"])
+    return Measured(with_causes(figures), predictions, profile(folder / ONNX, data.shape, config, threads), shown)

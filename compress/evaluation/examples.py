@@ -1,0 +1,60 @@
+"""The test images worth a look: those on which a stage's file and the teacher's disagree, and where each looks."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from compress.data.dataset import Split
+from compress.evaluation.grad_cam import heatmaps
+
+SHOWN = 24
+
+
+@dataclass
+class Examples:
+    """Picks images while the test split is read; `teacher_top1` (N,) are the classes that the teacher's file gives."""
+
+    teacher_top1: Tensor
+    seen: int = 0
+    differ: list[tuple[int, Tensor]] = field(default_factory=list)  # position in the split, image (C, H, W)
+    agree: list[tuple[int, Tensor]] = field(default_factory=list)  # of both right
+
+    def add(self, images: Tensor, labels: Tensor, classes: Tensor) -> None:
+        """The next images (N, C, H, W) of the split, with their labels and the classes that the stage's file gives."""
+        theirs = self.teacher_top1[self.seen : self.seen + len(labels)]
+        for at in range(len(labels)):
+            if len(self.differ) < SHOWN and theirs[at] != classes[at]:
+                self.differ.append((self.seen + at, images[at].clone()))
+            elif len(self.agree) < SHOWN and theirs[at] == classes[at] == labels[at]:
+                self.agree.append((self.seen + at, images[at].clone()))
+        self.seen += len(labels)
+
+    def tensors(self, teacher: nn.Module, network: nn.Module, split: Split, deployed_top1: Tensor) -> dict[str, Tensor]:
+        """All of examples.safetensors: images as uint8 (K, H, W, C), what is said of them, and both heatmaps.
+
+        `teacher` and `network` are float networks in eval mode. Without a heatmap of each, both are left out; without
+        an image to show, all is.
+        """
+        chosen = (self.differ + self.agree)[:SHOWN]
+        if not chosen:
+            return {}
+        index = torch.tensor([position for position, _ in chosen])
+        images = torch.stack([image for _, image in chosen])
+        pixels = (images * split.std + split.mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+        found = {
+            "images": pixels.permute(0, 2, 3, 1).contiguous(),
+            "index": index,
+            "labels": split.labels[index],
+            "teacher_top1": self.teacher_top1[index],
+            "deployed_top1": deployed_top1[index],
+        }
+        theirs = heatmaps(teacher, images, found["teacher_top1"])
+        own = heatmaps(network, images, found["deployed_top1"])
+        if theirs is None or own is None:
+            return found
+        return found | {"teacher_heatmap": _bytes(theirs), "heatmap": _bytes(own)}
+
+
+def _bytes(maps: Tensor) -> Tensor:
+    return maps.mul(255).round().to(torch.uint8)

@@ -1,0 +1,97 @@
+"""The further targets of a stage: their files, and their time beside model.onnx."""
+
+import json
+import math
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.config.schema import MeasureConfig
+from compress.evaluation.benchmark import worker
+from compress.evaluation.inference import Predictions, target_accuracy
+from compress.export import TARGETS, load_target
+from compress.utils.files import ONNX
+
+_ROUNDS = 10
+
+
+def target_figures(
+    folder: Path,
+    left_out: dict[str, list[dict[str, str]]],
+    found: Predictions,
+    shape: tuple[int, int, int],
+    config: MeasureConfig,
+    threads: int,
+) -> dict[str, dict[str, Any]]:
+    """metrics.json's `targets`: a record of each target in `left_out`, whose files lie in `folder`."""
+    return {
+        name: {
+            "file": TARGETS[name][0],
+            "size_bytes": sum((folder / file).stat().st_size for file in TARGETS[name]),
+            "input_shape": load_target(name).input_shape(shape),
+            "runtime_version": version(name),
+            **target_accuracy(name, found),
+            **_latency(name, folder, shape, config, threads),
+            "left_out": rows,
+        }
+        for name, rows in left_out.items()
+    }
+
+
+def _latency(
+    name: str, folder: Path, shape: tuple[int, int, int], config: MeasureConfig, threads: int
+) -> dict[str, float]:
+    """Latency at batch 1, and the speed-up over model.onnx: two processes, one a runtime, that take turns.
+
+    In one process, the threads of the runtime that waits would go on spinning for a while beside the other's.
+    """
+    job = {"task": "turns", "shape": shape, "threads": threads, "calls": math.ceil(config.repetitions / _ROUNDS)}
+    own: list[float] = []
+    onnx: list[float] = []
+    with (
+        _turns(job | {"target": name, "files": [str(folder / TARGETS[name][0])]}) as own_turns,
+        _turns(job | {"target": "onnx", "files": [str(folder / ONNX)]}) as onnx_turns,
+    ):
+        for _ in range(_ROUNDS):
+            own += next(own_turns)
+            onnx += next(onnx_turns)
+    return {
+        "latency_ms_p50": statistics.median(own),
+        "latency_ms_p95": float(np.percentile(own, 95)),
+        "speedup_vs_onnx": statistics.median(onnx) / statistics.median(own),
+    }
+
+
+@contextmanager
+def _turns(job: dict[str, Any]) -> Iterator[Iterator[list[float]]]:
+    """A measuring process, for as long as the context lasts; each item is a turn of it, the milliseconds of its calls.
+
+    The iterator raises RuntimeError where the process has failed.
+    """
+    command, environment = worker(job)
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
+        ) as process,
+    ):
+
+        def turns() -> Iterator[list[float]]:
+            while True:
+                with suppress(BrokenPipeError):  # it has failed: its answer, which is empty, tells so below
+                    process.stdin.write(b"\n")
+                answer = process.stdout.readline()
+                if not answer:
+                    errors.seek(0)
+                    cause = errors.read().decode(errors="replace").strip()[-2000:]
+                    raise RuntimeError(f"the measuring process of {job['target']} failed: {cause}")
+                yield json.loads(answer)
+
+        yield turns()

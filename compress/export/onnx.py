@@ -1,0 +1,81 @@
+"""Writes a network, float or int8, as one self-contained ONNX file."""
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch import nn
+from torch.fx import GraphModule
+
+from compress.export.onnx_rewrites import (
+    add_fourth_channel,
+    fold_padding,
+    merge_slices,
+    name_uniquely,
+    pad_integers,
+    protect_float_layers,
+    strip_descriptions,
+    use_global_average_pool,
+)
+from compress.models.graph.batch_norm import lift_modules, lower_conv_batch_norm
+from compress.models.graph.capture import capture
+
+OPSET = 18  # the exporter's native one; has every operator that ONNX Runtime fuses
+
+
+def export_onnx(module: nn.Module, path: Path, input_shape: tuple[int, int, int]) -> None:
+    """Write `module`, a float network or what `convert` returned, to `path` with its weights inside.
+
+    `input_shape` is (C, H, W). The file's input is `image`, float32 (N, C, H, W) with N free; its output is `logits`.
+    Batch norm is folded. The same module gives the same bytes; no path or stack trace of this machine goes in.
+    """
+    example = torch.zeros(2, *input_shape)
+    # Behind weights in channels_last the exporter writes an average pooling as a gather of strided elements.
+    module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
+    if not isinstance(module, GraphModule):
+        module = capture(module, example)
+        lift_modules(module)
+        lower_conv_batch_norm(module)
+    module.eval()  # a dropout in training mode would go into the file: ONNX Runtime passes over it, others refuse it
+    with torch.no_grad(), _silence():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: "N"},),
+            verbose=False,
+        )
+    model = program.model
+    use_global_average_pool(model)
+    merge_slices(model)
+    pad_integers(model)
+    fold_padding(model)
+    add_fourth_channel(model)
+    protect_float_layers(model)
+    RemoveUnusedNodesPass()(model)
+    name_uniquely(model)
+    strip_descriptions(model)
+    Path(path).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter prints and warns about its own progress and deprecations; nothing there is for a user."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

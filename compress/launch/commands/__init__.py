@@ -1,0 +1,1 @@
+"""Commands besides a run: each module has a `main`."""

@@ -1,0 +1,23 @@
+"""What a run that ended with an exception ends the command with."""
+
+import errno
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from compress.config.compose import explain
+from compress.utils.errors import UserError
+
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
+def ending(error: Exception) -> tuple[int, str]:
+    """Exit status and last line of a run that `error` has ended: 2 for a user's own mistake, 1 for a fault of ours."""
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        error = explain(error)
+    elif isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+        room = "free space or change hydra.run.dir"
+        error = UserError(str(error), "files that can be written, and room for them", room)
+    if isinstance(error, UserError):
+        return 2, str(error)
+    return 1, f"stopped by a fault of its own: {type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,53 @@
+"""The page that `python -m compress --help` prints: recipes, data sets and keys, read from where they are defined."""
+
+from pathlib import Path
+
+from compress.config.options import as_typed, describe
+from compress.config.paths import CONF, RECIPES
+from compress.config.schema import Config, SearchConfig
+
+_PAGE = """\
+Compresses a trained image classifier: prune, distill, quantize to int8, a folder a stage.
+
+    python -m compress recipe=NAME [group=option ...] [key=value ...]
+    python -m compress recipe=FILE.yaml
+    python -m compress --multirun recipe=NAME prune.ratio=0.3,0.5,0.7
+    python -m compress --multirun recipe=NAME hydra/sweeper=optuna 'prune.ratio=interval(0.2,0.8)'
+    python -m compress --multirun hydra/launcher=joblib ...      jobs beside each other; ray, submitit_slurm: too
+
+Recipes (recipe=NAME)
+{recipes}
+
+Data sets (data=NAME)
+{data}
+
+Keys (key=default)
+{keys}
+
+Keys of a search (hydra/sweeper=optuna)
+{search}
+
+A run goes to outputs/<recipe>/<date>_<time>, or to hydra.run.dir=FOLDER; the same folder again goes on where it
+stopped. --cfg job prints the composed config; --hydra-help tells of Hydra's own flags.
+"""
+
+
+def help_page() -> str:
+    """The page as text."""
+    recipes, data = (
+        "\n".join(f"    {path.stem:24} {_first_comment(path)}" for path in sorted(folder.glob("*.yaml")))
+        for folder in (RECIPES, CONF / "data")
+    )
+    search = SearchConfig(study="NAME")  # by default the recipe's
+    return _PAGE.format(
+        recipes=recipes, data=data, keys=_keys(Config()), search=_keys(search, "hydra.sweeper.", aside=("_target_",))
+    )
+
+
+def _keys(config: Config | SearchConfig, prefix: str = "", aside: tuple[str, ...] = ()) -> str:
+    rows = [row for row in describe(config, prefix) if row[0].removeprefix(prefix) not in aside]
+    return "\n".join(f"    {f'{name}={as_typed(value)}':40} {text}" for name, value, text in rows)
+
+
+def _first_comment(path: Path) -> str:
+    return path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()

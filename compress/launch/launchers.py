@@ -1,0 +1,57 @@
+"""The launchers that a sweep can choose: conf/launchers/*.yaml over what their packages know as defaults."""
+
+import shutil
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
+
+from compress.config.paths import CONF
+from compress.utils.errors import UserError
+
+EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+_GROUP = "hydra/launcher"
+
+
+def register_launchers() -> None:
+    """Lays each file of conf/launchers over the option of its name, where the package that brings it is installed.
+
+    A file of that name in conf/hydra/launcher would be taken too, but Hydra warns of one that a package has as well.
+    """
+    Plugins.instance()  # now: what is found later would be stored over ours
+    store = ConfigStore.instance()
+    known = store.list(_GROUP)
+    for name in EXTRAS:
+        if f"{name}.yaml" in known:
+            own = OmegaConf.load(CONF / "launchers" / f"{name}.yaml")
+            found = store.load(f"{_GROUP}/{name}.yaml")
+            store.store(group=_GROUP, name=name, node=OmegaConf.merge(found.node, own), provider=found.provider)
+
+
+def require_one_kind_of_processes(arguments: list[str], processes: int) -> None:
+    """Raises UserError where torchrun started `processes` of them, and a launcher is to start its own."""
+    asked = [text for text in arguments if text.startswith("hydra/launcher=") and text != "hydra/launcher=basic"]
+    if processes > 1 and asked:
+        raise UserError(
+            f"{asked[0]} under torchrun, with {processes} processes",
+            "one of the two",
+            "leave hydra/launcher out: the jobs then take turns on all devices",
+        )
+
+
+def launcher_mistake(error: Exception, launcher: str) -> UserError | None:
+    """The mend, where an option or the class `launcher` behind it cannot work here."""
+    option = str(getattr(error, "missing_cfg_file", "")).removeprefix(f"{_GROUP}/")
+    if isinstance(error, MissingConfigException) and option in EXTRAS:
+        extra = EXTRAS[option]
+        return UserError(
+            f"{_GROUP}={option}, which is not installed", f"its extra, {extra}", f'pip install -e ".[{extra}]"'
+        )
+    if launcher == "SlurmLauncher" and shutil.which("srun") is None:
+        return UserError(
+            f"{_GROUP}=submitit_slurm where there is no srun",
+            "a machine of a Slurm cluster",
+            f"start it on one, or take {_GROUP}=submitit_local",
+        )
+    return None

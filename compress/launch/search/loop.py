@@ -1,0 +1,155 @@
+"""The search itself: ask for trials, run them, tell how they ended, until the budget is spent; knows no Hydra."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from signal import Signals
+from typing import Any
+
+from compress.config.schema import Config, SearchConfig
+from compress.launch.search.early_stopping import hopeless_below
+from compress.launch.search.trials import COMPLETE, Trial, Trials
+from compress.utils.errors import Stopped, UserError
+from compress.utils.files import FAILED, FINISHED, GIVEN_UP, STOPPED
+
+log = logging.getLogger("compress")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial's run: what it is given on the command line, and its folder inside the sweep's."""
+
+    trial: Trial
+    overrides: list[str]
+
+
+Result = dict[str, Any]  # what `compress.launch.job.run` returns
+Launch = Callable[[list[Job]], list[Result]]  # what jobs came to, in their order
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the search needs of the program around it."""
+
+    launch: Launch
+    overrides: Callable[[Trial], list[str]]  # that make a trial's config
+    compose: Callable[[list[str]], Config]  # raises UserError for settings that cannot be
+    leave: Callable[[bool], None]  # writes what is known so far; shows it on the terminal where told so
+    clock: Callable[[], float] = time.monotonic  # seconds
+
+
+def search(trials: Trials, settings: SearchConfig, around: Surroundings) -> None:
+    """Runs trials until the study has `settings.trials` of them or `settings.minutes` are over; leaves what it found.
+
+    Raises UserError where no trial came to an end, or none can be judged, and Stopped where a signal ended a trial:
+    what was under way, whatever raised, is the first to be tried at the next start.
+    """
+    started = around.clock()
+    try:
+        while count := _affordable(trials, settings, around.clock() - started):
+            if not _run_batch(trials, count, settings, around):
+                break
+            around.leave(False)
+    finally:
+        around.leave(True)
+    _require_one(trials.all())
+
+
+def _affordable(trials: Trials, settings: SearchConfig, spent_s: float) -> int:
+    """How many trials may be started now."""
+    if settings.minutes is not None and spent_s >= 60 * settings.minutes:
+        log.info("search: the %g minutes are over", settings.minutes)
+        return 0
+    trials.take_over()
+    return max(0, min(settings.jobs, settings.trials - len(trials.all())))
+
+
+def _run_batch(trials: Trials, count: int, settings: SearchConfig, around: Surroundings) -> int:
+    """Asks for `count` trials, runs them together, tells how each of them ended; returns how many there were."""
+    waiting: list[Trial] = []
+    unfit: list[UserError] = []
+    try:
+        while len(waiting) < count and (trial := trials.ask(settings.trials)):
+            waiting.append(trial)
+        asked = len(waiting)
+        results = _results(trials, waiting, settings, around)
+        for job, result in results:
+            if result["state"] == STOPPED:
+                continue
+            waiting.remove(job.trial)
+            if error := _judge(trials, job.trial, result):
+                unfit.append(error)
+        if waiting:
+            stop = next(result for _, result in results if result["state"] == STOPPED)
+            raise Stopped(Signals(stop["exit"] - 128), " while trials were run; their state is saved")
+    except BaseException:
+        for trial in waiting:
+            trials.give_back(trial)
+        raise
+    if unfit and not any(trial.state == COMPLETE for trial in trials.all()):
+        raise unfit[0]  # none of the others could be judged either
+    return asked
+
+
+def _results(
+    trials: Trials, waiting: list[Trial], settings: SearchConfig, around: Surroundings
+) -> list[tuple[Job, Result]]:
+    """Of each trial what it came to: that of a twin, what is wrong with its settings, or what its run returned."""
+    known = trials.all()
+    jobs, results = [], []
+    for trial in waiting:
+        job = Job(trial, around.overrides(trial))
+        twin = next((old for old in known if old.state == COMPLETE and old.settings == trial.settings), None)
+        try:
+            config = around.compose(job.overrides)
+        except UserError as error:
+            results.append((job, {"state": FAILED, "error": str(error)}))
+            continue
+        if twin:
+            copied = {"metrics": twin.figures, "validation": twin.validation, "copy_of": twin.number}
+            results.append((job, {"state": FINISHED} | copied))
+        else:
+            floors = hopeless_below(known, trials.goals, _epochs(config)) if settings.give_up else {}
+            given = [f"stop_below.{stage}=[{','.join(map(str, values))}]" for stage, values in floors.items()]
+            jobs.append(Job(trial, job.overrides + given))
+    if jobs:
+        with trials.alive([job.trial for job in jobs]):
+            results += zip(jobs, around.launch(jobs), strict=True)
+    return results
+
+
+def _judge(trials: Trials, trial: Trial, result: Result) -> UserError | None:
+    """Tells how a trial ended; returns why its figures cannot be judged, if they cannot."""
+    if result["state"] == GIVEN_UP:
+        trials.give_up(trial, result["error"])
+    elif result["state"] == FAILED:
+        trials.fail(trial, result["error"])
+    else:
+        try:
+            trials.complete(trial, result["metrics"], result["validation"], result.get("copy_of"))
+        except UserError as error:
+            trials.fail(trial, str(error))
+            return error
+    log.info("search: trial %d %s", trial.number, result["state"])
+    return None
+
+
+def _epochs(config: Config) -> dict[str, int]:
+    """Of each stage that a config trains."""
+    epochs = {name: getattr(config, name).epochs for name in config.stages}
+    if config.quantize.mode != "qat":
+        epochs.pop("quantize", None)
+    return epochs
+
+
+def _require_one(trials: list[Trial]) -> None:
+    if any(trial.state == COMPLETE for trial in trials):
+        return
+    last = next((trial for trial in reversed(trials) if trial.reason), None)
+    told = f", the last one because: {last.reason}" if last else ""
+    raise UserError(
+        f"a search in which none of {len(trials)} trials came to an end{told}",
+        "one trial or more that does",
+        "mend that, or give it more hydra.sweeper.trials or hydra.sweeper.minutes",
+    )

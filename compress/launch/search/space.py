@@ -1,0 +1,118 @@
+"""The settings that a search varies: Hydra's sweep syntax on the command line, as Optuna's distributions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from decimal import Decimal
+from typing import Any, Optional
+
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from compress.config.schema import Config
+from compress.utils.errors import UserError
+
+Value = int | float | str
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A setting, and the values that it may take; a choice is kept as it is typed."""
+
+    key: str
+    distribution: BaseDistribution
+
+    @property
+    def ends(self) -> list[Value]:
+        """Both ends of a range, or every choice: where they are allowed, all between them is."""
+        found = self.distribution
+        return list(found.choices) if isinstance(found, CategoricalDistribution) else [found.low, found.high]
+
+    def typed(self, value: Value) -> str:
+        """The override that sets it: `prune.ratio=0.3`."""
+        if isinstance(value, float) and getattr(self.distribution, "step", None):
+            value = _tidy(value)
+        return f"{self.key}={value if isinstance(value, str) else repr(value)}"
+
+
+def read_space(overrides: Sequence[Override]) -> tuple[list[str], list[Dimension]]:
+    """What every trial is given as it was typed, and what varies: choice, range and interval; tag(log, ...) for rates.
+
+    Where a key stands twice, the last one holds. Raises UserError for a space that cannot be searched, or for none.
+    """
+    last = {override.get_key_element(): override for override in overrides}
+    varied = [_dimension(key, override) for key, override in last.items() if override.is_sweep_override()]
+    if not varied:
+        raise UserError(
+            "hydra/sweeper=optuna with nothing to search",
+            "a setting or more with interval(a,b), range(a,b,step) or choice(a,b,c)",
+            "write 'prune.ratio=interval(0.2,0.8)', for example",
+        )
+    return [override.input_line for override in last.values() if not override.is_sweep_override()], varied
+
+
+def _dimension(key: str, override: Override) -> Dimension:
+    log = _is_log(override)
+    sweep = override.value()
+    if isinstance(sweep, IntervalSweep):
+        return Dimension(key, _interval(override, _number_type(key, override), sweep.start, sweep.end, log))
+    if isinstance(sweep, RangeSweep):
+        values = list(override.sweep_iterator())
+        if _number_type(key, override) is int and not all(isinstance(value, int) for value in values):
+            raise _mistake(override, "whole numbers", "write whole numbers")
+        return Dimension(key, _range(override, values, sweep.step, log))
+    if log:
+        raise _mistake(override, "tag(log, ...) around an interval or a range", "leave the tag out")
+    return Dimension(key, CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator()))))
+
+
+def _is_log(override: Override) -> bool:
+    tags = getattr(override.value(), "tags", set())
+    if tags - {"log"}:
+        raise _mistake(override, "no tag but log", "remove the tag")
+    return "log" in tags
+
+
+def _interval(override: Override, kind: type, low: float, high: float, log: bool) -> BaseDistribution:
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high) or (log and low <= 0):
+        raise _mistake(override, "two finite ends, the lower one first, above 0 with log", "mend the ends")
+    if kind is float:
+        return FloatDistribution(low, high, log=log)
+    if not (float(low).is_integer() and float(high).is_integer()):  # Hydra reads both ends as floats
+        raise _mistake(override, "whole numbers", "write whole numbers")
+    return IntDistribution(int(low), int(high), log=log)
+
+
+def _range(override: Override, values: list[Any], step: float, log: bool) -> BaseDistribution:
+    if not values:
+        raise _mistake(override, "a range with a value in it", "mend its ends or its step")
+    low, high, step = min(values), max(values), abs(step)
+    if log and (low <= 0 or step != 1 or isinstance(low, float)):
+        raise _mistake(
+            override, "with log a range of whole numbers above 0 in steps of 1", "use an interval, or no log"
+        )
+    if isinstance(low, int):
+        return IntDistribution(low, high, log=log, step=step)
+    start, stride = Decimal(str(_tidy(low))), Decimal(str(step))
+    return FloatDistribution(float(start), float(start + (len(values) - 1) * stride), step=float(step))
+
+
+def _tidy(value: float) -> float:
+    """3 * 0.1 as 0.3, not as 0.30000000000000004."""
+    return float(f"{value:.12g}")
+
+
+def _number_type(key: str, override: Override) -> type:
+    """int or float, as the setting is declared."""
+    section: Any = Config
+    for part in key.split("."):
+        found = [item for item in fields(section) if item.name == part] if is_dataclass(section) else []
+        section = found[0].type if found else None
+    kinds = {int: int, Optional[int]: int, float: float, Optional[float]: float}
+    if section not in kinds:
+        raise _mistake(override, "a setting that is a number", "write choice(a,b,c)")
+    return kinds[section]
+
+
+def _mistake(override: Override, expected: str, mend: str) -> UserError:
+    return UserError(str(override.input_line), expected, mend)

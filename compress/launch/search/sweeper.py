@@ -1,0 +1,135 @@
+"""A search as Hydra starts it: reads space and goals from the command line, gives the launcher the trials."""
+
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass
+from io import StringIO
+from pathlib import Path
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from compress.config.compose import explain
+from compress.config.options import check_ranges
+from compress.config.schema import Config, SearchConfig
+from compress.config.validation import check
+from compress.launch.exit_status import ending
+from compress.launch.search.loop import Job, Result, Surroundings, search
+from compress.launch.search.objectives import Goals, parse_goals
+from compress.launch.search.pareto import best_trial
+from compress.launch.search.results import leave, show
+from compress.launch.search.sampler import NumberedSampler
+from compress.launch.search.space import Dimension, read_space
+from compress.launch.search.storage import opened, storage_url
+from compress.launch.search.trials import Trial, Trials
+from compress.launch.sweep import stopped_by
+from compress.report.settings import flat
+from compress.utils.errors import Stopped, UserError
+from compress.utils.files import FAILED
+
+# What a study's start need not have in common with its later ones: where things lie, and what changes no figure.
+_ELSEWHERE = ("data.root", "data.workers", "cache.dir", "cache.enabled", "train.checkpoint_minutes")
+
+
+def sweep(arguments: list[str], config: DictConfig, loader: ConfigLoader, launcher: Launcher) -> None:
+    """Searches with `arguments`, the command line without Hydra's own part, and leaves what it found.
+
+    Raises UserError for a search that cannot be, and as `search`.
+    """
+    settings: SearchConfig = OmegaConf.to_object(config.hydra.sweeper)
+    check_ranges(settings, "hydra.sweeper.")
+    goals = parse_goals(settings.objectives, settings.constraints)
+    fixed, space = read_space(OverridesParser.create(config_loader=loader).parse_overrides(arguments))
+    hydra = _Hydra(config, loader, launcher)
+    start = _check_space(fixed, space, hydra)
+    folder = Path(config.hydra.sweep.dir)
+    url = storage_url(settings.storage, folder)
+    study = {"study": settings.study, "storage": str(url), "sampler": settings.sampler}
+
+    def overrides(trial: Trial) -> list[str]:
+        return [*fixed, *(dimension.typed(trial.settings[dimension.key]) for dimension in space)]
+
+    def leave_all(shown: bool) -> None:
+        known = trials.all()
+        best = best_trial(known, goals)
+        leave(folder, study, known, goals, hydra.compose(overrides(best)) if best else None)
+        if shown:
+            show(folder, known, goals)
+
+    with opened(url) as storage:
+        trials = Trials(storage, settings.study, space, goals, NumberedSampler(settings.sampler, settings.seed))
+        trials.require_same(_description(start, space, goals))
+        try:
+            search(trials, settings, Surroundings(hydra.launch, overrides, hydra.compose_checked, leave_all))
+        except Stopped as stop:  # jobs beside this process end as by SIGINT, whatever came
+            raise Stopped(stopped_by() or stop.signal, stop.where) from None
+
+
+@dataclass
+class _Hydra:
+    """Hydra's part: what makes a config of overrides, and what runs it."""
+
+    config: DictConfig  # of the command
+    loader: ConfigLoader
+    launcher: Launcher
+    launched: int = 0  # jobs
+
+    def compose(self, overrides: list[str]) -> Config:
+        """Raises UserError where they make no config; whether its values can be is not looked at."""
+        try:
+            composed = self.loader.load_sweep_config(self.config, overrides)
+            with open_dict(composed):
+                del composed["hydra"]
+            return OmegaConf.to_object(composed)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error) from error
+
+    def compose_checked(self, overrides: list[str]) -> Config:
+        """Raises UserError for a value, or a combination, that cannot be, too."""
+        config = self.compose(overrides)
+        check(config)
+        return config
+
+    def launch(self, jobs: list[Job]) -> list[Result]:
+        """Runs jobs as the launcher does, beside each other or in turns, each in its trial's folder."""
+        batch = [[*job.overrides, f"hydra.sweep.subdir={job.trial.folder}"] for job in jobs]
+        returned = self.launcher.launch(batch, initial_job_idx=self.launched)
+        self.launched += len(batch)
+        return [_result(one) for one in returned]
+
+
+def _result(returned: JobReturn) -> Result:
+    """What a job returned. A fault around it, as of a folder that cannot be written, is its failure."""
+    try:
+        with redirect_stderr(StringIO()):  # Hydra prints each failure there, and the end of the search tells them all
+            return returned.return_value
+    except Exception as error:
+        return {"state": FAILED, "error": ending(error)[1]}
+
+
+def _check_space(fixed: list[str], space: list[Dimension], hydra: _Hydra) -> Config:
+    """Raises UserError for a key, or an end of a range, that cannot be; returns the config of the first ends."""
+    firsts = {dimension.key: dimension.typed(dimension.ends[0]) for dimension in space}
+    start = hydra.compose([*fixed, *firsts.values()])
+    check_ranges(start)
+    if start.preflight:
+        raise UserError("preflight=true in a search", "trials with figures to judge", "leave it out")
+    for dimension in space:
+        for end in dimension.ends[1:]:
+            check_ranges(hydra.compose([*fixed, *(firsts | {dimension.key: dimension.typed(end)}).values()]))
+    return start
+
+
+def _description(start: Config, space: list[Dimension], goals: Goals) -> dict[str, str]:
+    """What two starts of one study have to have in common, line by line."""
+    settings = {name: value for name, value in flat(asdict(start)).items() if name not in _ELSEWHERE}
+    return (
+        {"hydra.sweeper.objectives": f"[{', '.join(map(str, goals.objectives))}]"}
+        | {"hydra.sweeper.constraints": f"[{', '.join(map(str, goals.constraints))}]"}
+        | settings
+        | {dimension.key: str(dimension.distribution) for dimension in space}
+    )

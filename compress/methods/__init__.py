@@ -1,0 +1,1 @@
+"""What stages are made of: pruning, distillation and quantization, usable alone."""

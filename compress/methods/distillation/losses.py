@@ -1,0 +1,104 @@
+"""What the stages minimise: cross-entropy for a teacher, Hinton's mixture for a student."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from compress.data.dataset import Examples
+from compress.training.step import Loss
+from compress.training.train_outputs import TrainOutputs
+from compress.utils.errors import UserError
+
+
+def distillation(
+    logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, temperature: float, alpha: float
+) -> torch.Tensor:
+    """alpha T^2 KL(teacher || student), both softened by T, plus (1 - alpha) cross-entropy; logits (N, K), labels (N,).
+
+    Hinton et al. 2015, section 2: T^2 keeps the gradients' size as T changes.
+    """
+    return alpha * temperature**2 * softened_kl(logits, teacher_logits, temperature) + (1 - alpha) * F.cross_entropy(
+        logits, labels
+    )
+
+
+def label_loss(smoothing: float) -> Loss:
+    """The loss of a network that learns from labels alone; `smoothing` is the share spread over all classes."""
+
+    outputs = TrainOutputs()
+
+    def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = outputs.logits(network, examples.images)
+        return F.cross_entropy(logits, examples.labels, label_smoothing=smoothing), logits
+
+    return loss
+
+
+def softened_kl(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """KL(teacher || student) in nats an image, of the distributions at `temperature`; logits (N, K)."""
+    return F.kl_div(
+        F.log_softmax(logits / temperature, 1),
+        F.log_softmax(teacher_logits / temperature, 1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def relative_error(features: torch.Tensor, teacher_features: torch.Tensor) -> torch.Tensor:
+    """The squared error as a share of the teacher's variance: 1 is as bad as a constant, whatever the layer's scale."""
+    return F.mse_loss(features, teacher_features) / teacher_features.var().clamp_min(1e-12)
+
+
+def teacher_loss(
+    answer: Callable[[Examples], torch.Tensor],
+    temperature: float,
+    alpha: float,
+    hints: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {}),
+    hint_weight: float = 0.0,
+) -> Loss:
+    """The loss of a student that learns from a teacher's logits (N, K), which `answer` gives.
+
+    `hints` are `tapped` outputs of the student and of the teacher; the relative error of each pair is added with
+    `hint_weight` (Romero et al. 2015, "FitNets", equation 3, without the regressor: the shapes are equal here).
+    All of it is computed in float32, whatever the networks' precision.
+    """
+    own, wanted = hints
+    student = TrainOutputs()
+
+    def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+        for outputs in hints:
+            outputs.clear()  # a step that ran out of memory left its own here, with all that they hold on to
+        teacher_logits = answer(examples)
+        logits = student.logits(network, examples.images)
+        value = distillation(logits, teacher_logits, examples.labels, temperature, alpha)
+        for layer, features in own.items():
+            value = value + hint_weight * relative_error(features.float(), wanted[layer].float())
+        return value, logits
+
+    return loss
+
+
+@contextmanager
+def tapped(network: nn.Module, layers: list[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """A dict that holds the named modules' outputs after each forward pass. Raises UserError for an unknown name."""
+    modules, outputs = dict(network.named_modules()), {}
+    unknown = [layer for layer in layers if layer not in modules]
+    if unknown:
+        known = ", ".join(name for name in modules if name and "." not in name)
+        raise UserError(
+            f"distill.hint_layers with {unknown[0]}", f"modules of the network: {known} or inside", "mend it"
+        )
+    hooks = [
+        modules[layer].register_forward_hook(
+            lambda module, inputs, output, layer=layer: outputs.update({layer: output})
+        )
+        for layer in layers
+    ]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()

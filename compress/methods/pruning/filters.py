@@ -1,0 +1,261 @@
+"""Takes filters out of a network for good, along torch-pruning's dependency graph."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import nn
+from torch_pruning.dependency import DependencyGraph, Group
+
+from compress.config.schema import PruneConfig
+from compress.methods.pruning.channel_constraints import LOGITS, Watched, requiring_gradients, watch
+from compress.models.widths import read_widths
+
+_NORM = {"l1": 1, "l2": 2}
+_LEAST_LEFT = 0.05  # of a layer's filters: global scope must not cut a path through the network
+_LAYERS = (nn.Conv2d, nn.Linear)
+
+
+@dataclass
+class Pruned:
+    """What a pruning did."""
+
+    kept: dict[str, list[int]]  # layer -> the old filters that are left, for layers that lost some
+    left_out: list[dict[str, str]]  # {layer, reason}: convolutions and linear layers that kept every filter
+
+
+@dataclass
+class _Choice:
+    """The filters of one group of coupled layers that go: `numbers` of the layer `root`, in order."""
+
+    root: nn.Module
+    handler: Any  # of torch-pruning
+    numbers: list[int]
+
+
+class _Graph(DependencyGraph):
+    """torch-pruning's graph; it follows `flatten` into linear layers also where others of them read (N, T, C)."""
+
+    _2d_4d = property(lambda self: True, lambda self, value: None)
+
+
+def prune_filters(network: nn.Module, example: torch.Tensor, config: PruneConfig) -> Pruned:
+    """Removes the share `config.ratio` of the filters with the smallest norms (Li et al. 2017), or of any, in place.
+
+    Filters that must go together (residual sums, depthwise convolutions) are ranked by the mean of their norms
+    (Fang et al. 2023, "DepGraph"). `example` is (1, C, H, W). Frozen parameters are pruned as all others, and stay
+    frozen. A ratio of 0 changes nothing. Raises ValueError where what is left computes outputs of another shape.
+    """
+    before = read_widths(network)
+    fixed = {_last_layer(network, example): LOGITS}
+    kept: dict[str, list[int]] = {}
+    if config.ratio > 0:
+        with warnings.catch_warnings(), requiring_gradients(network), torch.enable_grad():
+            warnings.simplefilter("ignore")  # it warns of parameters outside layers, which stay as they are
+            watched = watch(network, example)
+            graph = _Graph().build_dependency(watched.model, example, watched.forward)
+            fixed = _fixed_layers(graph, watched) | fixed
+            choices = _choose(graph, [*map(network.get_submodule, fixed), *watched.markers], config)
+            names = {module: name for name, module in network.named_modules()}
+            kept, refused = _remove(graph, choices, network, example)
+            kept = {names[layer]: filters for layer, filters in kept.items()}
+            fixed = {names[layer]: reason for layer, reason in refused.items()} | fixed
+    after = read_widths(network)
+    left_out = [
+        {"layer": name, "reason": _reason(name, before[name], fixed, config)}
+        for name, module in network.named_modules()
+        if isinstance(module, _LAYERS) and before[name][0] == after[name][0]
+    ]
+    return Pruned(kept, left_out)
+
+
+def _last_layer(network: nn.Module, example: torch.Tensor) -> str:
+    """The name of the layer that runs last."""
+    order: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: order.append(name))
+        for name, module in network.named_modules()
+        if isinstance(module, _LAYERS)
+    ]
+    training = network.training
+    with torch.no_grad():
+        network.eval()(example)
+    network.train(training)
+    for hook in hooks:
+        hook.remove()
+    return order[-1]
+
+
+def _choose(graph: DependencyGraph, layers: list[nn.Module], config: PruneConfig) -> list[_Choice]:
+    """The lowest ranked filters of every group of coupled layers, but of those with one of `layers`."""
+    groups = list(graph.get_all_groups(ignored_layers=layers))
+    ranks = [_rank(group, config) for group in groups]
+    limit = torch.cat(ranks).sort().values[_share(sum(map(len, ranks)), config.ratio) - 1] if ranks else None
+    choices = []
+    for group, rank in zip(groups, ranks, strict=True):
+        parts, gone = _parts(group), []
+        for places in _shared_places(group, len(rank)):
+            ranked = rank[places]
+            chosen = int((ranked <= limit).sum()) if config.scope == "global" else _share(len(places), config.ratio)
+            left = max(len(places) - chosen, math.ceil(_LEAST_LEFT * len(places)))
+            left -= left % (config.round_to // math.gcd(config.round_to, parts))  # the width is `parts` times as much
+            if left > 0:
+                gone += places[ranked.argsort()[: len(places) - left]].tolist()
+        if gone:
+            root = group[0].dep
+            numbers = [number + part * len(rank) for part in range(parts) for number in gone]
+            choices.append(_Choice(root.target.module, root.handler, sorted(numbers)))
+    return choices
+
+
+def _shared_places(group: Group, count: int) -> list[torch.Tensor]:
+    """The places among the `count` channels of a group, put together where the same layers make them.
+
+    A gate on a concatenation is coupled with all its parts: without this, one part could lose all its filters.
+    """
+    makers: list[set[int]] = [set() for _ in range(count)]
+    for at in range(len(group)):
+        layer = group[at].dep.target.module
+        if (
+            isinstance(layer, _LAYERS)
+            and group[at].dep.handler == group._DG.get_pruner_of_module(layer).prune_out_channels
+        ):
+            for place in group[at].root_idxs:
+                makers[place % count].add(id(layer))
+    places: dict[frozenset[int], list[int]] = {}
+    for place, layers in enumerate(makers):
+        places.setdefault(frozenset(layers), []).append(place)
+    return [torch.tensor(each) for each in places.values()]
+
+
+def _remove(
+    graph: DependencyGraph, choices: list[_Choice], network: nn.Module, example: torch.Tensor
+) -> tuple[dict[nn.Module, list[int]], dict[nn.Module, str]]:
+    """Prunes; the filters that are left of each layer, and the reasons of layers that cannot lose theirs.
+
+    Where the network does not run any more, groups are tried one by one: a shape that is written out as numbers in
+    its forward pass shows only when it is run.
+    """
+    shapes = _shapes(network, example)
+    whole = _state(graph)
+    kept = {layer: left for choice in choices for layer, left in _prune(graph, choice).items()}
+    if _fault(network, example, shapes) is None:
+        return kept, {}
+    _set_state(whole)
+    kept, refused = {}, {}
+    for choice in choices:
+        before = _state(graph)
+        left = _prune(graph, choice)
+        fault = _fault(network, example, shapes)
+        if fault is None:
+            kept |= left
+        else:
+            _set_state(before)
+            refused |= dict.fromkeys(left, f"with fewer of them the network does not run: {fault}")
+    fault = _fault(network, example, shapes)
+    if fault is not None:
+        raise ValueError(f"received a network that does not run twice alike: {fault}; expected one that does")
+    return kept, refused
+
+
+def _prune(graph: DependencyGraph, choice: _Choice) -> dict[nn.Module, list[int]]:
+    """Prunes one group; the filters that are left of each of its layers."""
+    group = graph.get_pruning_group(choice.root, choice.handler, choice.numbers)
+    kept = {}
+    for dep, numbers in group:
+        layer = dep.target.module
+        if isinstance(layer, _LAYERS) and graph.is_out_channel_pruning_fn(dep.handler):
+            kept[layer] = sorted(set(range(graph.get_out_channels(layer))) - set(numbers))
+    group.prune(record_history=False)
+    return kept
+
+
+def _state(graph: DependencyGraph) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """What pruning changes in a graph: it gives layers new parameters, and changes lists in place."""
+    copied = (dict, list)
+    return [
+        (module, {name: value.copy() if type(value) in copied else value for name, value in vars(module).items()})
+        for module in graph.module2node
+        if isinstance(module, nn.Module)
+    ]
+
+
+def _set_state(state: list[tuple[nn.Module, dict[str, Any]]]) -> None:
+    for module, values in state:
+        vars(module).update(values)
+
+
+def _shapes(network: nn.Module, example: torch.Tensor) -> Any:
+    """The shapes of what the network returns."""
+    with torch.no_grad():
+        outputs = network(example)
+    return torch.utils._pytree.tree_map(lambda x: tuple(getattr(x, "shape", ())), outputs)
+
+
+def _fault(network: nn.Module, example: torch.Tensor, shapes: Any) -> str | None:
+    """Why the network cannot do without what it has lost; None where it can."""
+    try:
+        found = _shapes(network, example)
+    except Exception as error:  # whatever the user's code raises is the answer
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return None if found == shapes else f"it returns {found} in place of {shapes}"
+
+
+def _share(count: int, ratio: float) -> int:
+    """How many of `count` are removed."""
+    return count - int(count * (1 - ratio))
+
+
+def _rank(group: Group, config: PruneConfig) -> torch.Tensor:
+    """What each channel of a group is worth; of a grouped convolution, each that its parts lose together."""
+    ranking = torch_pruning.importance
+    norm = (
+        ranking.RandomImportance()
+        if config.importance == "random"
+        else ranking.GroupMagnitudeImportance(p=_NORM[config.importance])
+    )
+    with torch.no_grad():
+        return norm(group).view(_parts(group), -1).mean(0).cpu()
+
+
+def _parts(group: Group) -> int:
+    """Into how many equal parts grouped convolutions split the channels of a group; depthwise ones do not count."""
+    return math.lcm(*(layer.groups for layer, _ in _grouped(group)))
+
+
+def _grouped(group: Group) -> list[tuple[nn.Conv2d, int]]:
+    """The convolutions in groups, with the number of their channels that belong to this group of layers."""
+    layers = [(dep.target.module, len(numbers)) for dep, numbers in group]
+    return [pair for pair in layers if isinstance(pair[0], nn.Conv2d) and 1 < pair[0].groups < pair[0].out_channels]
+
+
+def _fixed_layers(graph: DependencyGraph, watched: Watched) -> dict[str, str]:
+    """The layers that no filter can be taken from, with the reason."""
+    fixed = {}
+    for name, module in watched.model["network"].named_modules():
+        if not isinstance(module, _LAYERS):
+            continue
+        if module not in watched.called or module not in graph.module2node:
+            fixed[name] = "it is not called as a layer in eval mode: its weight is read elsewhere, or not at all"
+            continue
+        prune = graph.get_pruner_of_module(module).prune_out_channels
+        group = graph.get_pruning_group(module, prune, range(graph.get_out_channels(module)))
+        reasons = [watched.markers[dep.target.module] for dep, _ in group if dep.target.module in watched.markers]
+        if any(count not in (layer.in_channels, layer.out_channels) for layer, count in _grouped(group)):
+            reasons.append("its channels are some of those that a convolution in groups reads")
+        if reasons:
+            fixed[name] = LOGITS if LOGITS in reasons else reasons[0]
+    return fixed
+
+
+def _reason(name: str, width: list[int], fixed: dict[str, str], config: PruneConfig) -> str:
+    if config.ratio == 0 and name not in fixed:
+        return "prune.ratio is 0"
+    if name in fixed:
+        return fixed[name]
+    if config.scope == "global":
+        return "none of its filters, or of those coupled with them, is among the smallest of the network"
+    return f"{width[0]} filters, or those coupled with them, leave nothing to remove in steps of {config.round_to}"

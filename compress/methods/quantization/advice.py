@@ -1,0 +1,92 @@
+"""Which setting would help where int8 loses accuracy, from the ranges of the channels."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, fx, nn
+
+from compress.config.schema import QuantizeConfig
+from compress.methods.quantization.equalization import find_reader
+from compress.models.graph.aten_patterns import CONVOLUTIONS, LINEARS, is_call, layer_name
+from compress.models.graph.batch_norm import lift_modules, lower_conv_batch_norm
+from compress.models.graph.capture import capture
+
+_WIDE = 16  # times the median: an ordinary channel then has 16 of the 256 steps
+
+
+class Loss(Protocol):
+    """Points of top-1 that were lost on some images, with their 95 % interval."""
+
+    points: float
+    low: float
+    high: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A layer whose loudest channel decides the scale of all."""
+
+    layer: str
+    times: float  # largest magnitude of the loudest channel, over the median of all channels
+    can_be_equalized: bool
+
+
+@torch.no_grad()
+def widest_spread(network: nn.Module, images: Tensor) -> Spread | None:
+    """The layer of a float network whose output's channels differ most in range on `images` (N, C, H, W)."""
+    module = capture(network.cpu(), images[:1])
+    lift_modules(module)
+    lower_conv_batch_norm(module)
+    ranges = _Ranges(module)
+    ranges.run(images)
+    if not ranges.found:
+        return None
+    node, times = max(ranges.found.items(), key=lambda item: item[1])
+    return Spread(layer_name(node), times, isinstance(find_reader(node), fx.Node))
+
+
+def advise(network: nn.Module, images: Tensor, config: QuantizeConfig, loss: Loss) -> str:
+    """One sentence: what int8 lost against the float `network`, why as far as it can be seen, and what to set."""
+    lost = (
+        f"int8 lost {loss.points:.2f} points of validation top-1 against the float network "
+        f"(95 % interval {loss.low:.2f} to {loss.high:.2f}, {loss.images} images)"
+    )
+    spread = widest_spread(network, images)
+    wide = spread is not None and spread.times >= _WIDE
+    cause = (
+        f"; the loudest channel of {spread.layer} reaches {spread.times:.0f} times as far as its median one"
+        if wide
+        else ""
+    )
+    settings = []
+    if wide and spread.can_be_equalized and not config.equalize:
+        settings.append("quantize.mode=ptq quantize.equalize=true, which evens out the ranges of channels")
+    if config.max_drop_points is None:
+        settings.append("quantize.max_drop_points=1, which keeps the layers that cost most in float")
+    elif config.max_drop_points > 0:
+        settings.append("a lower quantize.max_drop_points")
+    if not wide and config.mode == "ptq":
+        settings.append("quantize.mode=qat, which trains with the rounding")
+    if not wide and config.mode == "qat":
+        settings.append("more quantize.epochs")
+    return f"{lost}{cause}. Try {'; or '.join(settings)}"
+
+
+class _Ranges(fx.Interpreter):
+    """Runs a captured graph and keeps, of each layer's output, how far its loudest channel reaches."""
+
+    def __init__(self, module: fx.GraphModule):
+        super().__init__(module)
+        self.found: dict[fx.Node, float] = {}
+
+    def run_node(self, node: fx.Node) -> object:
+        value = super().run_node(node)
+        if is_call(node, CONVOLUTIONS | LINEARS) and not any(user.op == "output" for user in node.users):
+            dimension = 1 if is_call(node, CONVOLUTIONS) else value.ndim - 1
+            reach = value.transpose(0, dimension).flatten(1).abs().amax(1)
+            median = reach.median()
+            if len(reach) > 1 and median > 0:
+                self.found[node] = (reach.max() / median).item()
+        return value

@@ -1,0 +1,175 @@
+"""What each layer costs as int8, measured on the exported file in ONNX Runtime, and the few that must stay float.
+
+A layer's cost is what is lost when it alone is int8 and all others are float. The other way round, what is won when it
+alone is float, is the small difference of two figures that the rounding of all other layers blurs, and shows nothing
+of two layers with a tensor between them that suffers from int8: it stays so until both are float.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.nn import functional as F
+
+from compress.export.onnx import export_onnx
+from compress.export.onnx_inspect import inspect_quantization
+from compress.export.onnx_session import open_session
+from compress.methods.quantization.mixed_precision import WeightedLayer, weighted_layers
+from compress.methods.quantization.mixed_precision_onnx import run_in_float
+from compress.methods.quantization.pt2e import convert
+from compress.utils.console import progress
+from compress.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+ROUNDING = 1e-9  # of percents: a drop of exactly what is allowed is allowed
+
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # of images (N, C, H, W) and labels (N,), in one order
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well a file with some layers in float does on the images."""
+
+    top1_percent: float
+    kl_nats: float  # mean divergence of its predictions from those of the float network
+
+
+class MixedFiles:
+    """The exported network with any of its layers in float: makes such a file, runs it, and remembers the result."""
+
+    def __init__(
+        self,
+        prepared: GraphModule,
+        uncorrected: GraphModule,
+        shape: tuple[int, int, int],
+        batches: Batches,
+        wanted: Tensor,
+    ):
+        """`prepared` is calibrated, corrected or trained; `wanted` holds the float network's logits (N, K).
+
+        `uncorrected` has the weights of a layer in float: what makes up for rounding is wrong without it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "int8.onnx"
+            export_onnx(convert(prepared), path, shape)
+            self._exported = path.read_bytes()
+            int8 = {layer.name for layer in inspect_quantization(path) if layer.quantized}
+        self.layers = {layer.name: layer for layer in weighted_layers(uncorrected) if layer.name in int8}
+        self._batches, self._wanted = batches, F.log_softmax(wanted.double(), 1)
+        self.images = len(wanted)
+        self._known: dict[frozenset[str], Quality] = {}
+
+    def quality(self, floats: Iterable[str]) -> Quality:
+        """Of the file with the layers `floats` in float."""
+        names = frozenset(floats)
+        if names not in self._known:
+            self._known[names] = self._measure(run_in_float(self._exported, [self.layers[name] for name in names]))
+        return self._known[names]
+
+    def _measure(self, file: bytes) -> Quality:
+        session = open_session(file, torch.get_num_threads())
+        pairs = [
+            (torch.from_numpy(session.run(["logits"], {"image": images.numpy()})[0]), labels)
+            for images, labels in self._batches()
+        ]
+        logits, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
+        found = F.log_softmax(logits.double(), 1)
+        divergence = F.kl_div(found, self._wanted, reduction="batchmean", log_target=True).item()
+        return Quality(top1_percent(logits, labels), divergence)
+
+
+def top1_percent(logits: Tensor, labels: Tensor) -> float:
+    """Share of images (N,) whose label has the largest logit (N, K)."""
+    return 100 * int((logits.argmax(1) == labels).sum()) / len(labels)
+
+
+def fit_drop(files: MixedFiles, float_top1_percent: float, max_drop_points: float) -> dict[str, Any]:
+    """The table of sensitivity.json: each layer's cost as int8, and which stay float so that the drop is kept.
+
+    Raises UserError where no number of float layers keeps it.
+    """
+    int8 = files.quality([])
+    ranked = _rank(files)
+    log.info("sensitivity: int8 has %.2f %% on validation, float %.2f %%", int8.top1_percent, float_top1_percent)
+    kept = _choose(files, ranked, float_top1_percent - max_drop_points)
+    if kept is None:
+        raise _unreachable(files, ranked, float_top1_percent, max_drop_points)
+    final = files.quality(kept)
+    log.info("sensitivity: %d of %d layers stay float, %.2f %%", len(kept), len(ranked), final.top1_percent)
+    return {
+        "split": "val",
+        "images": files.images,
+        "max_drop_points": max_drop_points,
+        "float_top1_percent": float_top1_percent,
+        "int8_top1_percent": int8.top1_percent,
+        "int8_kl_nats": int8.kl_nats,
+        "chosen_top1_percent": final.top1_percent,
+        "chosen_kl_nats": final.kl_nats,
+        "layers": [_row(layer, _alone(files, name), name in kept) for name, layer in files.layers.items()],
+    }
+
+
+def _alone(files: MixedFiles, name: str) -> Quality:
+    """Of the file in which this layer is int8 and all others are float."""
+    return files.quality(files.layers.keys() - {name})
+
+
+def _rank(files: MixedFiles) -> list[str]:
+    """The layers, first the one that costs most."""
+    with progress("sensitivity", len(files.layers)) as bar:
+        for name in files.layers:
+            bar.note(name)
+            _alone(files, name)
+            bar.advance()
+    return sorted(files.layers, key=lambda name: -_alone(files, name).kl_nats)
+
+
+def _choose(files: MixedFiles, ranked: list[str], least_top1_percent: float) -> list[str] | None:
+    """Few layers which in float keep `least_top1_percent`; None where no number of the first of `ranked` does.
+
+    Greedy, not exhaustive: it takes the shortest beginning of `ranked` that suffices, then gives back to int8, from
+    its end, each layer that can be spared. None of what is left can be spared alone, but another set may be smaller.
+    """
+
+    def suffices(names: list[str]) -> bool:
+        return files.quality(names).top1_percent >= least_top1_percent - ROUNDING
+
+    count = next((count for count in range(len(ranked) + 1) if suffices(ranked[:count])), None)
+    if count is None:
+        return None
+    kept = ranked[:count]
+    for name in reversed(ranked[:count]):
+        fewer = [other for other in kept if other != name]
+        if suffices(fewer):
+            kept = fewer
+    return kept
+
+
+def _unreachable(files: MixedFiles, ranked: list[str], float_top1_percent: float, max_drop_points: float) -> UserError:
+    best = max(range(len(ranked) + 1), key=lambda count: files.quality(ranked[:count]).top1_percent)
+    lost = float_top1_percent - files.quality(ranked[:best]).top1_percent
+    return UserError(
+        f"quantize.max_drop_points={max_drop_points:g}, while the best, {best} of {len(ranked)} layers in float, loses "
+        f"{lost:.2f} points of validation top-1",
+        "a drop that some number of float layers keeps",
+        f"set it to {lost:.2f} or more, train longer (quantize.epochs), or calibrate only (quantize.mode=ptq)",
+    )
+
+
+def _row(layer: WeightedLayer, alone: Quality, kept: bool) -> dict[str, Any]:
+    return {
+        "layer": layer.name,
+        "operator": layer.operator,
+        "weights": layer.weight.numel(),
+        "macs": layer.macs,
+        "kl_nats": alone.kl_nats,
+        "top1_percent": alone.top1_percent,
+        "kept_float": kept,
+    }

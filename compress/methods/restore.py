@@ -1,0 +1,85 @@
+"""A stage's folder -> the network it holds, rebuilt from model.json and model.safetensors alone."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compress.models import Architecture, build
+from compress.models.artifact import Artifact, Spec, read_model, read_outputs
+from compress.models.outputs import require_recorded_outputs
+from compress.models.widths import set_widths
+
+
+def restore(folder: Path, device: torch.device) -> Artifact:
+    """The artifact of a whole stage, in eval mode on `device`.
+
+    Raises UserError where its network computes something else than the stage recorded.
+    """
+    spec, tensors = read_model(folder)
+    network = _loaded(spec, tensors)
+    if spec.quantization is not None:
+        from compress.methods.quantization.pt2e import convert  # seconds, which a float stage does without
+
+        network = convert(network)
+    _require_same(folder, spec, network)
+    return Artifact(network.to(device, memory_format=torch.channels_last), spec)
+
+
+def restore_float(folder: Path) -> nn.Module:
+    """The float network of a whole stage, in eval mode; of a quantized stage the weights that were to be rounded.
+
+    Raises UserError as `restore` does.
+    """
+    spec, tensors = read_model(folder)
+    network = _loaded(spec, tensors)
+    if spec.quantization is None:
+        _require_same(folder, spec, network)
+        return network
+    from compress.methods.quantization.pt2e import convert, without_rounding  # as in `restore`
+
+    _require_same(folder, spec, convert(network))
+    return without_rounding(network)
+
+
+def float_network(spec: Spec) -> nn.Module:
+    """The network before quantization, in eval mode, with its pruned widths and fresh weights.
+
+    Stages behind the teacher train all of its parameters, whatever was frozen when it was built.
+    """
+    network = build(Architecture(**spec.architecture)).eval()
+    set_widths(network, spec.widths)
+    return network.requires_grad_(True)
+
+
+def _loaded(spec: Spec, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """The network that has these tensors: of a quantized stage the one prepared for it."""
+    network, settings = float_network(spec), spec.quantization
+    if settings is not None:
+        from compress.methods.quantization.mixed_precision import keep_float  # as in `restore`
+        from compress.methods.quantization.pt2e import prepare
+
+        example = torch.zeros(1, *spec.input["shape"])
+        network = prepare(network, example, settings["weight_bits"], settings["mode"] == "qat", settings["calibration"])
+        keep_float(network, settings["float_layers"])
+    else:
+        _untie(network, tensors)
+    network.load_state_dict(tensors)
+    return network
+
+
+def _untie(network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Gives layers that share a parameter one each where `tensors` has different values for them, in place."""
+    first: dict[int, str] = {}
+    for name, value in list(network.named_parameters(remove_duplicate=False)):
+        other = first.setdefault(id(value), name)
+        if other != name and not torch.equal(tensors[other], tensors[name]):
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, nn.Parameter(value.detach().clone()))
+
+
+def _require_same(folder: Path, spec: Spec, network: nn.Module) -> None:
+    recorded = read_outputs(folder)
+    if recorded is not None:
+        quantized = spec.quantization is not None
+        require_recorded_outputs(network, recorded, tuple(spec.input["shape"]), folder, quantized)

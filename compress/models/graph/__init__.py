@@ -1,0 +1,1 @@
+"""Networks as graphs of operators: tracing them, reading patterns, rewriting."""

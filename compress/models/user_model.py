@@ -1,0 +1,170 @@
+"""Networks of the user's own, beside the zoo: named by them on the command line or given in Python, never by a file."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from compress.models.copying import copy_network, unwrapped, without_wrappers
+from compress.models.factory import call_factory
+from compress.models.final_activation import without_final_activation
+from compress.models.identity import own_digest
+from compress.models.outputs import difference, fixed_images, outputs_digest
+from compress.models.seeds import seeded
+from compress.utils.errors import UserError
+from compress.utils.user_code import users_error
+
+__all__ = ["OWN", "add_own", "identity", "own_digest", "prepare_own"]
+
+log = logging.getLogger("compress")
+
+# By name, as they were given. A model.json can name only what is here, so no file brings code into a run.
+OWN: dict[str, nn.Module] = {}
+
+_SAME = 1e-4  # as a share of the largest output: what two forward passes of one network may differ by
+
+
+def prepare_own(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> None:
+    """Makes teacher.factory=`name` known for images (C, H, W). Raises UserError where it is none, or does not fit."""
+    if name not in OWN or ":" in name:  # a function is called anew: its weights depend on the seed
+        OWN[name] = _called(name, shape, classes, seed)
+        _require_repeatable(name, shape, classes, seed)
+    else:
+        OWN[name] = _adopted(OWN[name], name, shape, seed)
+    _require_fit(name, shape, classes)
+    OWN[name] = without_final_activation(OWN[name], name, shape)
+    for names in _tied(OWN[name]):
+        log.info("%s: %s are one tensor; where pruning changes its shape, each layer gets its own", name, names)
+
+
+def add_own(network: nn.Module) -> str:
+    """Puts a network that was given in Python among OWN, as a copy; returns its name there.
+
+    Raises UserError for one that cannot be copied.
+    """
+    if not isinstance(network, nn.Module):
+        raise UserError(f"model of {type(network).__name__}", "a torch.nn.Module", "give the trained network itself")
+    network = without_wrappers(copy_network(unwrapped(network)))
+    name = f"{type(network).__name__}@{own_digest(network)[:12]}"
+    OWN[name] = network
+    return name
+
+
+def identity(name: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """What tells the network `name` from all others: what it is made of, and what it computes from images (C, H, W)."""
+    return {"parts": own_digest(OWN[name]), "outputs": outputs_digest(OWN[name], shape)}
+
+
+def _called(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
+    return _adopted(call_factory(name, shape, classes, seed), name, shape, seed)
+
+
+def _adopted(network: nn.Module, name: str, shape: tuple[int, int, int], seed: int) -> nn.Module:
+    """A copy that all stages can work with: out of its wrappers, in float32, lazy layers filled, no tensor a view."""
+    network = without_wrappers(copy_network(unwrapped(network)))
+    others = {str(value.dtype) for value in network.state_dict().values() if value.is_floating_point()}
+    others.discard("torch.float32")
+    if others:
+        log.info("%s: its %s is converted to float32, which all stages compute in", name, " and ".join(sorted(others)))
+        network.float()
+    if any(isinstance(value, nn.parameter.UninitializedTensorMixin) for value in network.state_dict().values()):
+        if ":" not in name:
+            log.warning("%s: its lazy layers have seen no image, so their weights are drawn now", name)
+        with seeded(seed):
+            _forward(network.eval(), name, torch.zeros(2, *shape), "")
+    _separate_views(network)
+    return network
+
+
+def _tied(network: nn.Module) -> list[str]:
+    """The names of each parameter that several layers share, as one text."""
+    names: dict[int, list[str]] = {}
+    for name, value in network.named_parameters(remove_duplicate=False):
+        names.setdefault(id(value), []).append(name)
+    return [" and ".join(same) for same in names.values() if len(same) > 1]
+
+
+def _separate_views(network: nn.Module) -> None:
+    """Gives each tensor memory of its own where several of its elements share one, as behind `expand`: in place."""
+    for module in network.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, value in tensors.items():
+                if value is None or not torch._debug_has_internal_overlap(value):
+                    continue
+                plain = value.detach().contiguous().clone()
+                tensors[name] = nn.Parameter(plain, value.requires_grad) if tensors is module._parameters else plain
+
+
+def _require_repeatable(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> None:
+    """Warns where a second call returns other weights or attributes, and refuses one that computes something else.
+
+    Such a network could not be loaded again from the files of a stage.
+    """
+    first, second = OWN[name], _called(name, shape, classes, seed)
+    if own_digest(first) == own_digest(second):
+        state = None
+    else:
+        state = first.state_dict()
+        log.warning(
+            "%s: another call returns another network, though Python's, NumPy's and torch's random numbers are seeded; "
+            "finished stages are not taken again, all is computed anew each time",
+            name,
+        )
+    try:
+        if state is not None:
+            second.load_state_dict(state)
+        outputs = []
+        for network in (first, second):
+            with seeded(0):
+                outputs.append(_flat(_forward(network, name, fixed_images(shape), "")))
+    except (RuntimeError, UserError):  # other layers: the difference is infinite; a failure is `_require_fit`'s to say
+        outputs = None if state is not None else []
+    if outputs is None or (outputs and not difference(*outputs) <= _SAME):
+        raise UserError(
+            f"teacher.factory={name}, which returns a network that computes something else at each call, with the same "
+            "weights",
+            "the same network from the same seed: it is built again from the files of each stage",
+            "draw its random choices from torch, numpy.random or random, whose seeds are set here (not from "
+            "numpy.random.default_rng(), the time or the environment), or register them as buffers",
+        )
+
+
+def _flat(value: Any) -> torch.Tensor:
+    leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return torch.cat([leaf.detach().double().reshape(-1) for leaf in leaves]) if leaves else torch.zeros(0)
+
+
+def _forward(network: nn.Module, name: str, images: torch.Tensor, expected: str) -> Any:
+    """What `network` gives in eval mode. Raises UserError, with file and line, where it raises anything."""
+    network.eval()
+    try:
+        with torch.no_grad():
+            return network(images)
+    except Exception as error:
+        found = users_error(f"{name}, which fails on such images", error)
+        expected = expected or f"a network that takes images (N, {', '.join(map(str, images.shape[1:]))})"
+        raise UserError(
+            found.received.replace(", which raises", ":", 1), expected, "mend it, or set data.image_size"
+        ) from error
+
+
+def _require_fit(name: str, shape: tuple[int, int, int], classes: int) -> None:
+    """Raises UserError unless the network gives logits (N, `classes`) for images (N, C, H, W), the same each time."""
+    network, images = OWN[name], fixed_images(shape)[:2]
+    expected = f"a network from images (N, {', '.join(map(str, shape))}) to logits (N, {classes})"
+    with seeded(0):
+        logits = _forward(network, name, images, expected)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(f"{name}, which gives {found} for two images", expected, "mend its head")
+    with seeded(1):
+        again = _forward(network, name, images, expected)
+    if not difference(again, logits) <= _SAME:
+        raise UserError(
+            f"{name}, which gives other logits for the same images at a second call in eval mode",
+            "the same logits each time",
+            "where it is dropout: write F.dropout(x, p, self.training) or use nn.Dropout; keep what it counts or "
+            "averages out of the forward pass",
+        )

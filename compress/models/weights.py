@@ -1,0 +1,166 @@
+"""Reads weights that were trained elsewhere, without running a line of code that may hide in the file."""
+
+import argparse
+import difflib
+import pathlib
+import pickle
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from compress.models.candidates import Candidate, candidates, choose
+from compress.utils.errors import UserError
+
+_SHOWN = 3  # names in a message; the count tells the rest
+# Classes of plain values that training scripts store beside the weights: torchvision's and timm's command line, a best
+# accuracy as NumPy has it, a path. None of them runs anything when it is read.
+_PLAIN_CLASSES = [
+    argparse.Namespace, pathlib.PosixPath, np.dtype, getattr(np, "_core", np).multiarray.scalar,
+    *(getattr(np.dtypes, name) for name in ("Float64DType", "Float32DType", "Int64DType", "Int32DType", "BoolDType")),
+]  # fmt: skip
+_HINTS = {
+    "_orig": "it was pruned with torch.nn.utils.prune: call prune.remove on each layer before saving it",
+    "_mask": "it was pruned with torch.nn.utils.prune: call prune.remove on each layer before saving it",
+    "_packed_params": "it is quantized: give the float network's weights",
+    "zero_point": "it is quantized: give the float network's weights",
+}
+_QUANTIZED = (torch.int8, torch.uint8, torch.qint8, torch.quint8, torch.qint32)
+
+
+def load_checkpoint(network: nn.Module, path: str, key: str | None = None) -> list[str]:
+    """Loads `.safetensors`, or what `torch.load(weights_only=True)` takes, into `network`, every tensor of it.
+
+    Wrappers' names in front of the tensors' and keys around them are understood. Where several sets of weights fit, the
+    averaged one (EMA) is taken; `key` names another. Returns what was chosen and converted, a sentence each. Raises
+    UserError for a file that is missing, broken, holds pickled code, quantized weights or another architecture's.
+    """
+    own = network.state_dict()
+    content = _read(Path(path))
+    found = candidates(content, own)
+    if not found:
+        keys = f" with {', '.join(map(str, list(content)[:_SHOWN]))}" if isinstance(content, dict) else ""
+        raise UserError(
+            f"{path}, a {type(content).__name__}{keys}, without weights by name",
+            "a dict of tensors",
+            "save model.state_dict()",
+        )
+    chosen, remarks = choose(found, path, key)
+    _require_fit(own, chosen, path)
+    state = {name: chosen.tensors[name] for name in own if name in chosen.tensors}
+    wrong = [found for name, value in state.items() if (found := _wrong_kind(name, value, own[name]))]
+    if wrong:
+        raise UserError(
+            f"{path} with {wrong[0]}{f' and {len(wrong) - 1} more' * (len(wrong) > 1)}",
+            "floating-point weights of the network before it was quantized",
+            "take the float checkpoint that these were made from",
+        )
+    floats = {name: value for name, value in state.items() if own[name].is_floating_point()}
+    converted = sorted({str(value.dtype) for name, value in floats.items() if value.dtype != own[name].dtype})
+    state = {name: value.to_dense().to(own[name].dtype) for name, value in state.items()}
+    bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise UserError(f"{path}: {_some('not finite:', bad)}", "finite weights", "take another checkpoint")
+    network.load_state_dict(own | state)
+    if converted:
+        remarks.append(f"{path}: {' and '.join(converted)} converted to float32")
+    return remarks
+
+
+def _require_fit(own: dict[str, torch.Tensor], found: Candidate, path: str) -> None:
+    """Raises UserError, with what is missing, what is too much and the nearest names, unless `found` is of `own`."""
+    missing, extra = found.missing(own), found.extra(own)
+    wrong = [name for name in own if name in found.tensors and own[name].shape != found.tensors[name].shape]
+    if not (missing or extra or wrong):
+        return
+    shapes = ", ".join(f"{tuple(found.tensors[name].shape)} for {tuple(own[name].shape)}" for name in wrong[:_SHOWN])
+    near = {name: difflib.get_close_matches(name, extra, 1, 0.6) for name in missing[:_SHOWN]}
+    nearest = [f"{names[0]} for {name}" for name, names in near.items() if names]
+    parts = [
+        _some("lacks", missing),
+        _some("has besides", extra),
+        f"nearest names: {', '.join(nearest)}; " if nearest else "",
+        _some("other shapes in", wrong) + (f"in the file {shapes} in the network; " if wrong else ""),
+    ]
+    where = f" under {found.key}" if found.key else ""
+    raise UserError(
+        f"{path}{where}: {''.join(parts)}".rstrip("; "),
+        "a checkpoint of the architecture that is configured",
+        _mend(missing, extra, wrong),
+    )
+
+
+def _mend(missing: list[str], extra: list[str], wrong: list[str]) -> str:
+    hint = next((text for ending, text in _HINTS.items() if any(name.endswith(ending) for name in extra)), None)
+    if hint:
+        return hint
+    if wrong and not missing and not extra:
+        return "check the number of classes and of channels of the data, teacher.model and teacher.stem"
+    return (
+        "check teacher.model, teacher.stem, the number of classes and of channels; a prefix that all names share and a "
+        "key around them (teacher.checkpoint_key) are taken off by themselves"
+    )
+
+
+def _wrong_kind(name: str, value: torch.Tensor, own: torch.Tensor) -> str | None:
+    """What is wrong with the kind of numbers in `value`; None where it can be converted to that of `own`."""
+    if value.is_meta:
+        return f"{name} without values (device meta)"
+    if value.is_quantized or (own.is_floating_point() and value.dtype in _QUANTIZED):
+        return f"{name} as {value.dtype}, which looks quantized, where the network has {own.dtype}"
+    if own.is_floating_point():
+        # Eight bits of float need a scale beside them; nothing narrower than 16 bits is a weight by itself.
+        if not value.is_floating_point() or value.element_size() < 2:
+            return f"{name} as {value.dtype} where the network has {own.dtype}"
+        return None
+    if own.is_complex() != value.is_complex():
+        return f"{name} as {value.dtype} where the network has {own.dtype}"
+    if not own.is_complex() and not torch.equal(value.to(own.dtype).to(torch.float64), value.to(torch.float64)):
+        return f"{name} as {value.dtype} with values that {own.dtype} cannot hold"
+    return None
+
+
+def _read(path: Path) -> object:
+    if not path.is_file():
+        what = ", a folder" if path.is_dir() else ""
+        raise UserError(f"teacher.checkpoint={path}{what}", "a file that exists", "mend the path")
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else _load_tensors(path)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, ValueError, TypeError) as error:
+        expected = "a file of tensors alone: .safetensors, or a state_dict saved by torch.save"
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{path}, a TorchScript archive", expected, "save torch.jit.load(FILE).state_dict() with torch.save"
+            ) from error
+        classes = re.findall(r"(?:Unsupported global: GLOBAL|Unsupported class) ([\w.]+)", str(error))
+        if classes:
+            raise UserError(
+                f"{path}, which holds a Python object of {classes[0]}",
+                expected,
+                "where you trust the file, save its weights anew: torch.save(torch.load(FILE, weights_only=False)"
+                "['state_dict'], NEW), or model.state_dict() of a whole module; pickled code is never run here",
+            ) from error
+        raise UserError(
+            f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            expected,
+            "save model.state_dict() with safetensors.torch.save_file; a file with pickled code in it is never run",
+        ) from error
+
+
+def _load_tensors(path: Path) -> object:
+    with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN_CLASSES):
+        warnings.simplefilter("ignore")  # of pickle's protocol: what matters is whether the tensors can be read
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _some(what: str, names: list[str]) -> str:
+    return (
+        f"{what} {', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' * (len(names) > _SHOWN)}; "
+        if names
+        else ""
+    )

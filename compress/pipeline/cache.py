@@ -1,0 +1,167 @@
+"""Finished stages under the digest of all that made them; what is no longer as it was written is never handed out."""
+
+import logging
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.utils.file_lock import held
+from compress.utils.files import STAGE, digests, finished_stage, fresh_folder, read_json
+
+log = logging.getLogger("compress")
+
+_TICK_NS = 1_000_000  # that file systems and floats of seconds tell apart
+_LOCKS, _DAMAGED, _UNFINISHED = "locks", "damaged", "unfinished"
+
+
+@dataclass
+class Entry:
+    """A stage in the cache."""
+
+    key: str
+    folder: Path
+    size_bytes: int
+    used_s: float  # when it was last put in or taken, in seconds since 1970
+    record: dict[str, Any]  # its stage.json
+
+
+class Cache:
+    """The stages in `folder`, which several processes and machines may use at once."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @contextmanager
+    def turn(self, key: str) -> Iterator[None]:
+        """One process at a time computes the stage `key`; the others wait here and then find it.
+
+        Where the folder cannot be written there is nothing to wait for.
+        """
+
+        def waiting(holder: dict) -> None:
+            log.info("waiting for %s on %s, which computes this stage", holder.get("pid"), holder.get("host"))
+
+        if not self._writable():
+            yield
+            return
+        with held(self.folder / _LOCKS, key, waiting):
+            yield
+
+    def take(self, key: str, stage: Path) -> dict[str, Any] | None:
+        """Links the files of `key` into the folder `stage`, all but stage.json, and returns its record.
+
+        None where there is none. One with a file that is not as it was written is set aside with a warning.
+        """
+        entry = self._place(key)
+        if not (entry / STAGE).is_file():
+            return None
+        record = finished_stage(entry, key)
+        if record is None:
+            self._set_aside(key)
+            return None
+        fresh_folder(stage)
+        for name in record["files"]:
+            _link(entry / name, stage / name)
+        if digests(stage) != record["files"]:  # changed between the check and the link
+            self._set_aside(key)
+            fresh_folder(stage)
+            return None
+        if self._writable():
+            self._mark_used(entry)
+        return record
+
+    def put(self, key: str, stage: Path) -> None:
+        """Adds a finished stage. A folder that cannot be written, or is full, is told and costs only the next run."""
+        made = self.folder / _UNFINISHED / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+        try:
+            made.mkdir(parents=True)
+            for path in stage.iterdir():
+                if path.is_file():
+                    _link(path, made / path.name)
+            self._place(key).parent.mkdir(parents=True, exist_ok=True)
+            if (self._place(key) / STAGE).is_file():  # of another process: as good
+                shutil.rmtree(made)
+                return
+            if self._place(key).exists():  # what a killed `prune` left
+                shutil.rmtree(self._place(key))
+            made.rename(self._place(key))
+            self._mark_used(self._place(key))
+        except OSError as error:
+            shutil.rmtree(made, ignore_errors=True)
+            log.warning("this stage is not in the cache: %s", error)
+
+    def entries(self) -> list[Entry]:
+        """All that are there, the one used last first; whether they are whole is `verify`'s to say."""
+        found = []
+        for path in self.folder.glob(f"??/*/{STAGE}"):
+            folder = path.parent
+            size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+            found.append(Entry(folder.name, folder, size, folder.stat().st_mtime, read_json(path)))
+        return sorted(found, key=lambda entry: -entry.used_s)
+
+    def verify(self) -> tuple[int, list[Path]]:
+        """Reads every file: how many stages are whole, and where those that are not were put."""
+        whole, damaged = 0, []
+        for path in sorted(self.folder.glob(f"??/*/{STAGE}")):
+            if finished_stage(path.parent, path.parent.name) is None:
+                damaged.append(self._set_aside(path.parent.name))
+            else:
+                whole += 1
+        return whole, damaged
+
+    def prune(self, max_bytes: float) -> list[Entry]:
+        """Removes what was not used for longest until `max_bytes` are left, and what killed processes left behind."""
+        for name in (_DAMAGED, _UNFINISHED):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        entries = self.entries()
+        total = sum(entry.size_bytes for entry in entries)
+        removed = []
+        while entries and total > max_bytes:
+            entry = entries.pop()
+            with self.turn(entry.key):
+                (entry.folder / STAGE).unlink()  # first: what is half removed must not look whole
+                shutil.rmtree(entry.folder)
+            total -= entry.size_bytes
+            removed.append(entry)
+        return removed
+
+    def _place(self, key: str) -> Path:
+        return self.folder / key[:2] / key
+
+    def _mark_used(self, entry: Path) -> None:
+        """Dates `entry` behind all others: now, but for a clock that was ahead when another one was dated."""
+        now = time.time_ns()
+        for other in self.folder.glob("??/*"):
+            with suppress(FileNotFoundError):  # removed in the meantime
+                now = max(now, other.stat().st_mtime_ns + _TICK_NS)
+        os.utime(entry, ns=(now, now))
+
+    def _writable(self) -> bool:
+        existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        return os.access(existing, os.W_OK)
+
+    def _set_aside(self, key: str) -> Path:
+        """Moves a damaged stage out of the way, for whoever wants to know what happened to it."""
+        place = self.folder / _DAMAGED / f"{key}-{uuid.uuid4().hex[:8]}"
+        log.warning("a file of %s is not as it was written: it is computed again; see %s", self._place(key), place)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            self._place(key).rename(place)
+        except OSError as error:
+            log.warning("it could not be moved: %s", error)
+        return place
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for the same file; a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,233 @@
+"""What every process of a run computes: a stage's network, from the folders of the stages before it.
+
+`pipeline` has it computed and sees to the files; processes that follow wait in `follow` for their part of it.
+"""
+
+import logging
+import random
+import zlib
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from compress.config.schema import Config
+from compress.data import load_data
+from compress.data.dataset import Data
+from compress.evaluation.environment import versions
+from compress.export import module_name
+from compress.methods.quantization.cpu_target import choose_target
+from compress.models import require_model_fits
+from compress.models.artifact import Artifact
+from compress.models.user_model import identity, prepare_own
+from compress.pipeline.cache import Cache
+from compress.pipeline.code_digest import code_digest
+from compress.pipeline.preprocessing import with_normalisation, with_preprocessing
+from compress.stages import load_stage, stage_module
+from compress.training.checkpoint import Checkpoint
+from compress.training.context import Context
+from compress.training.distributed import Ranks, Relieved, join, leave, leaving_the_last_word, receive
+from compress.training.precision import choose_precision
+from compress.training.tensorboard import Curves
+from compress.utils import files
+from compress.utils.console import silence
+from compress.utils.cores import cores
+from compress.utils.cpu import cpu_flags, cpu_name
+from compress.utils.errors import UserError
+
+# Modules that the files of every stage go through, besides its own; stages behind the first read what is before them.
+_READ_AND_WRITE = ("compress.data", "compress.models.artifact", "compress.export.onnx")
+_READ_STAGES = ("compress.methods.restore", "compress.data.pseudo_labels")
+# Modules that measure a stage, some of them loaded by name.
+_MEASURE = ("compress.evaluation.evaluate", "compress.evaluation.benchmark_worker")
+
+
+@dataclass
+class Run:
+    """What all stages of a run share."""
+
+    config: Config
+    data: Data
+    device: torch.device
+    threads: int
+    ranks: Ranks
+    cache: Cache | None
+
+    def conditions(self) -> dict[str, Any]:
+        """What the files and figures of a stage depend on besides its weights."""
+        return {
+            "export": asdict(self.config.export),
+            "measure": asdict(self.config.measure),
+            "threads": self.threads,
+            "cpu": cpu_name(),
+            "code": code_digest(*measuring_modules(self.config.export.targets)),
+        }
+
+
+@dataclass
+class Job:
+    """A stage to compute; `inputs` are what `stage_inputs` gave, and their digest is its key."""
+
+    name: str
+    stage: Path
+    done: list[Path]
+    inputs: dict[str, Any]
+
+
+def prepare(config: Config) -> Run:
+    """Readies the machine and reads the data, in every process of the run.
+
+    Raises UserError for a device that is not there, for data that cannot be used, and for more processes than images.
+    """
+    device, threads = prepare_machine(config)
+    ranks = join(device)
+    torch.set_num_threads(threads)
+    ranks.tell(config)
+    config = with_preprocessing(config)
+    data = with_normalisation(load_data(config.data, config.seed), config)
+    if not data.labelled and config.teacher.epochs:
+        raise UserError(
+            f"train images without labels and teacher.epochs={config.teacher.epochs}",
+            "a trained teacher, whose answers stand in for them",
+            "set teacher.epochs=0 and teacher.checkpoint=FILE, or give labels",
+        )
+    if config.teacher.factory:
+        prepare_own(config.teacher.factory, data.shape, len(data.classes), config.seed)
+    else:
+        require_model_fits(config.teacher.model, "teacher.model", data.shape, len(data.classes))
+    if "distill" in config.stages and config.distill.student:
+        require_model_fits(config.distill.student, "distill.student", data.shape, len(data.classes))
+    if ranks.world > data.train.smallest_batch():
+        raise UserError(
+            f"{ranks.world} processes that share batches of {data.train.smallest_batch()} images",
+            "an image for each",
+            "raise data.batch_size, or lower torchrun's --nproc-per-node",
+        )
+    cache = Cache(Path(config.cache.dir)) if config.cache.enabled else None
+    return Run(config, data, device, threads, ranks, cache)
+
+
+def prepare_machine(config: Config) -> tuple[torch.device, int]:
+    """Sets torch up for a run; the device and the number of threads. Raises UserError for a GPU that is not there."""
+    threads = config.threads or cores()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # else the first steps on nearly dead weights take many times as long
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda", "a GPU that torch can use", "set device=auto or device=cpu")
+    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if cuda else "cpu"), threads
+
+
+def compute_stage(job: Job, run: Run, curves: Curves) -> Artifact:
+    """The network of a stage, and what there is to tell of it.
+
+    Raises UserError as the stage does, Stopped where a signal ends its training, and Relieved in a process that was
+    needed for its training alone.
+    """
+    from compress.data.pseudo_labels import labelled_by  # seconds, as `load_stage`
+    from compress.methods.restore import restore
+
+    config, device = run.config, run.device
+    settings = getattr(config, job.name)
+    ranks = run.ranks if _trains(settings) else Ranks()
+    ranks.tell(job)
+    with leaving_the_last_word():
+        current = restore(job.done[-1], device) if job.done else None
+        teacher = restore(job.done[0], device) if job.done else None
+        seed = stage_seed(config, job.name)
+        seed_everything(seed)
+        key, minutes = files.digest_of(job.inputs), config.train.checkpoint_minutes
+        checkpoint = Checkpoint(files.training_file(job.stage), key, minutes)
+        data = run.data if teacher is None or run.data.labelled else labelled_by(teacher.network, run.data, device)
+        floors = getattr(config.stop_below, job.name)
+        context = Context(data, teacher, config.train, device, seed, curves, checkpoint, ranks, floors=floors)
+        result = load_stage(job.name)(current, settings, context)
+    result.notes |= context.notes
+    if data is not run.data:
+        result.notes["labels"] = "the teacher's likeliest class of each train image: they have none of their own"
+    return result
+
+
+def follow() -> None:
+    """Computes the stages that the leading process tells of, until it tells of no more; writes no file.
+
+    Raises UserError where this process would compute something else than the leader does.
+    """
+    silence()
+    logging.disable(logging.WARNING)  # the leader has said it
+    run = None
+    while (told := receive()) is not None:
+        if isinstance(told, Config):
+            run = prepare(told)
+        else:
+            _require_the_same(told.inputs, stage_inputs(told.name, run, told.inputs["parent"]), run.ranks.rank)
+            with Curves(None) as curves, suppress(Relieved):
+                compute_stage(told, run, curves)
+    leave()
+
+
+def stage_inputs(name: str, run: Run, parent: dict[str, str] | None) -> dict[str, Any]:
+    """All that decides what a stage computes."""
+    config, data = run.config, run.data
+    elsewhere = ("root", "workers")  # the fingerprint tells what was read, wherever it lay
+    aside = "checkpoint_minutes"  # changes nothing that is computed
+    target = {"target": choose_target(config.quantize.target, cpu_flags())} if name == "quantize" else {}
+    precision = {"precision": choose_precision(config.train.precision, run.device)}
+    return {
+        "stage": name,
+        "settings": asdict(getattr(config, name)) | target,
+        "train": {key: value for key, value in asdict(config.train).items() if key != aside} | precision,
+        "data": {key: value for key, value in asdict(config.data).items() if key not in elsewhere},
+        "data_fingerprint": data.fingerprint,
+        "seed": config.seed,
+        "device": run.device.type,
+        "parent": parent,
+        "checkpoint": files.digest_of_file(config.teacher.checkpoint) if name == "teacher" else None,
+        **(
+            {"own": identity(config.teacher.factory, data.shape)}
+            if name == "teacher" and config.teacher.factory
+            else {}
+        ),
+        "code": code_digest(*computing_modules(name, first=parent is None)),
+        "versions": versions(),
+    }
+
+
+def computing_modules(name: str, first: bool) -> tuple[str, ...]:
+    """The modules, with what they import, that decide the weights of a stage and its model.onnx."""
+    return (stage_module(name), *_READ_AND_WRITE, *(() if first else _READ_STAGES))
+
+
+def measuring_modules(targets: list[str]) -> tuple[str, ...]:
+    """The modules, with what they import, that decide the figures of a stage and the files of further targets."""
+    return (*_MEASURE, *(module_name(target) for target in targets))
+
+
+def stage_seed(config: Config, name: str) -> int:
+    """A stage's own seed: it then does not matter what ran before it."""
+    return zlib.crc32(f"{config.seed} {name}".encode())
+
+
+def seed_everything(seed: int) -> None:
+    """Of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _trains(settings: Any) -> bool:
+    """Whether a stage with these settings may train: for one that does not, one process is enough."""
+    return getattr(settings, "epochs", 1) > 0 and getattr(settings, "mode", "qat") == "qat"
+
+
+def _require_the_same(leaders: dict[str, Any], own: dict[str, Any], rank: int) -> None:
+    different = [name for name in leaders if leaders[name] != own[name]]
+    if different:
+        raise UserError(
+            f"process {rank} with other {', '.join(different)} than process 0",
+            "the same images, code, libraries and kind of CPU for all that train together",
+            "mend that machine, or leave it out",
+        )

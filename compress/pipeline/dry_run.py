@@ -1,0 +1,267 @@
+"""Takes a network through the stages untrained, so that one that cannot pass is known before hours of training."""
+
+import logging
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from rich import get_console
+from torch import Tensor, nn
+
+from compress.config.schema import Config
+from compress.data.dataset import Data, Split
+from compress.data.pseudo_labels import labelled_by
+from compress.evaluation.inference import onnx_runner
+from compress.export.onnx import export_onnx
+from compress.methods.pruning.filters import Pruned, prune_filters
+from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target
+from compress.methods.quantization.float_share import read_float_share, require_int8
+from compress.methods.quantization.pt2e import calibrate, convert, prepare
+from compress.methods.restore import restore
+from compress.models.artifact import Artifact, write_model
+from compress.pipeline.refusals import refusal
+from compress.stages import load_stage
+from compress.stages.teacher import untrained
+from compress.training.context import Context
+from compress.training.tensorboard import Curves
+from compress.utils.cpu import cpu_flags
+from compress.utils.errors import UserError
+
+log = logging.getLogger("compress")
+
+_IMAGES = 16  # to learn from, to calibrate on and to compare on: enough for a step and a graph
+_LR = 1e-6  # the step is to run, not to learn
+_RESTORED = 1e-3  # of the logits' spread: a rebuilt network differs by the order of its sums
+_DEPLOYED = 1e-2  # the same, of a float file in ONNX Runtime
+_INT8 = 0.3  # mean difference of an int8 file from its simulation, where now and then a value is a step aside
+
+_DONE = {"teacher": "trained", "prune": "pruned", "distill": "distilled", "quantize": "quantized"}
+
+Found = TypeVar("Found")
+
+
+@dataclass
+class _Trial:
+    """What all steps of a trial share."""
+
+    config: Config
+    data: Data  # few images
+    folder: Path
+    model: str
+    network: nn.Module  # the teacher before its first epoch
+    images: Tensor  # (N, C, H, W)
+    warnings: list[str]  # shown behind the trial: inside it the terminal is silent
+
+
+def require_passage(config: Config, data: Data) -> None:
+    """Runs the stages of `config` on a few images, a step of training each, and tries what each one writes.
+
+    The network of each stage is rebuilt from its files, and its model.onnx is run in ONNX Runtime; both have to agree
+    with the network in memory. Raises UserError with the cause where one of these fails, where most of the arithmetic
+    would stay float, and where the network's outputs are not a function of the image alone.
+    """
+    start = time.perf_counter()
+    few = _few(data)
+    torch.manual_seed(config.seed)
+    network, architecture = untrained(config.teacher, data.shape, len(data.classes))
+    model = architecture.model
+    images = torch.cat([images for images, _ in few.train.batches()])
+    network.eval()
+    _require_function(network, images, model)
+    with tempfile.TemporaryDirectory() as place, _silent():
+        trial = _Trial(config, few, Path(place), model, network, images, [])
+        try_export(network, few, Path(place, "untrained.onnx"), model)
+        done: list[Path] = []
+        for name in config.stages:
+            done.append(_try_stage(name, done, trial))
+    for warning in trial.warnings:
+        log.warning("%s", warning)
+    log.info("tried untrained, through all stages: %.0f s", time.perf_counter() - start)
+
+
+def try_export(network: nn.Module, data: Data, file: Path, model: str) -> None:
+    """Writes the float file and runs it. Raises UserError where `network`, called `model`, cannot be exported."""
+    _attempt(lambda: export_onnx(network, file, data.shape), model, "exported", network, data)
+    images = next(data.train.batches())[0][:_IMAGES]
+    with torch.no_grad():
+        _compare_file(file, images, network.eval()(images), _DEPLOYED, f"{model} as an ONNX file")
+
+
+def try_pruning(network: nn.Module, config: Config, data: Data, model: str) -> Pruned:
+    """Prunes `network` in place. Raises UserError where it cannot be."""
+    image = torch.zeros(1, *data.shape)
+    return _attempt(lambda: prune_filters(network, image, config.prune), model, "pruned", network, data)
+
+
+def try_quantizing(network: nn.Module, config: Config, data: Data, file: Path, model: str) -> nn.Module:
+    """Writes an int8 file, calibrated on few images; the simulation. Raises UserError where that cannot be done."""
+
+    def quantize() -> nn.Module:
+        bits = WEIGHT_BITS[choose_target(config.quantize.target, cpu_flags())]
+        prepared = prepare(network, torch.zeros(1, *data.shape), bits, qat=False)
+        samples = data.train.take(_IMAGES, config.seed)
+        calibrate(prepared, (images for images, _ in samples.batches()))
+        converted = convert(prepared)
+        export_onnx(converted, file, data.shape)
+        return converted
+
+    return _attempt(quantize, model, "quantized", network, data)
+
+
+def _few(data: Data) -> Data:
+    """The same data set with a few images in each split; its test split stays unread."""
+
+    def some(split: Split) -> Split:
+        return replace(split.take(_IMAGES, 0), batch_size=min(_IMAGES, split.batch_size))
+
+    return replace(data, train=some(data.train), val=some(data.val), test=some(data.val))
+
+
+def _require_function(network: nn.Module, images: Tensor, model: str) -> None:
+    """Raises UserError unless what an image gets is always the same, and depends on no other image."""
+    with torch.no_grad():
+        first, again, half = network(images), network(images), network(images[: len(images) // 2])
+    if _difference(again, first) > _RESTORED:
+        raise UserError(
+            f"{model}, whose outputs for the same images differ from call to call in eval mode",
+            "a network that draws no random numbers in eval mode",
+            "draw them in train mode only (if self.training), or once, into a buffer",
+        )
+    if _difference(half, first[: len(half)]) > _DEPLOYED:
+        raise UserError(
+            f"{model}, whose outputs for an image depend on the other images of its batch in eval mode",
+            "a network that treats each image alone",
+            "set track_running_stats=True on its batch norms, and reduce over no dimension 0",
+        )
+
+
+def _try_stage(name: str, done: list[Path], trial: _Trial) -> Path:
+    """Runs a stage as a run would, but on few images; returns its folder."""
+    config, data = trial.config, trial.data
+    current, teacher = (restore(done[at], torch.device("cpu")) if done else None for at in (-1, 0))
+    student = config.distill.student if name in ("distill", "quantize") and "distill" in config.stages else None
+    model = student or trial.model
+    if teacher is not None and not data.labelled:
+        data = labelled_by(teacher.network, data, torch.device("cpu"))
+    context = Context(data, teacher, config.train, torch.device("cpu"), config.seed, Curves(None))
+    stage = load_stage(name)
+    network = trial.network if current is None else current.network
+    artifact = _attempt(lambda: stage(current, _short(name, config), context), model, _DONE[name], network, data)
+    if name == "prune":
+        _warn_of_nothing_pruned(artifact, model, trial)
+    folder = trial.folder / f"{len(done)}_{name}"
+    folder.mkdir()
+    write_model(artifact, folder)
+    _try_restoring(artifact, folder, model, trial)
+    file = folder / "model.onnx"
+    if name == "quantize":
+        _try_int8(artifact, file, model, trial)
+    elif name == "distill" and student:
+        try_export(artifact.network, data, file, model)
+    return folder
+
+
+def _short(name: str, config: Config) -> Any:
+    """The stage's settings, with one epoch at most."""
+    settings = getattr(config, name)
+    short: dict[str, Any] = {"epochs": min(1, settings.epochs), "lr": _LR}
+    if name == "prune":
+        short["reconstruction_samples"] = min(_IMAGES, settings.reconstruction_samples)
+    if name == "quantize":
+        short |= {"calibration_samples": _IMAGES, "rounding_steps": 1, "max_drop_points": None}
+    return replace(settings, **short)
+
+
+def _try_restoring(artifact: Artifact, folder: Path, model: str, trial: _Trial) -> None:
+    """Raises UserError unless the network that is rebuilt from its files computes the same."""
+    images, network = trial.images, artifact.network
+    restored = _attempt(lambda: restore(folder, torch.device("cpu")).network, model, "restored", network, trial.data)
+    with torch.no_grad():
+        if _difference(restored(images), network.eval()(images)) > _RESTORED:
+            raise UserError(
+                f"{model}, which computes something else after it is rebuilt from model.json and model.safetensors",
+                "a network whose parameters and buffers hold all that its results depend on",
+                "keep such values in buffers (register_buffer), and draw none when the network is built",
+            )
+
+
+def _try_int8(artifact: Artifact, file: Path, model: str, trial: _Trial) -> None:
+    """Raises UserError unless the int8 file runs, agrees with the simulation, and is int8 for the most part."""
+    network = artifact.network
+    _attempt(lambda: export_onnx(network, file, trial.data.shape), model, "quantized", network, trial.data)
+    with torch.no_grad():
+        _compare_file(file, trial.images, network(trial.images), _INT8, f"{model} as an int8 file")
+    share = read_float_share(file, network, artifact.spec.quantization["float_layers"])
+    require_int8(share, model, trial.config.quantize.allow_float)
+    if remark := share.remark():
+        trial.warnings.append(f"quantize: {remark}")
+
+
+def _compare_file(file: Path, images: Tensor, wanted: Tensor, most: float, what: str) -> None:
+    """Raises UserError unless the file runs in ONNX Runtime and its logits are near `wanted`, (N, K)."""
+    try:
+        found = torch.from_numpy(np.asarray(onnx_runner(file, 1)(images.numpy())))
+    except Exception as error:  # the runtime has exceptions of many kinds, with one base that it does not export
+        raise UserError(
+            f"{what}, which ONNX Runtime refuses: {str(error).strip().splitlines()[0]}",
+            "a file that it can run",
+            "write that part of the network with other operators",
+        ) from error
+    if not bool(found.isfinite().all()):
+        raise UserError(
+            f"{what}, whose logits are not finite in ONNX Runtime",
+            "finite logits",
+            "look for divisions by zero, logarithms and square roots in its forward pass",
+        )
+    difference = _difference(found, wanted)
+    if difference > most:
+        raise UserError(
+            f"{what}, whose logits differ from the network's by {100 * difference:.0f} % of their spread",
+            f"at most {100 * most:.0f} %",
+            "look for tensors that are written to in place (x[:, 0] = ..., +=) and write them as new tensors",
+        )
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    """The mean difference as a share of the spread of `wanted`."""
+    spread = wanted.float().std().clamp_min(1e-6)
+    return ((found.float() - wanted.float()).abs().mean() / spread).item()
+
+
+def _warn_of_nothing_pruned(artifact: Artifact, model: str, trial: _Trial) -> None:
+    if trial.config.prune.ratio == 0 or artifact.spec.pruning[-1]["kept_filters"]:
+        return
+    reasons = Counter(row["reason"] for row in artifact.left_out)
+    (reason, count), *_ = reasons.most_common(1) or [("there is none that can", 0)]
+    trial.warnings.append(
+        f"prune: no layer of {model} loses a filter, so prune changes nothing; of {count} layers: {reason}. Leave "
+        "prune out of the stages, or see preflight=true"
+    )
+
+
+def _attempt(step: Callable[[], Found], model: str, done: str, network: nn.Module, data: Data) -> Found:
+    """What `step` returns; whatever a library raises there is the answer that was asked for, as a UserError."""
+    try:
+        return step()
+    except Exception as error:
+        raise refusal(error, model, done, network, data.shape) from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Inside, nothing is shown or logged but warnings: the stages are only tried."""
+    console, level = get_console(), logging.root.manager.disable
+    quiet, console.quiet = console.quiet, True
+    logging.disable(max(level, logging.INFO))
+    try:
+        yield
+    finally:
+        console.quiet = quiet
+        logging.disable(level)

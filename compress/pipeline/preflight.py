@@ -1,0 +1,163 @@
+"""What a run would come to, told in seconds and without training: what can be pruned, traced and quantized."""
+
+import copy
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import get_console
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import nn
+
+from compress.config.schema import Config
+from compress.data import load_data
+from compress.data.dataset import Data
+from compress.evaluation.benchmark import deployed_figures
+from compress.evaluation.flops import count_cost
+from compress.methods.pruning.reconstruction import not_refitted
+from compress.methods.quantization.float_share import read_float_share
+from compress.models import build, require_model_fits
+from compress.models.user_model import prepare_own
+from compress.models.widths import read_widths
+from compress.pipeline.compute import prepare_machine
+from compress.pipeline.dry_run import require_passage, try_export, try_pruning, try_quantizing
+from compress.pipeline.preprocessing import with_normalisation, with_preprocessing
+from compress.stages import check_order
+from compress.stages.teacher import untrained
+from compress.utils.files import write_json
+from compress.utils.units import count_text, size_text
+
+PREFLIGHT = "preflight.json"
+
+_REPETITIONS = 20  # enough for a time
+_NAMES = 3  # layers shown a reason; the file has all
+
+_FIGURES = ("size_bytes", "latency_ms_p50", "speedup_vs_teacher")
+
+
+def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
+    """Writes preflight.json, prints it and returns it; nothing is trained and no stage is written.
+
+    MACs, sizes and latencies are those of files with untrained weights, on which they do not depend; which filters go
+    does. Raises UserError as a run would, and where the network cannot be pruned or exported at all.
+    """
+    check_order(config.stages)
+    _, threads = prepare_machine(config)
+    config = with_preprocessing(config)
+    data = with_normalisation(load_data(config.data, config.seed), config)
+    teacher, model = _teacher(config, data)
+    require_passage(config, data)
+    student, layers, remarks = _student(teacher, model, config, data)
+    for network in (teacher, student):
+        _unlike_fresh(network)
+    measure = replace(config.measure, repetitions=_REPETITIONS)
+    expected, floats = {}, []
+    with tempfile.TemporaryDirectory() as place:
+        first = Path(place, "teacher.onnx")
+        for name, network in {"teacher": teacher, "float": student}.items():
+            file = Path(place, f"{name}.onnx")
+            try_export(network, data, file, model)
+            expected[name] = _expected(network, file, first, data, measure, threads)
+        if "quantize" in config.stages:
+            file = Path(place, "int8.onnx")
+            converted = try_quantizing(student, config, data, file, model)
+            expected["int8"] = _expected(student, file, first, data, measure, threads)
+            floats = [
+                {"layer": layer.layer, "reason": layer.reason}
+                for layer in read_float_share(file, converted, asked=[]).layers
+            ]
+    found = {"model": model, "layers": layers, "remarks": remarks, "stays_float": floats, "expected": expected}
+    write_json(folder / PREFLIGHT, found)
+    _print(found)
+    return found
+
+
+def _teacher(config: Config, data: Data) -> tuple[nn.Module, str]:
+    """The network that a run would train, with its first weights, and its name."""
+    if config.teacher.factory:
+        prepare_own(config.teacher.factory, data.shape, len(data.classes), config.seed)
+    else:
+        require_model_fits(config.teacher.model, "teacher.model", data.shape, len(data.classes))
+    torch.manual_seed(config.seed)
+    network, architecture = untrained(config.teacher, data.shape, len(data.classes))
+    return network.eval(), architecture.model
+
+
+def _student(
+    teacher: nn.Module, model: str, config: Config, data: Data
+) -> tuple[nn.Module, list[dict[str, Any]], list[str]]:
+    """The network that would be quantized; a row a layer with its filters before and after; what is left undone."""
+    student, layers, remarks = copy.deepcopy(teacher), [], []
+    if "prune" in config.stages:
+        before, pruned = read_widths(teacher), try_pruning(student, config, data, model)
+        after, reasons = read_widths(student), {row["layer"]: row["reason"] for row in pruned.left_out}
+        layers = [
+            {"layer": name, "filters": width[0], "left": after[name][0], "reason": reasons.get(name)}
+            for name, width in before.items()
+            if len(width) > 1
+        ]
+        if config.prune.reconstruction_samples:
+            image = torch.zeros(1, *data.shape)
+            remarks = [f"{row['layer']}: {row['reason']}" for row in not_refitted(student, teacher, image)]
+    if "distill" in config.stages and config.distill.student:
+        require_model_fits(config.distill.student, "distill.student", data.shape, len(data.classes))
+        _, architecture = untrained(config.teacher, data.shape, len(data.classes))
+        student = build(replace(architecture, model=config.distill.student)).eval()
+    return student, layers, remarks
+
+
+def _unlike_fresh(network: nn.Module) -> None:
+    """Gives batch norm values as training leaves them: the exporter saves room where all are zeros or ones."""
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 1.5)
+
+
+def _expected(
+    network: nn.Module, file: Path, teacher: Path, data: Data, measure: Any, threads: int
+) -> dict[str, float]:
+    params, macs = count_cost(network, data.shape)
+    figures = deployed_figures(file, teacher, data.shape, measure, threads)
+    return {"params": params, "macs": macs} | {name: figures[name] for name in _FIGURES}
+
+
+def _print(found: dict[str, Any]) -> None:
+    """The tables, 80 columns wide."""
+    console = get_console()
+    table = Table(box=SIMPLE_HEAD, padding=0)
+    for heading in ("expected", "params", "MACs", "size", "ms", "faster"):
+        table.add_column(heading, justify="left" if heading == "expected" else "right", no_wrap=True)
+    for name, row in found["expected"].items():
+        table.add_row(
+            name,
+            count_text(row["params"]),
+            count_text(row["macs"]),
+            size_text(row["size_bytes"]),
+            f"{row['latency_ms_p50']:.2f}",
+            f"{row['speedup_vs_teacher']:.2f}x",
+        )
+    console.print(table)
+    console.print("of files with untrained weights, in ONNX Runtime; ms of one image; accuracy takes a run\n")
+    lost = [row for row in found["layers"] if row["left"] < row["filters"]]
+    if found["layers"]:
+        console.print(f"{len(lost)} of {len(found['layers'])} layers lose filters. The others keep all:")
+    _print_reasons([row for row in found["layers"] if row not in lost])
+    if found["stays_float"]:
+        console.print("These stay float in the int8 file:")
+    _print_reasons(found["stays_float"])
+    for remark in found["remarks"]:
+        console.print(remark, markup=False)
+
+
+def _print_reasons(rows: list[dict[str, Any]]) -> None:
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        reasons.setdefault(row["reason"], []).append(row["layer"])
+    for reason, names in reasons.items():
+        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+        get_console().print(f"  {', '.join(names[:_NAMES])}{more}: {reason}", markup=False)

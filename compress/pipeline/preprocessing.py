@@ -1,0 +1,108 @@
+"""What pretrained weights expect of images: size, crop, interpolation and normalisation, taken over by a run."""
+
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+
+from compress.config.schema import Config
+from compress.data.dataset import Data, Split
+from compress.data.defaults import with_defaults
+from compress.models.registry import ZOO, find_entry
+
+log = logging.getLogger("compress")
+
+
+@dataclass
+class Preprocessing:
+    """How images were prepared for the weights of a library."""
+
+    image_size: int
+    crop_share: float  # of the shorter side, behind the resize, that the middle square keeps
+    interpolation: str
+    mean: list[float]
+    std: list[float]
+
+
+def published_preprocessing(model: str, weights: str) -> Preprocessing | None:
+    """That of the pretrained `weights` of `model`; None where the library does not have them under this name."""
+    entry = find_entry(model) if model in ZOO or "/" in model else None
+    if entry is None:
+        return None
+    if entry.timm:
+        return _of_timm(entry.timm, weights)
+    return _of_torchvision(entry.torchvision, weights) if entry.torchvision else None
+
+
+def with_preprocessing(config: Config) -> Config:
+    """`config` with the size of images, the crop and the interpolation that the user left open.
+
+    Those of teacher.weights where there are any; otherwise the defaults.
+    """
+    teacher, data = config.teacher, config.data
+    found = None
+    if teacher.weights and not teacher.factory:
+        found = published_preprocessing(teacher.model, teacher.weights)
+    if found is None:
+        return replace(config, data=with_defaults(data))
+    data = replace(data, image_size=data.image_size or found.image_size)
+    if data.name == "imagefolder":  # arrays come as they are: nothing is left to be cropped
+        share, interpolation = data.crop_share or found.crop_share, data.interpolation or found.interpolation
+        data = replace(data, crop_share=share, interpolation=interpolation)
+    data = with_defaults(data)
+    log.info(
+        "as teacher.weights=%s expects: data.image_size=%d data.crop_share=%.4g data.interpolation=%s%s",
+        teacher.weights,
+        data.image_size,
+        data.crop_share,
+        data.interpolation,
+        "" if data.mean else f", mean {_short(found.mean)}, std {_short(found.std)}",
+    )
+    return replace(config, data=data)
+
+
+def with_normalisation(data: Data, config: Config) -> Data:
+    """`data` normalised as teacher.weights expects, unless the user set data.mean and data.std.
+
+    One grey channel gets the mean over the colours; other numbers of channels keep the statistics of the images.
+    """
+    teacher = config.teacher
+    if config.data.mean is not None or not teacher.weights or teacher.factory:
+        return data
+    found = published_preprocessing(teacher.model, teacher.weights)
+    channels = data.shape[0]
+    if found is None or channels not in (1, len(found.mean)):
+        return data
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (found.mean, found.std))
+    if channels == 1:
+        mean, std = mean.mean(1, keepdim=True), std.mean(1, keepdim=True)
+    parts: dict[str, Split] = {
+        name: replace(getattr(data, name), mean=mean, std=std) for name in ("train", "val", "test")
+    }
+    return replace(data, **parts)
+
+
+def _of_torchvision(name: str, weights: str) -> Preprocessing | None:
+    from torchvision import models  # seconds, which runs without such weights do without
+
+    known = models.get_model_weights(name)
+    if weights not in known.__members__:
+        return None
+    found = known[weights].transforms()
+    size = found.crop_size[0]
+    return Preprocessing(
+        size, size / found.resize_size[0], found.interpolation.value, list(found.mean), list(found.std)
+    )
+
+
+def _of_timm(name: str, weights: str) -> Preprocessing | None:
+    import timm  # an extra, and a second to import
+
+    if f"{name}.{weights}" not in timm.list_models(f"{name}.*", pretrained=True):
+        return None
+    found = timm.get_pretrained_cfg(f"{name}.{weights}")
+    return Preprocessing(found.input_size[-1], found.crop_pct, found.interpolation, list(found.mean), list(found.std))
+
+
+def _short(values: list[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)

@@ -1,0 +1,109 @@
+"""The whole flow: each stage is taken as it is or run, saved, measured; the next one reads what was saved."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from compress.config.schema import Config
+from compress.evaluation.emissions import require_country
+from compress.export import require_installed
+from compress.models import check_model
+from compress.pipeline.compute import Run, prepare, stage_inputs
+from compress.pipeline.summary import show_row, summary_rows
+from compress.report.seen_validation import seen_validation
+from compress.report.write import write_run
+from compress.stages import check_order
+from compress.training.early_stopping import require_hope
+from compress.training.tensorboard import Curves
+from compress.utils import files
+from compress.utils.console import print_summary
+
+log = logging.getLogger("compress")
+
+
+def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
+    """Runs `config.stages` into `folder` and returns summary.json's content.
+
+    A stage that is whole and was made with the same settings from the same input is taken, not run again: from the
+    folder, or from the cache. Where only the targets, the way of measuring or the CPU differ, its weights are taken
+    and its files written and measured anew.
+    Raises UserError for a mistake in the settings or the data.
+    """
+    check_order(config.stages)
+    if not config.teacher.factory:
+        check_model(config.teacher.model, "teacher.model")
+    if config.distill.student:
+        check_model(config.distill.student, "distill.student")
+    require_installed(config.export.targets)
+    require_country(config.measure.country)
+    run = prepare(config)
+    sizes = ", ".join(f"{count} {split}" for split, count in run.data.sizes.items())
+    log.info("%s: %s images, %d classes", config.data.name, sizes, len(run.data.classes))
+    if run.ranks.world > 1:
+        log.info("%d processes share each batch", run.ranks.world)
+
+    done: list[Path] = []
+    parent = None
+    for number, name in enumerate(config.stages, 1):
+        stage = folder / f"{number:02d}_{name}"
+        record = _finished(name, stage, done, stage_inputs(name, run, parent), run)
+        files.remove_training(stage)
+        curve = [row["val_top1_percent"] for row in record["notes"].get("history", [])]
+        require_hope(name, curve, getattr(config.stop_below, name))  # of one that was taken, not trained
+        parent = _identity(record)
+        done.append(stage)
+        if len(done) == 1 and (remark := seen_validation(record, files.read_json(stage / files.METRICS))):
+            log.warning("%s", remark)
+
+    rows = summary_rows(done)
+    summary = {"seed": config.seed, "data": config.data.name, "stages": rows}
+    files.write_json(folder / "summary.json", summary)
+    print_summary(rows)
+    log.info("the file to deploy: %s", done[-1] / files.ONNX)
+    log.info("the report: %s", write_run(folder))
+    return summary
+
+
+def _finished(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: Run) -> dict[str, Any]:
+    """stage.json's record of a stage that is there, that the cache has, or that is computed now."""
+    key = files.digest_of(inputs)
+    record = files.finished_stage(stage, key)
+    if record is not None:
+        log.info("%s: taken from %s", name, stage)
+    elif run.cache is None:
+        return _make_stage(name, stage, done, inputs, run)
+    else:
+        with run.cache.turn(key):
+            record = run.cache.take(key, stage)
+            if record is None:
+                record = _make_stage(name, stage, done, inputs, run)
+                run.cache.put(key, stage)
+                return record
+        log.info("%s: taken from the cache", name)
+        files.finish_stage(stage, record | {"config": asdict(run.config)})
+        with Curves(stage.parent / "tensorboard" / stage.name) as curves:
+            show_row(curves, name, stage, run.config)  # curves and pictures are with the run that computed it
+    if name == "teacher" and run.config.teacher.factory:
+        from compress.methods.restore import restore_float
+
+        restore_float(stage)  # raises where the network that was given now is another one than the stage's
+    if record["conditions"] != run.conditions():
+        log.info("%s: its files are written and measured anew", name)
+        from compress.pipeline.stage_runner import write_again  # seconds, as `_make_stage`
+
+        return write_again(name, stage, done, record, run)
+    return record
+
+
+def _make_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: Run) -> dict[str, Any]:
+    from compress.pipeline.stage_runner import (
+        make_stage,  # imports for seconds what a run that computes nothing does without
+    )
+
+    return make_stage(name, stage, done, inputs, run)
+
+
+def _identity(record: dict[str, Any]) -> dict[str, str]:
+    """What a stage's child depends on: how it was made, and the very weights."""
+    return {"key": record["key"]} | {name: record["files"][name] for name in (files.MODEL, files.SPEC)}

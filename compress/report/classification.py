@@ -1,0 +1,199 @@
+"""Which classes the deployable file takes for one another, and which of them lost most against the teacher."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from compress.report.run_files import Run
+
+_MOST_CLASSES = 100  # drawn as a matrix; of more, only the most frequent mistakes are listed
+WITH_COUNTS, WITH_NAMES = 15, 40  # up to so many classes a cell shows its count, and an axis its names
+_LETTERS = 14  # of a class's name beside the matrix
+_SHOWN = 8  # rows of each list
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """Images of one class that were taken for another."""
+
+    label: str
+    taken_for: str
+    images: int
+    of: int  # test images of that class
+    teacher_images: int  # of these mistakes, how many the teacher's file makes
+
+
+@dataclass(frozen=True)
+class ClassLoss:
+    """One class's accuracy in the teacher's file and in the deployed one."""
+
+    name: str
+    images: int
+    teacher_percent: float
+    percent: float
+
+    @property
+    def points_lost(self) -> float:
+        return self.teacher_percent - self.percent
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the page shows of the classes."""
+
+    matrix: Markup | None
+    mistakes: list[Mistake]
+    losses: list[ClassLoss]
+    takeaway: str
+    loss_takeaway: str
+    loss_note: str  # how much one image of a class weighs
+
+
+def class_figures(run: Run) -> Classes | None:
+    """Of the last stage's file; None where no predictions were kept."""
+    if run.last.predictions is None:
+        return None
+    names, labels = run.last.spec["classes"], run.last.predictions["labels"]
+    counts = confusion(labels, run.last.predictions["deployed_top1"], len(names))
+    theirs = confusion(labels, run.teacher.predictions["deployed_top1"], len(names)) if _comparable(run) else None
+    mistakes = _mistakes(counts, theirs, names)
+    wrong = int(counts.sum() - np.trace(counts))
+    takeaway = f"{len(labels) - wrong:,} of {len(labels):,} test images are right."
+    if mistakes:
+        first = mistakes[0]
+        takeaway += (
+            f" The most frequent mistake: class {first.label} taken for {first.taken_for}, "
+            f"{first.images} of {first.of} images."
+        )
+    losses = class_losses(counts, theirs, names) if theirs is not None else []
+    matrix = _matrix(counts, names) if len(names) <= _MOST_CLASSES else None
+    worse = [row for row in losses if row.points_lost > 0]
+    usual = int(np.median(counts.sum(1)))
+    points = f"{100 / max(usual, 1):.2g} points"
+    note = f"Half of the classes have {usual:,} test images or fewer: one image is {points} or more there."
+    return Classes(matrix, mistakes[:_SHOWN], worse[:_SHOWN], takeaway, _loss_takeaway(losses), note)
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Images (K, K): a row a true class, a column a predicted one."""
+    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def opacities(counts: np.ndarray) -> np.ndarray:
+    """How strongly each cell (K, K) is coloured, 0 to 1: by its share of its class's images; 0 without one.
+
+    Of a mistake, the root of its share: one image in a hundred must still be seen.
+    """
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    strengths = np.where(np.eye(len(counts), dtype=bool), 0.08 + 0.3 * shares, 0.2 + 0.35 * shares**0.5)
+    return np.where(counts > 0, strengths, 0.0)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Classes' names cut to the room beside a matrix."""
+    return [name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…" for name in names]
+
+
+def class_losses(counts: np.ndarray, theirs: np.ndarray, names: list[str]) -> list[ClassLoss]:
+    """The classes with test images, the one that lost most first."""
+    found = [
+        ClassLoss(name, int(images), 100 * theirs[at, at] / images, 100 * counts[at, at] / images)
+        for at, (name, images) in enumerate(zip(names, counts.sum(1), strict=True))
+        if images
+    ]
+    return sorted(found, key=lambda row: -row.points_lost)
+
+
+def _comparable(run: Run) -> bool:
+    """Whether there is another file than the teacher's own, and the teacher's predictions are there."""
+    return len(run.stages) > 1 and run.teacher.predictions is not None
+
+
+def _mistakes(counts: np.ndarray, theirs: np.ndarray | None, names: list[str]) -> list[Mistake]:
+    """The pairs of classes that were taken for one another, the most frequent first."""
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[: int((wrong > 0).sum())]
+    return [
+        Mistake(
+            names[row],
+            names[column],
+            int(counts[row, column]),
+            int(counts[row].sum()),
+            int(counts[row, column] if theirs is None else theirs[row, column]),
+        )
+        for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True)
+    ]
+
+
+def _loss_takeaway(losses: list[ClassLoss]) -> str:
+    if not losses:
+        return ""
+    worse = [row for row in losses if row.points_lost > 0]
+    better = sum(row.points_lost < 0 for row in losses)
+    if not worse:
+        return "No class lost accuracy."
+    first = worse[0]
+    return (
+        f"Class {first.name} lost most: {first.points_lost:.1f} points on its {first.images:,} images. "
+        f"Of {len(losses)} classes {len(worse)} lost, {better} gained and {len(losses) - len(worse) - better} kept "
+        "their accuracy."
+    )
+
+
+def _matrix(counts: np.ndarray, names: list[str]) -> Markup:
+    """The matrix as SVG: grey on the diagonal, the accent where the file is wrong, darker for a larger share."""
+    size = len(names)
+    cell = 36 if size <= WITH_COUNTS else 16 if size <= WITH_NAMES else 7
+    shown = short_names(names)
+    margin = 30 + (7 * max(len(name) for name in shown) if size <= WITH_NAMES else 0)
+    side = margin + cell * size + 2
+    parts = [
+        Markup('<text class="axis-label" x="{}" y="12">predicted</text>').format(margin),
+        Markup(
+            '<text class="axis-label" transform="translate(12 {}) rotate(-90)" text-anchor="end">true</text>'
+        ).format(margin),
+        Markup('<rect class="frame" x="{0}" y="{0}" width="{1}" height="{1}"/>').format(margin, cell * size),
+    ]
+    if size <= WITH_NAMES:
+        parts += [_class_name(name, margin, margin + cell * (at + 0.5), cell) for at, name in enumerate(shown)]
+    strengths = opacities(counts)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        parts.append(_cell(counts, strengths, int(row), int(column), margin, cell, names))
+    return Markup(
+        '<svg class="chart matrix" viewBox="0 0 {0} {0}" style="max-width:{1}px" role="img" '
+        'aria-labelledby="matrix-title matrix-desc"><title id="matrix-title">Confusion matrix</title>'
+        '<desc id="matrix-desc">A row for each true class, a column for each predicted class; the cells count test '
+        "images. The mistakes are listed beside it.</desc>{2}</svg>"
+    ).format(side, max(360, min(640, side)), Markup("").join(parts))
+
+
+def _class_name(name: str, margin: int, middle: float, cell: int) -> Markup:
+    """A class's name before its row and above its column, there upright where it would not fit."""
+    place = f'x="{middle:.1f}" y="{margin - 8}" text-anchor="middle"'
+    if 7 * len(name) > cell:
+        place = f'transform="translate({middle + 4:.1f} {margin - 8}) rotate(-90)"'
+    row = Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
+        margin - 8, middle + 4, name
+    )
+    return row + Markup(f'<text class="tick" {place}>') + name + Markup("</text>")
+
+
+def _cell(
+    counts: np.ndarray, strengths: np.ndarray, row: int, column: int, margin: int, cell: int, names: list[str]
+) -> Markup:
+    images, of = int(counts[row, column]), int(counts[row].sum())
+    x, y = margin + cell * column, margin + cell * row
+    text = Markup("")
+    if len(names) <= WITH_COUNTS:
+        text = Markup('<text class="count" x="{}" y="{}" text-anchor="middle">{}</text>').format(
+            x + cell / 2, y + cell / 2 + 4, images
+        )
+    return Markup(
+        '<g><title>{} taken for {}: {} of {} images</title><rect class="{}" x="{}" y="{}" width="{}" height="{}" '
+        'fill-opacity="{:.2f}"/>{}</g>'
+    ).format(
+        names[row], names[column], images, of, "right" if row == column else "wrong",
+        x + 1, y + 1, cell - 1, cell - 1, strengths[row, column], text,
+    )  # fmt: skip

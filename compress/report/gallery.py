@@ -1,0 +1,125 @@
+"""Test images as the page shows them: each beside what teacher and deployed file look at, as data: addresses."""
+
+import base64
+import io
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from compress.report.run_files import Run, Stage
+
+_HEAT = matplotlib.colormaps["inferno"]  # equal steps of heat look equal, also to the colour-blind and in grey print
+_TINY, _LARGEST = 64, 160  # pixels a side: up to the first shown as squares, above the second made smaller
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a card."""
+
+    address: str  # data:
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One test image, its pictures and what both files say of it."""
+
+    index: int
+    label: str
+    teacher: str
+    own: str
+    teacher_right: bool
+    own_right: bool
+    pictures: list[Picture]
+
+    @property
+    def agree(self) -> bool:
+        return self.teacher == self.own
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The images of the page, those on which the files disagree apart."""
+
+    disagree: list[Card]
+    agree: list[Card]
+    takeaway: str
+    tiny: bool
+    heatmaps: bool
+    scale: str  # the heatmap's colours from little to much, as a data: address
+
+
+def gallery(run: Run) -> Gallery | None:
+    """The images that the last stage kept; None where it kept none."""
+    examples = run.last.examples
+    if examples is None or not len(examples["images"]):
+        return None
+    cards = [_card(run.last, at) for at in range(len(examples["images"]))]
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (1, 1))
+    return Gallery(
+        disagree=[card for card in cards if not card.agree],
+        agree=[card for card in cards if card.agree],
+        takeaway=disagreement(run) or "How often the two files disagree is not known: the predictions are not there.",
+        tiny=max(examples["images"].shape[1:3]) <= _TINY,
+        heatmaps="heatmap" in examples,
+        scale=_address(_HEAT(ramp, bytes=True)[..., :3]),
+    )
+
+
+def disagreement(run: Run) -> str:
+    """How often teacher and last stage disagree on all test images, and who is right then; empty where not known."""
+    if len(run.stages) == 1 or run.last.predictions is None or run.teacher.predictions is None:
+        return ""
+    labels = run.last.predictions["labels"]
+    own, theirs = (stage.predictions["deployed_top1"] for stage in (run.last, run.teacher))
+    differ = own != theirs
+    if not differ.any():
+        return f"The teacher's file and {run.last.short}'s give all {len(labels):,} test images the same class."
+    mine, teachers = int((differ & (own == labels)).sum()), int((differ & (theirs == labels)).sum())
+    return (
+        f"The two files give {int(differ.sum()):,} of {len(labels):,} test images different classes: the teacher's is "
+        f"right on {teachers:,} of them, {run.last.short}'s on {mine:,}."
+    )
+
+
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """The image (H, W, C) in grey, under its heatmap (H, W) uint8: more of the colour where there is more heat."""
+    grey = np.repeat(image.mean(2, keepdims=True), 3, 2)
+    colour = _HEAT(heat, bytes=True)[..., :3]
+    weight = 0.35 + 0.45 * heat[..., None] / 255
+    return np.round((1 - weight) * grey + weight * colour).astype(np.uint8)
+
+
+def _card(stage: Stage, at: int) -> Card:
+    found, classes = stage.examples, stage.spec["classes"]
+    label, theirs, own = (int(found[name][at]) for name in ("labels", "teacher_top1", "deployed_top1"))
+    image = found["images"][at]
+    pictures = [Picture(_address(image), "image", f"Test image {int(found['index'][at])}, class {classes[label]}")]
+    if "heatmap" in found:
+        for name, caption, said in (("teacher_heatmap", "teacher", theirs), ("heatmap", stage.short, own)):
+            alt = f"Where the {caption} network looks for class {classes[said]}"
+            pictures.append(Picture(_address(overlay(image, found[name][at])), caption, alt))
+    return Card(
+        int(found["index"][at]), classes[label], classes[theirs], classes[own], theirs == label, own == label, pictures
+    )
+
+
+def _visible(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3) of any channels: RGB without its transparency, grey without it, else their mean."""
+    channels = pixels.shape[-1]
+    if channels in (3, 4):
+        return pixels[..., :3]
+    return pixels[..., 0] if channels <= 2 else pixels.mean(-1).round().astype(np.uint8)
+
+
+def _address(pixels: np.ndarray) -> str:
+    """An image (H, W, C) uint8 as a data: address: PNG, or JPEG where it is a photograph's size."""
+    image = Image.fromarray(_visible(pixels))
+    form = "PNG" if max(image.size) <= _TINY or image.height == 1 else "JPEG"
+    image.thumbnail((_LARGEST, _LARGEST) if image.height > 1 else image.size)
+    content = io.BytesIO()
+    image.save(content, form, **({"quality": 85} if form == "JPEG" else {"optimize": True}))
+    return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"

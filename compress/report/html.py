@@ -1,0 +1,91 @@
+"""Fills the templates: one HTML file that needs nothing else, neither a network nor a neighbour."""
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from compress.report import verdict
+from compress.report.classification import class_figures
+from compress.report.gallery import gallery
+from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
+from compress.report.run_files import Run
+from compress.report.settings import changed_settings, command, digests, versions
+from compress.report.stage_table import (
+    cautions,
+    energy_rows,
+    kept_epochs,
+    key_figures,
+    left_out,
+    stage_rows,
+    trade_offs,
+    unavailable,
+)
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_BEFORE_A_UNIT = re.compile(r"(?<=\d) (?=(?:%|ms|[KMG]iB|[kMG]\b))")
+
+
+def run_page(run: Run) -> str:
+    """report.html of one run."""
+    return render(
+        "run.html.j2",
+        run=run,
+        verdict=verdict.verdict(run),
+        basis=verdict.basis(run),
+        key_figures=key_figures(run),
+        rows=stage_rows(run),
+        energy=energy_rows(run),
+        cautions=cautions(run),
+        kept_epochs=kept_epochs(run),
+        unavailable=unavailable(run),
+        trade_offs=trade_offs(run),
+        widths=width_chart(run),
+        profile=profile_chart(run),
+        sensitivity=sensitivity_chart(run),
+        classes=class_figures(run),
+        gallery=gallery(run),
+        left_out=left_out(run),
+        command=command(run),
+        settings=changed_settings(run),
+        versions=versions(run),
+        digests=digests(run),
+    )
+
+
+def render(template: str, script: str = "", **values: Any) -> str:
+    """A template with the style, and where named the script, inside; every value is escaped.
+
+    The page's policy lets nothing load and no script run but that one, whatever the files of a run hold.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_keep_units,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"signed": verdict.signed, "percent": verdict.percent}
+    code = _read(script) if script else ""
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    if code:
+        policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"
+    return environment.get_template(template).render(
+        style=Markup(_read("style.css")), script=Markup(code), policy=policy, **values
+    )
+
+
+def _keep_units(value: Any) -> Any:
+    """Text in which no line ends between a number and its unit."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return _BEFORE_A_UNIT.sub("\N{NO-BREAK SPACE}", value)
+    return value
+
+
+def _read(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")

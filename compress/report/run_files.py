@@ -1,0 +1,207 @@
+"""Reads the folder of a run: its figures, and what of it is missing or no longer as it was written."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from compress.utils.errors import UserError
+from compress.utils.files import (
+    CONTROLS,
+    EXAMPLES,
+    METRICS,
+    PREDICTIONS,
+    PROFILE,
+    REPEATS,
+    SENSITIVITY,
+    SPEC,
+    STAGE,
+    STATUS,
+    digest_of_file,
+    inside,
+)
+
+SUMMARY, LOG = "summary.json", "compress.log"
+
+
+@dataclass
+class Stage:
+    """A finished stage. What it did not leave is None."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    record: dict[str, Any]  # stage.json
+    spec: dict[str, Any]  # model.json
+    predictions: dict[str, np.ndarray] | None
+    profile: dict[str, Any] | None
+    examples: dict[str, np.ndarray] | None
+    sensitivity: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        """The folder's, e.g. 04_quantize."""
+        return self.folder.name
+
+    @property
+    def short(self) -> str:
+        """Without its number, e.g. quantize."""
+        return self.name.partition("_")[2]
+
+
+@dataclass
+class Run:
+    """A run with one finished stage or more."""
+
+    folder: Path
+    stages: list[Stage]
+    unfinished: list[str]  # stages that were asked for and are not there
+    remarks: list[str]  # files that are missing, or changed since they were written
+    overrides: list[str] | None  # what was typed behind `python -m compress`; None: not started there
+    repeats: dict[str, Any] | None
+    controls: dict[str, Any] | None
+    absent: list[str] = field(default_factory=list)  # what the page cannot show, and why
+
+    @property
+    def teacher(self) -> Stage:
+        return self.stages[0]
+
+    @property
+    def last(self) -> Stage:
+        """The stage whose file is deployed."""
+        return self.stages[-1]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings of the last stage that finished."""
+        return self.last.record["config"]
+
+
+def load_run(folder: Path) -> Run:
+    """The run in `folder`. Raises UserError where no stage is finished, or a file cannot be read."""
+    stages = [_load_stage(path) for path in stage_folders(folder)]
+    if not stages:
+        raise UserError(
+            f"{folder} without a finished stage",
+            f"a run's folder, with 01_teacher/{STAGE} in it",
+            "name another folder, or start the run again with hydra.run.dir set to this one",
+        )
+    wanted = [f"{number:02d}_{name}" for number, name in enumerate(stages[-1].record["config"]["stages"], 1)]
+    overrides = folder / ".hydra" / "overrides.yaml"
+    run = Run(
+        folder=folder,
+        stages=stages,
+        unfinished=[name for name in wanted if name not in {stage.name for stage in stages}],
+        remarks=[remark for stage in stages for remark in _changes(stage)],
+        overrides=_read_yaml(overrides) if overrides.is_file() else None,
+        repeats=_read_json(folder / REPEATS) if (folder / REPEATS).is_file() else None,
+        controls=_read_json(folder / CONTROLS) if (folder / CONTROLS).is_file() else None,
+    )
+    run.absent = _absent(run)
+    return run
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was started in this very folder, finished or not."""
+    return any((folder / name).is_file() for name in (SUMMARY, LOG)) or any(folder.glob(f"[0-9][0-9]_*/{STAGE}"))
+
+
+def failure(folder: Path) -> str:
+    """Why a run ended early, as it wrote down itself, or what else can be said of it."""
+    status = _read_json(folder / STATUS) if (folder / STATUS).is_file() else {}
+    return status.get("error", "it ended without a word: it was killed, or still runs")
+
+
+def stage_folders(folder: Path) -> list[Path]:
+    """The finished stages of a run: those of its summary, or while there is none, those that are there."""
+    summary = folder / SUMMARY
+    if summary.is_file():
+        return [inside(folder, row["stage"]) for row in _read_json(summary)["stages"]]
+    return sorted(path.parent for path in folder.glob(f"[0-9][0-9]_*/{STAGE}"))
+
+
+def _load_stage(folder: Path) -> Stage:
+    for name in (STAGE, METRICS, SPEC):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} without {name}",
+                "a finished stage",
+                "run it again with hydra.run.dir set to its run's folder",
+            )
+    tensors = {name: _read_tensors(folder / name) for name in (PREDICTIONS, EXAMPLES) if (folder / name).is_file()}
+    tables = {name: _read_json(folder / name) for name in (PROFILE, SENSITIVITY) if (folder / name).is_file()}
+    return Stage(
+        folder,
+        *(_read_json(folder / name) for name in (METRICS, STAGE, SPEC)),
+        predictions=tensors.get(PREDICTIONS),
+        profile=tables.get(PROFILE),
+        examples=tensors.get(EXAMPLES),
+        sensitivity=tables.get(SENSITIVITY),
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON and of UTF-8
+        raise _damaged(path, error) from error
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load(path.read_bytes())
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path}, which cannot be read: {error}",
+        "the file as it was written",
+        "remove its stage's folder and run again",
+    )
+
+
+def _changes(stage: Stage) -> list[str]:
+    """The files whose digest is no longer the one in stage.json, and those that are gone."""
+    found = []
+    for name, digest in stage.record["files"].items():
+        path = inside(stage.folder, name)
+        if not path.is_file():
+            found.append(f"{stage.name}/{name} is missing.")
+        elif digest_of_file(path) != digest:
+            found.append(f"{stage.name}/{name} is not the file that the stage wrote: it was changed since.")
+    return found
+
+
+def _absent(run: Run) -> list[str]:
+    """A line for each part of the page for which the run has no file."""
+    last, lines = run.last, []
+    if last.predictions is None:
+        lines.append(f"Confusion matrix and classes: {last.name} has no {PREDICTIONS}.")
+    if last.profile is None:
+        lines.append(f"Where the time goes: {last.name} has no {PROFILE}.")
+    if last.examples is None:
+        lines.append(f"Images and heatmaps: {last.name} has no {EXAMPLES}.")
+    elif "heatmap" not in last.examples:
+        lines.append("Heatmaps: the network has no convolution before a global pooling, which Grad-CAM needs.")
+    if not last.spec["widths"]:
+        lines.append("Widths: no layer was pruned.")
+    if last.sensitivity is None:
+        lines.append("Sensitivity of the layers: it is measured where quantize.max_drop_points is set.")
+    if run.repeats is None:
+        lines.append("Spread over seeds: it is taken where repeat.seeds names some.")
+    if run.controls is None:
+        lines.append("Controls of the same budget: they are run where controls=true.")
+    return lines

@@ -1,0 +1,239 @@
+"""What each stage won and cost: the key figures, the rows of the table and the points of the two charts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from compress.report.run_files import Run, Stage
+from compress.report.seen_validation import seen_validation
+from compress.report.svg import Point, scatter
+from compress.report.verdict import interval, percent, signed, times_smaller, times_text
+from compress.utils.units import count_text, size_text, three_digits
+
+_QUIET = 1.25  # two times of one file on a quiet machine differ by less than this factor
+_BYTE_UNITS = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """One figure of the deployed file beside the teacher's; the lengths are percents of the larger one."""
+
+    name: str
+    value: str
+    teacher: str
+    change: str
+    better: str  # "higher" or "lower"
+    length: float
+    teacher_length: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table of stages."""
+
+    name: str
+    top1: str
+    top1_interval: str
+    delta: str
+    delta_interval: str
+    p_value: str
+    size: str
+    smaller: str
+    latency: str
+    latency_p95: str
+    faster: str
+    throughput: str
+    macs: str
+    params: str
+    memory: str
+    agreement: str
+
+
+@dataclass(frozen=True)
+class EnergyRow:
+    """A row of the table of energy."""
+
+    name: str
+    image_mj: str  # counted
+    training_wh: str  # these two estimated
+    training_co2_g: str
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """A chart with the sentence that says what to see in it."""
+
+    title: str
+    takeaway: str
+    drawing: Markup
+
+
+def key_figures(run: Run) -> list[KeyFigure]:
+    """Accuracy, size, latency and MACs of the last stage's file."""
+    own, theirs = run.last.metrics, run.teacher.metrics
+    delta = f"{signed(own['top1_delta_points'])} points" if run.last is not run.teacher else "the teacher itself"
+    size, fewer = times_smaller(run, run.last), theirs["macs"] / own["macs"]
+    return [
+        _figure("Top-1 accuracy", "deployed_top1_percent", run, percent, delta, "higher"),
+        _figure("File size", "size_bytes", run, size_text, times_text(size, "smaller", "larger", "as large"), "lower"),
+        _figure(
+            "Latency, one image", "latency_ms_p50", run, milliseconds,
+            times_text(own["speedup_vs_teacher"], "faster", "slower", "as fast"), "lower",
+        ),
+        _figure("MACs, one image", "macs", run, count_text, times_text(fewer, "fewer", "more", "as many"), "lower"),
+    ]  # fmt: skip
+
+
+def _figure(name: str, key: str, run: Run, text: Any, change: str, better: str) -> KeyFigure:
+    own, theirs = run.last.metrics[key], teacher_latency(run) if key == "latency_ms_p50" else run.teacher.metrics[key]
+    most = max(own, theirs) or 1
+    return KeyFigure(name, text(own), text(theirs), change, better, 100 * own / most, 100 * theirs / most)
+
+
+def teacher_latency(run: Run) -> float:
+    """Milliseconds of the teacher's file when it took turns with the last stage's: the time that "faster" is from."""
+    return run.last.metrics["latency_ms_p50"] * run.last.metrics["speedup_vs_teacher"]
+
+
+def cautions(run: Run) -> list[str]:
+    """What a reader has to know before believing the figures."""
+    seen = seen_validation(run.teacher.record, run.teacher.metrics)
+    return [caution for caution in (seen, _noisy_machine(run)) if caution]
+
+
+def kept_epochs(run: Run) -> list[str]:
+    """Which epoch each training kept, and why; nothing of stages that trained nothing."""
+    kept = {stage.short: stage.record["notes"].get("kept_epoch") for stage in run.stages}
+    return [f"{name} kept epoch {found['epoch']}, {found['reason']}." for name, found in kept.items() if found]
+
+
+def _noisy_machine(run: Run) -> str:
+    """A caution where the teacher's file took another time in turns with the last one than in its own stage."""
+    alone, in_turns = run.teacher.metrics["latency_ms_p50"], teacher_latency(run)
+    if max(alone, in_turns) <= _QUIET * min(alone, in_turns):
+        return ""
+    return (
+        f"The machine was not quiet: the teacher's file took {milliseconds(alone)} in its own stage and "
+        f"{milliseconds(in_turns)} in turns with {run.last.name}'s. Read the times with care, or measure again."
+    )
+
+
+def milliseconds(value: float) -> str:
+    return f"{three_digits(value)} ms"
+
+
+def stage_rows(run: Run) -> list[Row]:
+    """In the order of the stages."""
+    return [_row(run, stage) for stage in run.stages]
+
+
+def _row(run: Run, stage: Stage) -> Row:
+    metrics, first = stage.metrics, stage is run.teacher
+    p_value, memory = metrics.get("mcnemar_p_value"), metrics["peak_memory_bytes"]
+    return Row(
+        name=stage.name,
+        top1=f"{metrics['deployed_top1_percent']:.2f}",
+        top1_interval=interval(*metrics["deployed_top1_ci95_percent"]),
+        delta="–" if first else signed(metrics["top1_delta_points"]),
+        delta_interval="" if first else interval(*metrics["top1_delta_ci95_points"]),
+        p_value="–" if p_value is None else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
+        size=size_text(metrics["size_bytes"]),
+        smaller=f"{times_smaller(run, stage):.2f}×",
+        latency=three_digits(metrics["latency_ms_p50"]),
+        latency_p95=three_digits(metrics["latency_ms_p95"]),
+        faster=f"{metrics['speedup_vs_teacher']:.2f}×",
+        throughput=f"{metrics['throughput_images_per_s']:,.0f}",
+        macs=count_text(metrics["macs"]),
+        params=count_text(metrics["params"]),
+        memory="–" if memory is None else size_text(memory),
+        agreement="–" if first else percent(metrics["teacher_agreement_percent"]),
+    )
+
+
+def energy_rows(run: Run) -> list[EnergyRow]:
+    """In the order of the stages; none where no stage has any of these figures."""
+    names = ("energy_joule_per_image", "training_energy_kwh_estimate", "training_co2_kg_estimate")
+    found = [[stage.metrics.get(name) for name in names] for stage in run.stages]  # an older run has not all
+    if all(figure is None for row in found for figure in row):
+        return []
+    return [EnergyRow(stage.name, *map(_thousandths, row)) for stage, row in zip(run.stages, found, strict=True)]
+
+
+def _thousandths(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return three_digits(1000 * value) if value >= 1e-6 else "< 0.001"
+
+
+def trade_offs(run: Run) -> list[TradeOff]:
+    """Accuracy against latency and against size, a point a stage."""
+    own, theirs = run.last.metrics, run.teacher.metrics
+    scale, unit = byte_scale(stage.metrics["size_bytes"] for stage in run.stages)
+    latency = f"{run.last.short} takes {milliseconds(own['latency_ms_p50'])} an image"
+    size = f"{run.last.short}'s file takes {size_text(own['size_bytes'])}"
+    if len(run.stages) > 1:
+        latency += f"; the teacher, in turns with it, {milliseconds(teacher_latency(run))}"
+        size += f", the teacher's {size_text(theirs['size_bytes'])}"
+    timed = _chart(run, "latency", "latency_ms_p50", 1, LATENCY_LABEL)
+    weighed = _chart(run, "size", "size_bytes", scale, size_label(unit))
+    return [
+        TradeOff("Accuracy against latency", f"{latency}.", timed),
+        TradeOff("Accuracy against size", f"{size}.", weighed),
+    ]
+
+
+def byte_scale(sizes: Any) -> tuple[int, str]:
+    """The unit in which the largest of `sizes` (bytes) has few digits: (bytes, name)."""
+    most = max(sizes)
+    name = next((name for name, count in _BYTE_UNITS.items() if most < 1024 * count), "GiB")
+    return _BYTE_UNITS[name], name
+
+
+def _chart(run: Run, name: str, key: str, scale: float, x_label: str) -> Markup:
+    points = [_point(run, stage, stage.metrics[key] / scale) for stage in run.stages]
+    title = f"Top-1 accuracy of each stage's file against its {name}, with 95 % intervals"
+    return scatter(points, f"chart-{name}", title, x_label, ACCURACY_LABEL)
+
+
+ACCURACY_LABEL = "top-1 accuracy, %, with 95 % interval  (up is better)"
+LATENCY_LABEL = "latency of one image, median, ms  (left is better)"
+
+
+def size_label(unit: str) -> str:
+    return f"size of model.onnx, {unit}  (left is better)"
+
+
+def _point(run: Run, stage: Stage, x: float) -> Point:
+    kind = "teacher" if stage is run.teacher else "chosen" if stage is run.last else "plain"
+    low, high = stage.metrics["deployed_top1_ci95_percent"]
+    return Point(x, stage.metrics["deployed_top1_percent"], low, high, stage.short, describe_stage(stage), kind)
+
+
+def describe_stage(stage: Stage) -> str:
+    """Accuracy with interval, latency and size in a line."""
+    metrics = stage.metrics
+    return (
+        f"{stage.short}: {percent(metrics['deployed_top1_percent'])} "
+        f"({interval(*metrics['deployed_top1_ci95_percent'])}), {milliseconds(metrics['latency_ms_p50'])}, "
+        f"{size_text(metrics['size_bytes'])}"
+    )
+
+
+def unavailable(run: Run) -> list[tuple[list[str], str]]:
+    """(figures, cause) of the figures that could not be taken, each cause once."""
+    found: dict[str, dict[str, None]] = {}
+    for stage in run.stages:
+        for name, cause in stage.metrics["unavailable"].items():
+            found.setdefault(cause, {})[name] = None
+    return [(list(names), cause) for cause, names in found.items()]
+
+
+def left_out(run: Run) -> list[tuple[str, str, Sequence[str]]]:
+    """(stage, reason, layers): the layers that a stage left as they were, by reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for stage in run.stages:
+        for row in stage.record["left_out"]:
+            found.setdefault((stage.name, row["reason"]), []).append(row["layer"])
+    return [(stage, reason, layers) for (stage, reason), layers in found.items()]

@@ -1,0 +1,74 @@
+"""A training under way as one file, from which a run that was stopped goes on; it is never trusted unseen."""
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from compress.utils.files import write_bytes
+
+log = logging.getLogger(__name__)
+
+State = tuple[dict[str, torch.Tensor], dict[str, Any]]  # tensors by name, and values that JSON holds
+
+
+@dataclass
+class Checkpoint:
+    """Where the state of a stage's training is kept, and how often."""
+
+    path: Path
+    key: str  # of the stage: it tells whether a state belongs to what is being computed
+    minutes: float  # between two savings; 0: after every step
+    _saved_s: float = field(init=False, default_factory=time.monotonic)
+
+    def is_due(self) -> bool:
+        """Whether the last saving, or the start, is long enough ago."""
+        return time.monotonic() - self._saved_s >= 60 * self.minutes
+
+    def save(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        """Replaces what was saved before. One file holds both, so that they are always of the same moment."""
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        text = json.dumps({"key": self.key, "values": values}, allow_nan=False)
+        write_bytes(self.path, save(tensors, {"state": text, "sha256": _digest(tensors, text)}))
+        self._saved_s = time.monotonic()
+
+    def load(self) -> State | None:
+        """What was saved last, if anything. A file that is damaged or foreign is set aside, with a warning."""
+        if not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, "pt") as file:
+                notes = file.metadata() or {}
+                # Copies: the next saving replaces the file, which these would otherwise go on reading.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, it is no dict
+        except SafetensorError as error:
+            return self._set_aside(f"it is damaged: {error}")
+        text = notes.get("state", "")
+        if notes.get("sha256") != _digest(tensors, text):
+            return self._set_aside("it is damaged: its digest is not the one that was written down")
+        state = json.loads(text)
+        if state["key"] != self.key:
+            return self._set_aside("it was made with other settings or from another input")
+        return tensors, state["values"]
+
+    def _set_aside(self, reason: str) -> None:
+        aside = self.path.with_name(self.path.name + ".set_aside")
+        self.path.replace(aside)
+        log.warning("%s is not used, and set aside as %s: %s; the training starts anew", self.path, aside.name, reason)
+
+
+def _digest(tensors: dict[str, torch.Tensor], text: str) -> str:
+    """SHA-256 of the tensors with their names, types and shapes, and of the values: safetensors keeps none."""
+    total = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        array = tensors[name].numpy()
+        total.update(f"{name} {array.dtype} {array.shape} ".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()

@@ -1,0 +1,204 @@
+"""The one training loop: a stage brings its network and its loss, and the weights of the epoch to keep stay in it."""
+
+import logging
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from signal import Signals
+
+import torch
+from torch import Tensor, nn
+
+from compress.config.schema import TrainConfig
+from compress.data.dataset import Examples
+from compress.training.context import Context
+from compress.training.distributed import Relieved
+from compress.training.early_stopping import require_hope
+from compress.training.fast_layers import lean
+from compress.training.malloc import kept_memory
+from compress.training.state import Training
+from compress.training.step import Loss, Step, agree_on_parts, in_parts
+from compress.training.validation import split_logits, validate
+from compress.utils.console import Bar, progress
+from compress.utils.errors import Stopped, UserError
+from compress.utils.signals import stop_requests
+from compress.utils.tensors import to_device
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What one training is asked for, besides what all stages share."""
+
+    name: str  # the stage's
+    epochs: int
+    lr: float  # the peak
+    # Is called with each epoch's number, from 1, before it; after a restart for the epoch under way alone.
+    before_epoch: Callable[[int], None] = lambda epoch: None
+    lr_shares: dict[str, float] = field(default_factory=dict)  # a parameter's share of `lr`; the largest is 1
+    teacher: nn.Module | None = None  # an epoch is judged by the distance to it; None: by the labels
+
+
+def train(network: nn.Module, loss: Loss, context: Context, settings: TrainSettings) -> list[dict[str, float]]:
+    """Trains `network` in place and returns a row an epoch; it ends in eval mode.
+
+    The learning rate rises to `settings.lr` over `train.warmup` of the steps and falls to 0 along a cosine. The last
+    epoch is kept, unless an earlier one is better on validation beyond chance. A training that `context.checkpoint`
+    holds continues after its last step. Each of `context.ranks` takes its part of every batch; all end with the same
+    weights, and those that do not lead leave their stage by `Relieved`. Raises UserError, which names the step, where
+    a loss or a weight is not finite, GivenUp below one of `context.floors`, and Stopped once a signal has come and the
+    state is saved.
+    """
+    network.to(context.device, memory_format=torch.channels_last)
+    ranks, checkpoint, name, epochs = context.ranks, context.checkpoint, settings.name, settings.epochs
+    training = _begin(network, context, settings)
+    judged = settings.teacher is not None and training.epoch <= epochs  # else no epoch is left to be judged
+    teacher_logits = split_logits(settings.teacher, context.data.val, context.device) if judged else None
+    requests = stop_requests() if checkpoint else nullcontext([])
+    if ranks.world > 1:
+        agree_on_parts(training, loss, context)
+    with (
+        progress(name, training.steps, training.step) as bar,
+        requests as signals,
+        kept_memory(),
+        lean(network),
+        ranks.joined(network) as joined,
+    ):
+
+        def keep() -> None:
+            """Saves the state where it is time, or where a signal has come: then it ends the run."""
+            due = bool(checkpoint) and ranks.leads and checkpoint.is_due()
+            signal, due = ranks.largest(signals[0] if signals else 0, due)
+            if signal or due:
+                _require_finite_weights(training)
+                if ranks.leads:
+                    checkpoint.save(training.tensors(), training.values())
+            if signal:
+                where = f" after step {training.step} of {training.steps} of {name}; its state is saved"
+                raise Stopped(Signals(int(signal)), where)
+
+        while training.epoch <= epochs:
+            network.train()
+            settings.before_epoch(training.epoch)
+            _finish_steps(training, joined, loss, context, keep, bar)
+            _finish_epoch(training, teacher_logits, context, keep, bar)
+            keep()
+    if not ranks.leads:
+        raise Relieved
+    if training.parts > 1:
+        context.notes["out_of_memory"] = in_parts(training.parts)
+    if epochs:
+        context.notes["kept_epoch"] = training.choose_epoch()
+        log.info("%s: kept epoch %d, %s", name, *context.notes["kept_epoch"].values())
+    network.eval()
+    return training.rows
+
+
+def _begin(network: nn.Module, context: Context, settings: TrainSettings) -> Training:
+    """A training before its first step, or as it was when it was saved, with its curves written up to there."""
+    an_epoch, name, epochs = context.data.train.steps(), settings.name, settings.epochs
+    optimizer = _optimizer(network, settings.lr, context.train, settings.lr_shares)
+    factor = lambda step: _lr_factor(step, epochs * an_epoch, context.train.warmup)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    generator = torch.Generator().manual_seed(context.seed)
+    training = Training(name, epochs, an_epoch, network, optimizer, schedule, generator)
+    saved = context.ranks.in_turn(context.checkpoint.load) if context.checkpoint else None
+    if saved:
+        training.restore(*saved)
+        for step, value in enumerate(training.losses):
+            context.curves.step(step, loss=value, learning_rate=training.lr(step))
+        for epoch, row in enumerate(training.rows, 1):
+            context.curves.epoch(epoch, **row)
+        log.info("%s: goes on after step %d of %d", name, training.step, training.steps)
+    return training
+
+
+def _finish_steps(
+    training: Training, joined: nn.Module, loss: Loss, context: Context, keep: Callable[[], None], bar: Bar
+) -> None:
+    """The steps that are left of the epoch under way: all of them, some, or none."""
+    generator, split, ranks = training.generator, context.data.train, context.ranks
+    step = Step(training, joined, loss, context)
+    if training.order is None:
+        training.order = split.shuffle(generator)
+    augmented = split.augmented(training.order, generator, context.data.augmentation, training.batches, ranks.part)
+    for examples, count in augmented:
+        images, labels = to_device(examples.images, context.device), examples.labels.to(context.device)
+        value, correct = ranks.sums(*step.gradients(Examples(images, labels, examples.positions), count))
+        _require_finite("a loss", value, training.step + 1, training)
+        training.optimizer.step()
+        context.curves.step(training.step, loss=value, learning_rate=training.lr(training.step))
+        training.schedule.step()
+        training.finish_batch(value, int(correct), count)
+        bar.advance()
+        keep()
+
+
+def _finish_epoch(
+    training: Training, teacher_logits: Tensor | None, context: Context, keep: Callable[[], None], bar: Bar
+) -> None:
+    """Validates, then records and shows the epoch's figures. Raises UserError and GivenUp as `train` does."""
+    found = validate(
+        training.network, context.data.val, context.device, teacher_logits, keep, context.ranks, training.parts
+    )
+    _require_finite("a validation loss", found.loss, training.step, training)
+    row = {
+        "train_loss": training.total_loss / training.seen,
+        "train_top1_percent": 100 * training.correct / training.seen,
+        "val_loss": found.loss,
+        "val_top1_percent": found.top1_percent,
+    }
+    figures = f"loss {row['train_loss']:.3f}, train {row['train_top1_percent']:.2f} %, val {found.top1_percent:.2f} %"
+    if found.distances is not None:
+        row["val_teacher_kl_nats"] = found.distance
+        figures += f", {found.distance:.3g} nats from the teacher"
+    training.finish_epoch(row, found)
+    context.curves.epoch(len(training.rows), **row)
+    log.info("%s: epoch %d of %d, %s", training.name, len(training.rows), training.epochs, figures)
+    bar.note(figures)
+    require_hope(training.name, [past["val_top1_percent"] for past in training.rows], context.floors)
+
+
+def _require_finite_weights(training: Training) -> None:
+    """A finite loss can have a gradient that is not: such weights must not take the place of the last good ones."""
+    for parameter in training.network.parameters():
+        _require_finite("a weight", parameter.detach().abs().max().item(), training.step, training)
+
+
+def _require_finite(what: str, value: float, step: int, training: Training) -> None:
+    """Raises UserError, which names stage, epoch and step (the first is 1), for a NaN or an infinity."""
+    if not math.isfinite(value):
+        epoch = math.ceil(step / training.steps_an_epoch)
+        raise UserError(
+            f"{what} of {value} at step {step} of {training.steps} (epoch {epoch}) of {training.name}, "
+            f"where the learning rate is {training.lr(step - 1):.3g}",
+            "a finite one",
+            f"lower {training.name}.lr",
+        )
+
+
+def _optimizer(
+    network: nn.Module, lr: float, config: TrainConfig, lr_shares: dict[str, float]
+) -> torch.optim.Optimizer:
+    """Weight decay on matrices and filters only (He et al. 2019, "Bag of tricks", section 3.1)."""
+    trained = [(lr_shares.get(name, 1.0), value) for name, value in network.named_parameters() if value.requires_grad]
+    groups = [
+        {"params": params, "weight_decay": decay, "lr": share * lr}
+        for share in sorted({share for share, _ in trained} or {1.0}, reverse=True)  # the first is the rate shown
+        for decay, params in (
+            (config.weight_decay, [value for own, value in trained if own == share and value.ndim > 1]),
+            (0.0, [value for own, value in trained if own == share and value.ndim <= 1]),
+        )
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr)
+    return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.momentum > 0)
+
+
+def _lr_factor(step: int, steps: int, warmup: float) -> float:
+    rise = math.ceil(warmup * steps)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))

@@ -1,0 +1,168 @@
+"""The state of a training: all that changes from step to step, as tensors and plain values that a file can hold."""
+
+import copy
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compress.training.validation import BEYOND_CHANCE, Validation, standard_errors_better
+
+_COUNTS = ("epoch", "batches", "seen", "total_loss", "correct", "rows", "best_epoch", "best_rank", "parts")
+_SCORES = ("best_scores", "last_scores")
+
+
+@dataclass
+class Training:
+    """A network with what trains it, and how far that has come."""
+
+    name: str  # the stage
+    epochs: int
+    steps_an_epoch: int
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    generator: torch.Generator  # of order and augmentation
+    parts: int = 1  # that each batch is taken in, one after the other: what fits into memory
+    epoch: int = 1  # the one under way
+    order: Tensor | None = None  # (N,) positions of its images; None: not drawn yet
+    batches: int = 0  # of it that are done, and on their images:
+    seen: int = 0
+    total_loss: float = 0.0
+    correct: int = 0
+    losses: list[float] = field(default_factory=list)  # a step each, from the first epoch on
+    rows: list[dict[str, float]] = field(default_factory=list)  # an epoch each
+    best_epoch: int = 0
+    best_rank: list[float] = field(default_factory=list)  # the smaller, the better; empty before the first epoch's end
+    best: dict[str, Tensor] = field(default_factory=dict)  # the network's state after the best epoch
+    best_scores: Tensor | None = None  # (N,) of the validation images after it, lower is better
+    last_scores: Tensor | None = None  # (N,) after the last epoch
+
+    @property
+    def steps(self) -> int:
+        """Of all epochs."""
+        return self.epochs * self.steps_an_epoch
+
+    @property
+    def step(self) -> int:
+        """How many have been taken."""
+        return len(self.losses)
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step; the first is 0."""
+        return self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](step)
+
+    def finish_batch(self, loss: float, correct: int, images: int) -> None:
+        """Counts a step that has been taken."""
+        self.losses.append(loss)
+        self.batches, self.seen = self.batches + 1, self.seen + images
+        self.total_loss, self.correct = self.total_loss + loss * images, self.correct + correct
+
+    def finish_epoch(self, row: dict[str, float], found: Validation) -> None:
+        """Counts an epoch, and keeps a copy of the network where that is the best so far."""
+        rank = [found.scores.mean().item(), found.loss]
+        self.last_scores = found.scores
+        if not self.best_rank or rank < self.best_rank:
+            self.best_epoch, self.best_rank, self.best_scores = self.epoch, rank, found.scores
+            self.best = copy.deepcopy(self.network.state_dict())
+        self.rows.append(row)
+        self.epoch, self.order = self.epoch + 1, None
+        self.batches, self.seen, self.total_loss, self.correct = 0, 0, 0.0, 0
+
+    def choose_epoch(self) -> dict[str, Any]:
+        """Puts the weights of the epoch to keep into the network; its number, and why it was chosen.
+
+        That is the last one, where the learning rate has come down to 0. The best of several noisy epochs is seldom
+        truly better, and on few images an early one whose learning rate is still high may look so.
+        """
+        if self.best_epoch == len(self.rows):
+            return {"epoch": self.best_epoch, "reason": "the last, and the best on validation"}
+        better = standard_errors_better(self.best_scores, self.last_scores)
+        if better <= 0:
+            return {"epoch": len(self.rows), "reason": "the last, and none before it is better on validation"}
+        measured = f"epoch {self.best_epoch} is {better:.1f} standard errors better on validation"
+        if better <= BEYOND_CHANCE:
+            return {"epoch": len(self.rows), "reason": f"the last: {measured}, which may be chance"}
+        self.network.load_state_dict(self.best)
+        return {"epoch": self.best_epoch, "reason": f"not the last: {measured}, more than chance"}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By group and name; with `values` all that `restore` needs."""
+        groups = {"network": self.network.state_dict(), "best": self.best, "random": _random_tensors()}
+        groups["random"]["generator"] = self.generator.get_state()
+        groups["losses"] = {"steps": torch.tensor(self.losses, dtype=torch.float64)}
+        if self.order is not None:
+            groups["order"] = {"images": self.order}
+        groups["scores"] = {name: getattr(self, name) for name in _SCORES if getattr(self, name) is not None}
+        for index, kept in self.optimizer.state_dict()["state"].items():
+            groups[f"optimizer.{index}"] = kept
+        return {f"{group}.{name}": value for group, named in groups.items() for name, value in named.items()}
+
+    def values(self) -> dict[str, Any]:
+        """The rest, as JSON holds it."""
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        return counts | {"schedule": self.schedule.state_dict(), "random": _random_values()}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Goes back to what `tensors` and `values` returned; `network`, `optimizer` and `schedule` are built anew."""
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            group, _, rest = name.partition(".")
+            groups.setdefault(group, {})[rest] = value
+        for name in _COUNTS:
+            setattr(self, name, values[name])
+        self.network.load_state_dict(groups["network"])
+        self.best = groups.get("best", {})
+        for name in _SCORES:
+            setattr(self, name, groups.get("scores", {}).get(name))
+        self.losses = groups["losses"]["steps"].tolist()
+        self.order = groups["order"]["images"] if "order" in groups else None
+        self.generator.set_state(groups["random"]["generator"])
+        _restore_random(groups["random"], values["random"])
+        self._restore_optimizer(groups.get("optimizer", {}))
+        self.schedule.load_state_dict(values["schedule"])
+        for settings, lr in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            settings["lr"] = lr
+
+    def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        """In channels_last, as gradients come: in another order of memory than theirs each step would take longer."""
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            index, _, rest = name.partition(".")
+            laid_out = value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+            state.setdefault(int(index), {})[rest] = laid_out
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+
+
+def _random_tensors() -> dict[str, Tensor]:
+    """The states of torch's, NumPy's and Python's own random numbers, as bytes."""
+    _, python, _ = random.getstate()
+    _, numpy, *_ = np.random.get_state()
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(numpy.view(np.uint8)),
+        "python": torch.from_numpy(np.array(python, np.uint32).view(np.uint8)),
+    }
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _random_values() -> dict[str, Any]:
+    """What belongs to them and is no byte: positions, and a normal number that was drawn in advance."""
+    version, _, drawn = random.getstate()
+    name, _, *rest = np.random.get_state()
+    return {"python": [version, drawn], "numpy": [name, *rest]}
+
+
+def _restore_random(tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    version, drawn = values["python"]
+    name, *rest = values["numpy"]
+    random.setstate((version, tuple(tensors["python"].numpy().view(np.uint32).tolist()), drawn))
+    np.random.set_state((name, tensors["numpy"].numpy().view(np.uint32), *rest))
+    torch.set_rng_state(tensors["torch"])
+    if "cuda" in tensors and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(tensors["cuda"])

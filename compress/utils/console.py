@@ -1,0 +1,76 @@
+"""What a person sees while a run goes on: progress bars, and the table of stages at its end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich import get_console
+from rich.box import SIMPLE_HEAD
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from compress.utils.units import count_text, size_text
+
+
+def silence() -> None:
+    """From here on this process shows no bar and no table: another one of its run does."""
+    get_console().quiet = True
+
+
+class Bar:
+    """One line of progress with a remark behind it."""
+
+    def __init__(self, bars: Progress, task: int):
+        self._bars, self._task = bars, task
+
+    def advance(self) -> None:
+        self._bars.advance(self._task)
+
+    def note(self, text: str) -> None:
+        self._bars.update(self._task, note=text)
+
+
+@contextmanager
+def progress(name: str, steps: int, done: int = 0) -> Iterator[Bar]:
+    """A bar of `steps` on the terminal, `done` before; it goes when the work is done, the log keeps the figures."""
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(
+        *columns, console=get_console(), transient=True, disable=get_console().quiet or not get_console().is_terminal
+    ) as bars:
+        yield Bar(bars, bars.add_task(name, total=steps, completed=done, note=""))
+
+
+def print_summary(rows: list[dict]) -> None:
+    """The table of stages, of summary.json's rows; 80 columns wide."""
+    table = Table(box=SIMPLE_HEAD, padding=0)
+    for heading in ("stage", "top-1 %", "95 % range", "lost", "MACs", "size", "ms", "smaller", "faster"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
+    for row in rows:
+        metrics = row["metrics"]
+        low, high = metrics["deployed_top1_ci95_percent"]
+        table.add_row(
+            row["stage"],
+            f"{metrics['deployed_top1_percent']:.2f}",
+            f"{low:.2f}-{high:.2f}",
+            f"{row['points_lost']:.2f}",
+            count_text(metrics["macs"]),
+            size_text(metrics["size_bytes"]),
+            f"{metrics['latency_ms_p50']:.2f}",
+            f"{row['times_smaller']:.2f}x",
+            f"{row['times_faster']:.2f}x",
+        )
+    get_console().print(table)
+    get_console().print(
+        "top-1, size and ms (one image, median) are those of each stage's model.onnx in\n"
+        "ONNX Runtime; lost: points, smaller, faster: times, against the teacher's file\n"
+    )
+    for name, target in rows[-1]["metrics"]["targets"].items():
+        size = size_text(target["size_bytes"])
+        get_console().print(
+            f"{rows[-1]['stage']} in {name}: {target['top1_percent']:.2f} %, {size}, {target['latency_ms_p50']:.2f} ms"
+        )

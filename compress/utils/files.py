@@ -1,0 +1,121 @@
+"""The files of stages and runs: their names, how they are written whole, how it is told that none changed. No torch."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from compress.utils.errors import UserError
+
+MODEL, SPEC, ONNX = "model.safetensors", "model.json", "model.onnx"
+METRICS, PREDICTIONS, STAGE = "metrics.json", "predictions.safetensors", "stage.json"
+SENSITIVITY, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
+OUTPUTS = "outputs.safetensors"  # what the network gives for fixed images, to know it by when it is loaded
+PROFILE, EXAMPLES = "profile.json", "examples.safetensors"
+TRAINING = "training.safetensors"  # of a stage under way, behind the name of its folder
+REPEATS, CONTROLS = "repeats.json", "controls.json"  # of a run
+STATUS = "status.json"  # of a run: whether it is under way, or how it ended, as one of these states
+FINISHED, FAILED, GIVEN_UP, STOPPED = "finished", "failed", "given up", "stopped"
+
+_OWN = "digest"  # of stage.json's other content, in itself
+
+
+def finish_stage(folder: Path, record: dict[str, Any]) -> None:
+    """Writes stage.json, last and by rename: `record` with the digest of every other file there, and its own."""
+    record = record | {"files": digests(folder)}
+    write_json(folder / STAGE, record | {_OWN: _own_digest(record)})
+
+
+def finished_stage(folder: Path, key: str) -> dict[str, Any] | None:
+    """stage.json's record where the folder is whole, was made from the same `key`, and no file has changed since."""
+    try:
+        content = (folder / STAGE).read_bytes()
+        record = json.loads(content)
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    if not isinstance(record, dict) or record.get("key") != key or record.get("files") != digests(folder):
+        return None
+    return record if record.get(_OWN) == _own_digest(record) and content == _as_json(record) else None
+
+
+def _own_digest(record: dict[str, Any]) -> str:
+    return digest_of({name: value for name, value in record.items() if name != _OWN})
+
+
+def fresh_folder(folder: Path) -> None:
+    """An empty folder in place of whatever an interrupted run, or one with other settings, left there."""
+    if folder.is_dir():
+        (folder / STAGE).unlink(missing_ok=True)  # first: a kill in the middle must not leave a folder that looks whole
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def training_file(stage: Path) -> Path:
+    """Where the training of a stage is kept while it is under way: beside its folder, which each start empties."""
+    return stage.with_name(f"{stage.name}.{TRAINING}")
+
+
+def remove_training(stage: Path) -> None:
+    """Of a finished stage: what was kept of its training, whole or half-written."""
+    for path in (training_file(stage), _part(training_file(stage))):
+        path.unlink(missing_ok=True)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file but stage.json."""
+    return {
+        path.name: digest_of_file(path)
+        for path in sorted(folder.iterdir())
+        if path.name != STAGE and path.is_file() and not path.name.endswith(".part")
+    }
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: a temporary name, synced, then renamed."""
+    part = _part(path)
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As `write_bytes`. Raises ValueError for NaN and infinity, which JSON has not."""
+    write_bytes(path, _as_json(value))
+
+
+def _as_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file or folder `name` of `folder`. Raises UserError for a name that a record has and that leads elsewhere."""
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise UserError(
+            f"{folder} with a record of {name!r}", "names of files in that folder", "do not use this folder"
+        )
+    return folder / name
+
+
+def digest_of_file(path: str | Path | None) -> str | None:
+    """SHA-256 of a file's bytes; None for no file, or one that is not there."""
+    if path is None or not Path(path).is_file():
+        return None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of plain values, by their sorted JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
