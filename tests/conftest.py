@@ -17,25 +17,30 @@ from compress.config.schema import (
     QuantizeConfig,
     TeacherConfig,
 )
-from compress.evaluation import concurrent_runs as neighbours
+from compress.evaluation import concurrent_runs
 from compress.models import ZOO, Entry
 from compress.models.cifar_resnet import CifarResNet
 
 torch.set_num_threads(1)
 
 LONGEST = (
-    "test_command.py",
-    "test_launchers.py",
-    "test_recipes.py",
-    "test_pipeline.py",
-    "test_devices.py",
-    "test_stages.py",
+    "launch/test_command.py",
+    "launch/test_launchers.py",
+    "tests/test_recipes.py",
+    "pipeline/test_run.py",
+    "training/test_distributed.py",
+    "stages/test_stages.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest modules first, so that no worker is left alone with one of them at the end."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.as_posix()
+        return next((at for at, name in enumerate(LONGEST) if path.endswith(name)), len(LONGEST))
+
+    items.sort(key=place)
 
 
 def tiny_arrays(seed: int = 0) -> dict[str, np.ndarray]:
@@ -71,7 +76,7 @@ def resnet8() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def no_neighbours(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests go on beside each other: none is told of another one's runs."""
-    neighbours.FOLDER = tmp_path_factory.mktemp("neighbours")
+    concurrent_runs.FOLDER = tmp_path_factory.mktemp("neighbours")
 
 
 def make_tiny_config(npz: Path) -> Config:

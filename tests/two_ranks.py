@@ -1,4 +1,4 @@
-"""Small trainings that one process and two can do, and a whole run: what torchrun starts for tests/test_devices.py.
+"""Small trainings that one process and two can do, and a whole run: what training/test_distributed.py starts.
 
 Each process writes what became of its trainings to a folder of its own; then they run the command line together.
 """
@@ -27,11 +27,11 @@ from compress.models.cifar_resnet import CifarResNet
 from compress.training import step
 from compress.training.checkpoint import Checkpoint
 from compress.training.context import Context
-from compress.training.distributed import Ranks, Relieved, join
+from compress.training.distributed import ProcessGroup, StageDone, join
 from compress.training.loop import TrainSettings, train
 from compress.training.step import Loss
-from compress.training.tensorboard import Curves
-from compress.utils.errors import Stopped, UserError
+from compress.training.tensorboard import TensorBoardWriter
+from compress.utils.errors import Interrupted, UserError
 from compress.utils.torchrun import rank
 from tests.conftest import make_tiny_config
 
@@ -80,15 +80,20 @@ NETWORKS = {"plain": plain, "normalised": normalised, "rounded": rounded}
 
 
 def training(
-    name: str, data: Data, ranks: Ranks, loss: Loss | None = None, checkpoint: Checkpoint | None = None, epochs: int = 1
+    name: str,
+    data: Data,
+    ranks: ProcessGroup,
+    loss: Loss | None = None,
+    checkpoint: Checkpoint | None = None,
+    epochs: int = 1,
 ) -> tuple[dict[str, Tensor], Context]:
     """The network's state at the end of the last epoch, and the context with its notes."""
     torch.manual_seed(0)
     network = NETWORKS[name](data)
-    with Curves(None) as curves:
+    with TensorBoardWriter(None) as curves:
         context = Context(data, None, TrainConfig(precision="float32"), CPU, 5, curves, checkpoint, ranks)
         before = freezing(network) if name == "rounded" else lambda epoch: None
-        with suppress(Relieved):
+        with suppress(StageDone):
             train(network, loss or label_loss(0.0), context, TrainSettings("test", epochs, 0.05, before))
     return {key: value.contiguous().clone() for key, value in network.state_dict().items()}, context
 
@@ -132,13 +137,15 @@ def trainings(data: Data, folder: Path, shared: Path) -> None:
     states = {name: training(name, data, ranks)[0] for name in NETWORKS}
     states["rounded_frozen"] = training("rounded", data, ranks, epochs=3)[0]
     seen: list[int] = []
-    states["small_memory"], context = training("plain", data, ranks, small_memory(4 if ranks.leads else BATCH, seen))
+    states["small_memory"], context = training(
+        "plain", data, ranks, small_memory(4 if ranks.is_rank_zero else BATCH, seen)
+    )
     told: dict[str, object] = {"notes": context.notes, "seen": seen}
 
     checkpoint = Checkpoint(shared / "state", "key", 10)
     try:  # the probe of memory is the first call, so that the second step is the third
-        training("normalised", data, ranks, None if ranks.leads else signalled(3), checkpoint)
-    except Stopped as stop:
+        training("normalised", data, ranks, None if ranks.is_rank_zero else signalled(3), checkpoint)
+    except Interrupted as stop:
         told["stopped"] = str(stop)
     states["stopped"], _ = training("normalised", data, ranks, None, checkpoint)
 

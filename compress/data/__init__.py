@@ -7,7 +7,7 @@ import torch
 from compress.config.schema import DataConfig
 from compress.data.augmentation import Augmentation
 from compress.data.builtin import ARRAYS, Arrays, to_memory
-from compress.data.dataset import Data, Pixels, Split, check_labels, digest, hold_out
+from compress.data.dataset import Data, Pixels, Split, check_labels, digest, stratified_split
 from compress.data.defaults import with_defaults
 from compress.data.image_folder import imagefolder
 from compress.data.labels import note_classes_without_images
@@ -41,7 +41,7 @@ def load_data(config: DataConfig, seed: int) -> Data:
     source = "own" if "val" in splits else config.val_from
     if source != "own":
         splits["val"] = splits[source]
-        index[source], index["val"] = hold_out(splits[source].labels, config.val_fraction, seed)
+        index[source], index["val"] = stratified_split(splits[source].labels, config.val_fraction, seed)
         if not len(index["val"]):
             raise UserError(
                 f"data.val_from={source} with {len(splits[source].labels)} images in {source}, one of each class",

@@ -128,7 +128,7 @@ class Data:
     augmentation: Augmentation
     fingerprint: str  # of every image, every label and which split each is in
     val_from: str = "own"  # the split that validation was held out of, train or test; own: it is one of its own
-    crop_share: float = 1.0  # how files became these images, see `middle_square`
+    crop_share: float = 1.0  # how files became these images, see `center_crop`
     interpolation: str = "bilinear"
 
     @property
@@ -149,7 +149,7 @@ class Data:
         return self.train.std.flatten().tolist()
 
 
-def hold_out(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions of (train, validation), stratified by class and seeded; each class keeps an image in train."""
     generator = np.random.default_rng(seed)
     train, val = [], []

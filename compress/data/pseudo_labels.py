@@ -10,7 +10,7 @@ from compress.utils.tensors import to_device
 
 
 @torch.no_grad()
-def labelled_by(teacher: nn.Module, data: Data, device: torch.device) -> Data:
+def add_pseudo_labels(teacher: nn.Module, data: Data, device: torch.device) -> Data:
     """`data` with the likeliest class of `teacher` where an image has none, in train and in what was held out of it.
 
     "Accuracy" on these is agreement with the teacher. The test split keeps its own labels.

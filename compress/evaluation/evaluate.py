@@ -24,7 +24,7 @@ from compress.utils.missing import Missing, with_causes
 
 
 @dataclass
-class Measured:
+class Evaluation:
     """What measuring a stage brings to its folder."""
 
     metrics: dict[str, Any]  # metrics.json
@@ -33,7 +33,7 @@ class Measured:
     examples: dict[str, torch.Tensor] | None  # examples.safetensors; None for the teacher
 
 
-def measure_stage(
+def evaluate_stage(
     folder: Path,
     teacher: Path,
     spent: dict[str, Any],
@@ -42,7 +42,7 @@ def measure_stage(
     config: MeasureConfig,
     device: torch.device,
     threads: int,
-) -> Measured:
+) -> Evaluation:
     """Every figure of what lies in `folder`.
 
     The test split is read here, once. `teacher` is the teacher's folder: `folder` itself for the teacher. `spent`
@@ -80,4 +80,4 @@ def measure_stage(
     shown = None
     if examples:
         shown = examples.tensors(restore_float(teacher), restore_float(folder), data.test, predictions["deployed_top1"])
-    return Measured(with_causes(figures), predictions, profile(folder / ONNX, data.shape, config, threads), shown)
+    return Evaluation(with_causes(figures), predictions, profile(folder / ONNX, data.shape, config, threads), shown)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.data.dataset import Split
-from compress.evaluation.grad_cam import heatmaps
+from compress.evaluation.grad_cam import grad_cam
 
 SHOWN = 24
 
@@ -49,8 +49,8 @@ class Examples:
             "teacher_top1": self.teacher_top1[index],
             "deployed_top1": deployed_top1[index],
         }
-        theirs = heatmaps(teacher, images, found["teacher_top1"])
-        own = heatmaps(network, images, found["deployed_top1"])
+        theirs = grad_cam(teacher, images, found["teacher_top1"])
+        own = grad_cam(network, images, found["deployed_top1"])
         if theirs is None or own is None:
             return found
         return found | {"teacher_heatmap": _bytes(theirs), "heatmap": _bytes(own)}

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
-def heatmaps(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor | None:
+def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor | None:
     """(N, H, W) from 0 to 1 for images (N, C, H, W): what speaks for `classes` (N,); None without a spatial tensor.
 
     Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2) at the last tensor that has rows and columns.

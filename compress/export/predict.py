@@ -11,7 +11,7 @@ from compress.export.onnx_session import open_session
 from compress.utils import files
 from compress.utils.errors import UserError
 from compress.utils.image_layout import to_numpy
-from compress.utils.images import network_input, opened
+from compress.utils.images import opened, preprocess
 
 BATCH = 32
 
@@ -44,9 +44,9 @@ class Classifier:
     def _pixels(self, image: Any, name: str) -> np.ndarray:
         """float32 (C, S, S), as the network reads it."""
         if not isinstance(image, (str, Path)):
-            return network_input(image if isinstance(image, Image.Image) else to_numpy(image), self._input, name)
+            return preprocess(image if isinstance(image, Image.Image) else to_numpy(image), self._input, name)
         with opened(image, str(image)) as file:
-            return network_input(file, self._input, str(image))
+            return preprocess(file, self._input, str(image))
 
 
 def load(run: str | Path) -> Classifier:

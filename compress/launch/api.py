@@ -15,8 +15,8 @@ from compress.config.schema import Config
 from compress.data.builtin import ARRAYS
 from compress.data.in_memory import own_arrays
 from compress.export.predict import Classifier, load
-from compress.models.user_model import OWN, add_own
-from compress.pipeline.experiment import run_study
+from compress.models.user_model import USER_MODELS, add_own
+from compress.pipeline.experiment import run_experiment
 from compress.utils.errors import UserError
 from compress.utils.files import ONNX, read_json
 
@@ -60,7 +60,7 @@ def run(
             raise UserError("preflight=true", "a run", "leave it out: python -m compress preflight=true tells of files")
         place = Path(folder) if folder else Path("outputs", Path(recipe).stem, f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
         place.mkdir(parents=True, exist_ok=True)
-        run_study(config, place)
+        run_experiment(config, place)
     return Result(place, read_json(place / "summary.json"), load(place))
 
 
@@ -83,7 +83,7 @@ def _config(recipe: str, model: nn.Module | None, data: Sequence[Any] | None, ov
             config.data.name = _DATA
         yield config
     finally:
-        OWN.pop(name, None)
+        USER_MODELS.pop(name, None)
         ARRAYS.pop(_DATA, None)
 
 

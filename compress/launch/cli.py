@@ -7,7 +7,7 @@ import traceback
 from compress.config.paths import CONF
 from compress.launch.help import help_page
 from compress.utils.cores import shorten_spinning
-from compress.utils.errors import Stopped, UserError, tell
+from compress.utils.errors import Interrupted, UserError, tell
 from compress.utils.torchrun import rank, world_size
 
 
@@ -27,12 +27,12 @@ def main() -> int:
 
     from compress.config.compose import register, with_own_folders
     from compress.config.overrides import as_hydra_reads
-    from compress.launch.exit_status import ending
+    from compress.launch.exit_status import exit_status
     from compress.launch.job import run
     from compress.launch.launchers import register_launchers, require_one_kind_of_processes
     from compress.launch.search.plugin import register_search
     from compress.launch.sweep import explain_launcher, outcome, place, write_page
-    from compress.utils.signals import stoppable
+    from compress.utils.signals import handle_signals
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit
     try:
@@ -42,34 +42,34 @@ def main() -> int:
         register_launchers()
         register_search()
         sys.argv[1:] = with_own_folders(sys.argv[1:])
-        with stoppable():
+        with handle_signals():
             try:
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run)()
             finally:
                 write_page()
         status, line = outcome()
-    except Stopped as stop:
+    except Interrupted as stop:
         status, line = 128 + stop.signal, f"{stop}; to go on: the same command with {place()}"
     except Exception as error:
-        status, line = ending(explain_launcher(error))
+        status, line = exit_status(explain_launcher(error))
         if status == 1:
             traceback.print_exc()
     if line:
         tell(line)
     if world_size() > 1 and status == 0:  # of one that fails torchrun ends the others
-        from compress.training.distributed import dismiss
+        from compress.training.distributed import shut_down_workers
 
-        dismiss()
+        shut_down_workers()
     return status
 
 
 def _follow() -> int:
     """The exit status of a process that another one leads."""
-    from compress.pipeline.compute import follow
+    from compress.pipeline.compute import worker_loop
 
     try:
-        follow()
-    except Stopped as stop:
+        worker_loop()
+    except Interrupted as stop:
         return 128 + stop.signal
     except UserError as error:
         tell(str(error))

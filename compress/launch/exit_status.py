@@ -11,7 +11,7 @@ from compress.utils.errors import UserError
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
-def ending(error: Exception) -> tuple[int, str]:
+def exit_status(error: Exception) -> tuple[int, str]:
     """Exit status and last line of a run that `error` has ended: 2 for a user's own mistake, 1 for a fault of ours."""
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         error = explain(error)

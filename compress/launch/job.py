@@ -16,12 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.logging import RichHandler
 
 from compress.config.compose import to_config
-from compress.launch.exit_status import ending
+from compress.launch.exit_status import exit_status
 from compress.launch.slurm import queued_again
 from compress.utils.cores import share
-from compress.utils.errors import GivenUp, Stopped
+from compress.utils.errors import EarlyStopped, Interrupted
 from compress.utils.files import FAILED, FINISHED, GIVEN_UP, STATUS, STOPPED, write_json
-from compress.utils.signals import interrupted_by, stoppable
+from compress.utils.signals import handle_signals, interrupted_by
 
 STOP = "stop"  # a file in a sweep's folder: its jobs save what they do, and end
 
@@ -31,9 +31,9 @@ log = logging.getLogger("compress")
 def run(composed: DictConfig) -> dict[str, Any]:
     """Runs what Hydra has composed, leaves in the run's folder how that ended, and returns it.
 
-    That is its `state`, with the `error` of one that did not finish, or with what `run_study` returns. Of a sweep's job
-    nothing is raised, for each launcher would do something else with it, but for Stopped where the jobs take turns in
-    the process of the command: it ends them all.
+    That is its `state`, with the `error` of one that did not finish, or with what `run_experiment` returns. A sweep's
+    job raises nothing, for each launcher would do something else with it, but for Interrupted where the jobs take
+    turns in the process of the command: it ends them all.
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
@@ -42,15 +42,15 @@ def run(composed: DictConfig) -> dict[str, Any]:
     try:
         with _own_process(hydra) if runs_beside_others(hydra) else nullcontext():
             found = _study(composed, folder, hydra)
-    except Stopped as stop:
+    except Interrupted as stop:
         end = {"state": STOPPED, "error": str(stop), "exit": 128 + stop.signal}
         write_json(folder / STATUS, note | end)
         if not runs_beside_others(hydra):
             raise
         return end
     except Exception as error:
-        status, line = ending(error)
-        end = {"state": GIVEN_UP if isinstance(error, GivenUp) else FAILED, "error": line, "exit": status}
+        status, line = exit_status(error)
+        end = {"state": GIVEN_UP if isinstance(error, EarlyStopped) else FAILED, "error": line, "exit": status}
         write_json(folder / STATUS, note | end)
         if hydra.mode != RunMode.MULTIRUN:
             raise
@@ -69,9 +69,9 @@ def _study(composed: DictConfig, folder: Path, hydra: HydraConf) -> dict[str, An
     config = to_config(composed)
     if runs_beside_others(hydra):
         config.threads = config.threads or share(OmegaConf.to_container(hydra.launcher))
-    from compress.pipeline.experiment import run_study  # after the check: torch takes seconds to import
+    from compress.pipeline.experiment import run_experiment  # after the check: torch takes seconds to import
 
-    return run_study(config, folder, wait=hydra.mode == RunMode.MULTIRUN)
+    return run_experiment(config, folder, wait=hydra.mode == RunMode.MULTIRUN)
 
 
 @contextmanager
@@ -83,5 +83,9 @@ def _own_process(hydra: HydraConf) -> Iterator[None]:
             handler.setFormatter(logging.Formatter(f"#{hydra.job.num} %(message)s"))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background has it ignored
     by_submitit = "submitit" in hydra.launcher["_target_"]
-    with stoppable(), interrupted_by(Path(hydra.sweep.dir) / STOP), queued_again() if by_submitit else nullcontext():
+    with (
+        handle_signals(),
+        interrupted_by(Path(hydra.sweep.dir) / STOP),
+        queued_again() if by_submitit else nullcontext(),
+    ):
         yield

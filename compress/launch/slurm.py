@@ -4,7 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from compress.utils.errors import Stopped
+from compress.utils.errors import Interrupted
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def queued_again() -> Iterator[None]:
     signal.signal(signal.SIGUSR2, stop)
     try:
         yield
-    except Stopped:
+    except Interrupted:
         if out_of_time:
             leave(signal.SIGUSR2, None)
         raise

@@ -16,10 +16,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from compress.config.schema import SearchConfig
-from compress.launch.exit_status import ending
+from compress.launch.exit_status import exit_status
 from compress.launch.job import STOP, runs_beside_others
 from compress.launch.launchers import launcher_mistake
-from compress.utils.errors import Stopped, UserError
+from compress.utils.errors import Interrupted, UserError
 from compress.utils.files import FINISHED, STATUS
 from compress.utils.signals import raise_stopped
 
@@ -39,7 +39,7 @@ class _Command:
 _command = _Command()
 
 
-class Told(Callback):
+class SweepCallback(Callback):
     """Learns from Hydra, which tells it to callbacks alone, where the command writes."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -79,11 +79,11 @@ def write_page() -> None:
 def outcome() -> tuple[int, str]:
     """Exit status and last line of a command whose jobs all came to an end: 0 and none where they finished.
 
-    Of a search too: it goes on behind those that did not, and raises where none did. Raises Stopped where a signal has
-    ended them.
+    Of a search too: it goes on behind those that did not, and raises where none did. Raises Interrupted where a signal
+    has ended them.
     """
     if _command.stopped_by:
-        raise Stopped(_command.stopped_by, "; its jobs have saved what they did")
+        raise Interrupted(_command.stopped_by, "; its jobs have saved what they did")
     jobs = {path.parent: json.loads(text) for path, text in _statuses().items() if text != _command.before.get(path)}
     missed = {folder: job for folder, job in jobs.items() if job["state"] != FINISHED}
     if not missed or not _command.launcher or _command.searches:
@@ -100,7 +100,7 @@ def outcome() -> tuple[int, str]:
 def explain_launcher(error: Exception) -> Exception:
     """What `error` says of a launcher that is missing or has given up; itself, where it is of something else."""
     mistake = launcher_mistake(error, _command.launcher)
-    if mistake or _command.launcher in ("", "BasicLauncher") or ending(error)[0] == 2:
+    if mistake or _command.launcher in ("", "BasicLauncher") or exit_status(error)[0] == 2:
         return mistake or error
     return RuntimeError(f"{_command.launcher} gave up: {error}; to go on: the same command with {place()}")
 

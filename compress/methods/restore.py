@@ -56,12 +56,12 @@ def _loaded(spec: Spec, tensors: dict[str, torch.Tensor]) -> nn.Module:
     """The network that has these tensors: of a quantized stage the one prepared for it."""
     network, settings = float_network(spec), spec.quantization
     if settings is not None:
-        from compress.methods.quantization.mixed_precision import keep_float  # as in `restore`
+        from compress.methods.quantization.mixed_precision import exclude_layers  # as in `restore`
         from compress.methods.quantization.pt2e import prepare
 
         example = torch.zeros(1, *spec.input["shape"])
         network = prepare(network, example, settings["weight_bits"], settings["mode"] == "qat", settings["calibration"])
-        keep_float(network, settings["float_layers"])
+        exclude_layers(network, settings["float_layers"])
     else:
         _untie(network, tensors)
     network.load_state_dict(tensors)

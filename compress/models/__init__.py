@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from compress.models.initialization import settle
+from compress.models.initialization import initialize
 from compress.models.registry import LIBRARIES, ZOO, Entry, find_entry
 from compress.models.stems import set_input_channels
 from compress.models.third_party import (
@@ -18,7 +18,7 @@ from compress.models.third_party import (
     require_takes,
     require_timm,
 )
-from compress.models.user_model import OWN
+from compress.models.user_model import USER_MODELS
 from compress.utils.errors import UserError
 
 __all__ = ["ZOO", "Architecture", "Entry", "build", "check_model", "is_library", "require_model_fits", "stem_for"]
@@ -43,7 +43,7 @@ class Architecture:
 
 def check_model(name: str, key: str) -> None:
     """Raises UserError where no library, zoo or user has that name, or where the package behind it is missing."""
-    if name in OWN:
+    if name in USER_MODELS:
         return
     if is_library(name):
         check_library_name(name, key)
@@ -62,7 +62,7 @@ def check_model(name: str, key: str) -> None:
 
 def is_library(name: str) -> bool:
     """Whether `name` is torchvision/NAME or timm/NAME: built as it was published, and known to no test of ours."""
-    return name not in OWN and name.partition("/")[0] in LIBRARIES and "/" in name
+    return name not in USER_MODELS and name.partition("/")[0] in LIBRARIES and "/" in name
 
 
 def require_model_fits(name: str, key: str, shape: tuple[int, int, int], classes: int) -> None:
@@ -99,8 +99,8 @@ def build(architecture: Architecture, weights: str | None = None) -> nn.Module:
     unknown weights, and for weights of a network that has none.
     """
     check_model(architecture.model, "model")
-    if architecture.model in OWN:
-        return copy.deepcopy(OWN[architecture.model])
+    if architecture.model in USER_MODELS:
+        return copy.deepcopy(USER_MODELS[architecture.model])
     entry, classes = find_entry(architecture.model), architecture.classes
     size = architecture.image_size if is_library(architecture.model) else None
     if entry.own:
@@ -113,7 +113,7 @@ def build(architecture: Architecture, weights: str | None = None) -> nn.Module:
     else:
         network = from_torchvision(entry.torchvision, classes, weights, size)
     if not weights:
-        settle(network)
+        initialize(network)
     if architecture.stem == "small" and entry.small:
         entry.small(network)
     if not (entry.timm and is_library(architecture.model)):  # timm has set them

@@ -27,7 +27,7 @@ _DEPTH = 6  # of attributes in attributes
 _PLAIN = (str, bytes, int, float, complex, bool, type(None))
 
 
-def own_digest(network: nn.Module) -> str:
+def user_model_digest(network: nn.Module) -> str:
     """SHA-256 over what a network is: modules, source and compiled code of its classes, attributes, every tensor."""
     tensors = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):

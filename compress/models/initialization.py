@@ -9,7 +9,7 @@ from torch import nn
 _LAST_NORM = {"BasicBlock": "bn2", "Bottleneck": "bn3"}
 
 
-def settle(network: nn.Module) -> None:
+def initialize(network: nn.Module) -> None:
     """Changes the first weights of `network`, in place, where their logits or their gradients would be too large."""
     _draw_logits_layer(network)
     _weigh_blocks(network)

@@ -10,51 +10,51 @@ from torch.utils._pytree import tree_leaves
 from compress.models.copying import copy_network, unwrapped, without_wrappers
 from compress.models.factory import call_factory
 from compress.models.final_activation import without_final_activation
-from compress.models.identity import own_digest
+from compress.models.identity import user_model_digest
 from compress.models.outputs import difference, fixed_images, outputs_digest
 from compress.models.seeds import seeded
 from compress.utils.errors import UserError
 from compress.utils.user_code import users_error
 
-__all__ = ["OWN", "add_own", "identity", "own_digest", "prepare_own"]
+__all__ = ["USER_MODELS", "add_own", "identity", "register_user_model", "user_model_digest"]
 
 log = logging.getLogger("compress")
 
 # By name, as they were given. A model.json can name only what is here, so no file brings code into a run.
-OWN: dict[str, nn.Module] = {}
+USER_MODELS: dict[str, nn.Module] = {}
 
 _SAME = 1e-4  # as a share of the largest output: what two forward passes of one network may differ by
 
 
-def prepare_own(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> None:
+def register_user_model(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> None:
     """Makes teacher.factory=`name` known for images (C, H, W). Raises UserError where it is none, or does not fit."""
-    if name not in OWN or ":" in name:  # a function is called anew: its weights depend on the seed
-        OWN[name] = _called(name, shape, classes, seed)
+    if name not in USER_MODELS or ":" in name:  # a function is called anew: its weights depend on the seed
+        USER_MODELS[name] = _called(name, shape, classes, seed)
         _require_repeatable(name, shape, classes, seed)
     else:
-        OWN[name] = _adopted(OWN[name], name, shape, seed)
+        USER_MODELS[name] = _adopted(USER_MODELS[name], name, shape, seed)
     _require_fit(name, shape, classes)
-    OWN[name] = without_final_activation(OWN[name], name, shape)
-    for names in _tied(OWN[name]):
+    USER_MODELS[name] = without_final_activation(USER_MODELS[name], name, shape)
+    for names in _tied(USER_MODELS[name]):
         log.info("%s: %s are one tensor; where pruning changes its shape, each layer gets its own", name, names)
 
 
 def add_own(network: nn.Module) -> str:
-    """Puts a network that was given in Python among OWN, as a copy; returns its name there.
+    """Puts a network that was given in Python among USER_MODELS, as a copy; returns its name there.
 
     Raises UserError for one that cannot be copied.
     """
     if not isinstance(network, nn.Module):
         raise UserError(f"model of {type(network).__name__}", "a torch.nn.Module", "give the trained network itself")
     network = without_wrappers(copy_network(unwrapped(network)))
-    name = f"{type(network).__name__}@{own_digest(network)[:12]}"
-    OWN[name] = network
+    name = f"{type(network).__name__}@{user_model_digest(network)[:12]}"
+    USER_MODELS[name] = network
     return name
 
 
 def identity(name: str, shape: tuple[int, int, int]) -> dict[str, Any]:
     """What tells the network `name` from all others: what it is made of, and what it computes from images (C, H, W)."""
-    return {"parts": own_digest(OWN[name]), "outputs": outputs_digest(OWN[name], shape)}
+    return {"parts": user_model_digest(USER_MODELS[name]), "outputs": outputs_digest(USER_MODELS[name], shape)}
 
 
 def _called(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
@@ -102,8 +102,8 @@ def _require_repeatable(name: str, shape: tuple[int, int, int], classes: int, se
 
     Such a network could not be loaded again from the files of a stage.
     """
-    first, second = OWN[name], _called(name, shape, classes, seed)
-    if own_digest(first) == own_digest(second):
+    first, second = USER_MODELS[name], _called(name, shape, classes, seed)
+    if user_model_digest(first) == user_model_digest(second):
         state = None
     else:
         state = first.state_dict()
@@ -152,7 +152,7 @@ def _forward(network: nn.Module, name: str, images: torch.Tensor, expected: str)
 
 def _require_fit(name: str, shape: tuple[int, int, int], classes: int) -> None:
     """Raises UserError unless the network gives logits (N, `classes`) for images (N, C, H, W), the same each time."""
-    network, images = OWN[name], fixed_images(shape)[:2]
+    network, images = USER_MODELS[name], fixed_images(shape)[:2]
     expected = f"a network from images (N, {', '.join(map(str, shape))}) to logits (N, {classes})"
     with seeded(0):
         logits = _forward(network, name, images, expected)

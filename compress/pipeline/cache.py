@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.utils.file_lock import held
+from compress.utils.file_lock import lock_file
 from compress.utils.files import STAGE, digests, finished_stage, fresh_folder, read_json
 
 log = logging.getLogger("compress")
@@ -51,7 +51,7 @@ class Cache:
         if not self._writable():
             yield
             return
-        with held(self.folder / _LOCKS, key, waiting):
+        with lock_file(self.folder / _LOCKS, key, waiting):
             yield
 
     def take(self, key: str, stage: Path) -> dict[str, Any] | None:

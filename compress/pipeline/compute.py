@@ -1,6 +1,6 @@
 """What every process of a run computes: a stage's network, from the folders of the stages before it.
 
-`pipeline` has it computed and sees to the files; processes that follow wait in `follow` for their part of it.
+`pipeline` has it computed and sees to the files; processes that follow wait in `worker_loop` for their part of it.
 """
 
 import logging
@@ -22,16 +22,23 @@ from compress.export import module_name
 from compress.methods.quantization.cpu_target import choose_target
 from compress.models import require_model_fits
 from compress.models.artifact import Artifact
-from compress.models.user_model import identity, prepare_own
+from compress.models.user_model import identity, register_user_model
 from compress.pipeline.cache import Cache
 from compress.pipeline.code_digest import code_digest
 from compress.pipeline.preprocessing import with_normalisation, with_preprocessing
 from compress.stages import load_stage, stage_module
 from compress.training.checkpoint import Checkpoint
 from compress.training.context import Context
-from compress.training.distributed import Ranks, Relieved, join, leave, leaving_the_last_word, receive
+from compress.training.distributed import (
+    ProcessGroup,
+    StageDone,
+    destroy_process_group,
+    join,
+    receive_broadcast,
+    reporting_errors_to_torchrun,
+)
 from compress.training.precision import choose_precision
-from compress.training.tensorboard import Curves
+from compress.training.tensorboard import TensorBoardWriter
 from compress.utils import files
 from compress.utils.console import silence
 from compress.utils.cores import cores
@@ -53,7 +60,7 @@ class Run:
     data: Data
     device: torch.device
     threads: int
-    ranks: Ranks
+    ranks: ProcessGroup
     cache: Cache | None
 
     def conditions(self) -> dict[str, Any]:
@@ -85,7 +92,7 @@ def prepare(config: Config) -> Run:
     device, threads = prepare_machine(config)
     ranks = join(device)
     torch.set_num_threads(threads)
-    ranks.tell(config)
+    ranks.broadcast(config)
     config = with_preprocessing(config)
     data = with_normalisation(load_data(config.data, config.seed), config)
     if not data.labelled and config.teacher.epochs:
@@ -95,7 +102,7 @@ def prepare(config: Config) -> Run:
             "set teacher.epochs=0 and teacher.checkpoint=FILE, or give labels",
         )
     if config.teacher.factory:
-        prepare_own(config.teacher.factory, data.shape, len(data.classes), config.seed)
+        register_user_model(config.teacher.factory, data.shape, len(data.classes), config.seed)
     else:
         require_model_fits(config.teacher.model, "teacher.model", data.shape, len(data.classes))
     if "distill" in config.stages and config.distill.student:
@@ -121,27 +128,29 @@ def prepare_machine(config: Config) -> tuple[torch.device, int]:
     return torch.device("cuda" if cuda else "cpu"), threads
 
 
-def compute_stage(job: Job, run: Run, curves: Curves) -> Artifact:
+def compute_stage(job: Job, run: Run, curves: TensorBoardWriter) -> Artifact:
     """The network of a stage, and what there is to tell of it.
 
-    Raises UserError as the stage does, Stopped where a signal ends its training, and Relieved in a process that was
-    needed for its training alone.
+    Raises UserError as the stage does, Interrupted where a signal ends its training, and StageDone in a process that
+    was needed for its training alone.
     """
-    from compress.data.pseudo_labels import labelled_by  # seconds, as `load_stage`
+    from compress.data.pseudo_labels import add_pseudo_labels  # seconds, as `load_stage`
     from compress.methods.restore import restore
 
     config, device = run.config, run.device
     settings = getattr(config, job.name)
-    ranks = run.ranks if _trains(settings) else Ranks()
-    ranks.tell(job)
-    with leaving_the_last_word():
+    ranks = run.ranks if _trains(settings) else ProcessGroup()
+    ranks.broadcast(job)
+    with reporting_errors_to_torchrun():
         current = restore(job.done[-1], device) if job.done else None
         teacher = restore(job.done[0], device) if job.done else None
         seed = stage_seed(config, job.name)
         seed_everything(seed)
         key, minutes = files.digest_of(job.inputs), config.train.checkpoint_minutes
         checkpoint = Checkpoint(files.training_file(job.stage), key, minutes)
-        data = run.data if teacher is None or run.data.labelled else labelled_by(teacher.network, run.data, device)
+        data = (
+            run.data if teacher is None or run.data.labelled else add_pseudo_labels(teacher.network, run.data, device)
+        )
         floors = getattr(config.stop_below, job.name)
         context = Context(data, teacher, config.train, device, seed, curves, checkpoint, ranks, floors=floors)
         result = load_stage(job.name)(current, settings, context)
@@ -151,7 +160,7 @@ def compute_stage(job: Job, run: Run, curves: Curves) -> Artifact:
     return result
 
 
-def follow() -> None:
+def worker_loop() -> None:
     """Computes the stages that the leading process tells of, until it tells of no more; writes no file.
 
     Raises UserError where this process would compute something else than the leader does.
@@ -159,14 +168,14 @@ def follow() -> None:
     silence()
     logging.disable(logging.WARNING)  # the leader has said it
     run = None
-    while (told := receive()) is not None:
+    while (told := receive_broadcast()) is not None:
         if isinstance(told, Config):
             run = prepare(told)
         else:
             _require_the_same(told.inputs, stage_inputs(told.name, run, told.inputs["parent"]), run.ranks.rank)
-            with Curves(None) as curves, suppress(Relieved):
+            with TensorBoardWriter(None) as curves, suppress(StageDone):
                 compute_stage(told, run, curves)
-    leave()
+    destroy_process_group()
 
 
 def stage_inputs(name: str, run: Run, parent: dict[str, str] | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compress.config.schema import Config
 from compress.data.dataset import Data, Split
-from compress.data.pseudo_labels import labelled_by
+from compress.data.pseudo_labels import add_pseudo_labels
 from compress.evaluation.inference import onnx_runner
 from compress.export.onnx import export_onnx
 from compress.methods.pruning.filters import Pruned, prune_filters
@@ -30,7 +30,7 @@ from compress.pipeline.refusals import refusal
 from compress.stages import load_stage
 from compress.stages.teacher import untrained
 from compress.training.context import Context
-from compress.training.tensorboard import Curves
+from compress.training.tensorboard import TensorBoardWriter
 from compress.utils.cpu import cpu_flags
 from compress.utils.errors import UserError
 
@@ -60,7 +60,7 @@ class _Trial:
     warnings: list[str]  # shown behind the trial: inside it the terminal is silent
 
 
-def require_passage(config: Config, data: Data) -> None:
+def require_compressible(config: Config, data: Data) -> None:
     """Runs the stages of `config` on a few images, a step of training each, and tries what each one writes.
 
     The network of each stage is rebuilt from its files, and its model.onnx is run in ONNX Runtime; both have to agree
@@ -149,8 +149,8 @@ def _try_stage(name: str, done: list[Path], trial: _Trial) -> Path:
     student = config.distill.student if name in ("distill", "quantize") and "distill" in config.stages else None
     model = student or trial.model
     if teacher is not None and not data.labelled:
-        data = labelled_by(teacher.network, data, torch.device("cpu"))
-    context = Context(data, teacher, config.train, torch.device("cpu"), config.seed, Curves(None))
+        data = add_pseudo_labels(teacher.network, data, torch.device("cpu"))
+    context = Context(data, teacher, config.train, torch.device("cpu"), config.seed, TensorBoardWriter(None))
     stage = load_stage(name)
     network = trial.network if current is None else current.network
     artifact = _attempt(lambda: stage(current, _short(name, config), context), model, _DONE[name], network, data)

@@ -13,13 +13,13 @@ from compress.pipeline.run import run_pipeline
 from compress.report.write import write_run
 from compress.training.out_of_memory import is_out_of_memory
 from compress.utils.errors import UserError
-from compress.utils.file_lock import held
+from compress.utils.file_lock import lock_file
 from compress.utils.files import CONTROLS, REPEATS, STAGE, read_json, write_json
 
 log = logging.getLogger("compress")
 
 
-def run_study(config: Config, folder: Path, wait: bool = False) -> dict[str, Any]:
+def run_experiment(config: Config, folder: Path, wait: bool = False) -> dict[str, Any]:
     """The run in `folder`; those on `repeat.seeds` and the controls in folders of their own below it.
 
     Each of them goes on where it was, as the run itself does. Where another process writes into `folder`, this one
@@ -33,7 +33,7 @@ def run_study(config: Config, folder: Path, wait: bool = False) -> dict[str, Any
 
         run_preflight(config, folder)
         return {}
-    with held(folder, "run", lambda holder: (_wait if wait else _refuse)(folder, holder)), announced():
+    with lock_file(folder, "run", lambda holder: (_wait if wait else _refuse)(folder, holder)), announced():
         try:
             summary = _run_all(config, folder)
         except (MemoryError, RuntimeError) as error:

@@ -17,13 +17,13 @@ from compress.data import load_data
 from compress.data.dataset import Data
 from compress.evaluation.benchmark import deployed_figures
 from compress.evaluation.flops import count_cost
-from compress.methods.pruning.reconstruction import not_refitted
+from compress.methods.pruning.reconstruction import skipped_layers
 from compress.methods.quantization.float_share import read_float_share
 from compress.models import build, require_model_fits
-from compress.models.user_model import prepare_own
+from compress.models.user_model import register_user_model
 from compress.models.widths import read_widths
 from compress.pipeline.compute import prepare_machine
-from compress.pipeline.dry_run import require_passage, try_export, try_pruning, try_quantizing
+from compress.pipeline.dry_run import require_compressible, try_export, try_pruning, try_quantizing
 from compress.pipeline.preprocessing import with_normalisation, with_preprocessing
 from compress.stages import check_order
 from compress.stages.teacher import untrained
@@ -49,7 +49,7 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
     config = with_preprocessing(config)
     data = with_normalisation(load_data(config.data, config.seed), config)
     teacher, model = _teacher(config, data)
-    require_passage(config, data)
+    require_compressible(config, data)
     student, layers, remarks = _student(teacher, model, config, data)
     for network in (teacher, student):
         _unlike_fresh(network)
@@ -78,7 +78,7 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
 def _teacher(config: Config, data: Data) -> tuple[nn.Module, str]:
     """The network that a run would train, with its first weights, and its name."""
     if config.teacher.factory:
-        prepare_own(config.teacher.factory, data.shape, len(data.classes), config.seed)
+        register_user_model(config.teacher.factory, data.shape, len(data.classes), config.seed)
     else:
         require_model_fits(config.teacher.model, "teacher.model", data.shape, len(data.classes))
     torch.manual_seed(config.seed)
@@ -101,7 +101,7 @@ def _student(
         ]
         if config.prune.reconstruction_samples:
             image = torch.zeros(1, *data.shape)
-            remarks = [f"{row['layer']}: {row['reason']}" for row in not_refitted(student, teacher, image)]
+            remarks = [f"{row['layer']}: {row['reason']}" for row in skipped_layers(student, teacher, image)]
     if "distill" in config.stages and config.distill.student:
         require_model_fits(config.distill.student, "distill.student", data.shape, len(data.classes))
         _, architecture = untrained(config.teacher, data.shape, len(data.classes))

@@ -10,12 +10,12 @@ from compress.evaluation.emissions import require_country
 from compress.export import require_installed
 from compress.models import check_model
 from compress.pipeline.compute import Run, prepare, stage_inputs
-from compress.pipeline.summary import show_row, summary_rows
+from compress.pipeline.summary import log_hparams, summary_rows
 from compress.report.seen_validation import seen_validation
 from compress.report.write import write_run
 from compress.stages import check_order
-from compress.training.early_stopping import require_hope
-from compress.training.tensorboard import Curves
+from compress.training.early_stopping import check_early_stopping
+from compress.training.tensorboard import TensorBoardWriter
 from compress.utils import files
 from compress.utils.console import print_summary
 
@@ -50,7 +50,7 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
         record = _finished(name, stage, done, stage_inputs(name, run, parent), run)
         files.remove_training(stage)
         curve = [row["val_top1_percent"] for row in record["notes"].get("history", [])]
-        require_hope(name, curve, getattr(config.stop_below, name))  # of one that was taken, not trained
+        check_early_stopping(name, curve, getattr(config.stop_below, name))  # of one that was taken, not trained
         parent = _identity(record)
         done.append(stage)
         if len(done) == 1 and (remark := seen_validation(record, files.read_json(stage / files.METRICS))):
@@ -82,26 +82,26 @@ def _finished(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], 
                 return record
         log.info("%s: taken from the cache", name)
         files.finish_stage(stage, record | {"config": asdict(run.config)})
-        with Curves(stage.parent / "tensorboard" / stage.name) as curves:
-            show_row(curves, name, stage, run.config)  # curves and pictures are with the run that computed it
+        with TensorBoardWriter(stage.parent / "tensorboard" / stage.name) as curves:
+            log_hparams(curves, name, stage, run.config)  # curves and pictures are with the run that computed it
     if name == "teacher" and run.config.teacher.factory:
         from compress.methods.restore import restore_float
 
         restore_float(stage)  # raises where the network that was given now is another one than the stage's
     if record["conditions"] != run.conditions():
         log.info("%s: its files are written and measured anew", name)
-        from compress.pipeline.stage_runner import write_again  # seconds, as `_make_stage`
+        from compress.pipeline.stage_runner import reexport_stage  # seconds, as `_make_stage`
 
-        return write_again(name, stage, done, record, run)
+        return reexport_stage(name, stage, done, record, run)
     return record
 
 
 def _make_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: Run) -> dict[str, Any]:
     from compress.pipeline.stage_runner import (
-        make_stage,  # imports for seconds what a run that computes nothing does without
+        compute_and_evaluate,  # imports for seconds what a run that computes nothing does without
     )
 
-    return make_stage(name, stage, done, inputs, run)
+    return compute_and_evaluate(name, stage, done, inputs, run)
 
 
 def _identity(record: dict[str, Any]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import torch
 from compress.config.schema import Config
 from compress.evaluation.emissions import SPENT, spending
 from compress.evaluation.environment import versions
-from compress.evaluation.evaluate import measure_stage
+from compress.evaluation.evaluate import evaluate_stage
 from compress.evaluation.int8_loss import validation_loss
 from compress.export import TARGETS, Source, load_target
 from compress.export.onnx import export_onnx
@@ -23,10 +23,10 @@ from compress.methods.quantization.float_share import INT8_MACS, read_float_shar
 from compress.methods.restore import restore_float
 from compress.models.artifact import Artifact, write_model, write_tensors
 from compress.pipeline.compute import Job, Run, compute_stage, stage_seed
-from compress.pipeline.summary import show_row
+from compress.pipeline.summary import log_hparams
 from compress.report.plots import plot_widths, stage_figures
 from compress.report.sensitivity_plot import plot_sensitivity, to_png
-from compress.training.tensorboard import Curves
+from compress.training.tensorboard import TensorBoardWriter
 from compress.utils import files
 from compress.utils.cpu import cpu_flags
 from compress.utils.missing import taken_before
@@ -36,17 +36,17 @@ _SPREAD_IMAGES = 64  # on which the ranges of channels are compared
 log = logging.getLogger("compress")
 
 
-def make_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: Run) -> dict[str, Any]:
+def compute_and_evaluate(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: Run) -> dict[str, Any]:
     """Computes one stage from the folders of those before it, writes its folder, returns stage.json's record."""
     log.info("%s: starts", name)
     start = time.perf_counter()
     files.fresh_folder(stage)
     config, data = run.config, run.data
     if name == "teacher" and _is_tried(config):
-        from compress.pipeline.dry_run import require_passage  # most of a second, which other stages do without
+        from compress.pipeline.dry_run import require_compressible  # most of a second, which other stages do without
 
-        require_passage(config, data)
-    with Curves(stage.parent / "tensorboard" / stage.name) as curves:
+        require_compressible(config, data)
+    with TensorBoardWriter(stage.parent / "tensorboard" / stage.name) as curves:
         with spending(config.measure.country, run.device) as spent:
             result = compute_stage(Job(name, stage, list(done), inputs), run, curves)
         write_model(result, stage)
@@ -69,7 +69,7 @@ def make_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any],
             curves.filters_left(filters)
             if narrower := {layer: pair for layer, pair in filters.items() if pair[1] < pair[0]}:
                 curves.figure("widths", plot_widths(narrower))
-        show_row(curves, name, stage, run.config)
+        log_hparams(curves, name, stage, run.config)
     record = {
         "key": files.digest_of(inputs),
         "inputs": inputs,
@@ -101,7 +101,7 @@ def _is_tried(config: Config) -> bool:
     return bool(config.teacher.factory) or any("/" in name for name in names)
 
 
-def write_again(name: str, stage: Path, done: list[Path], record: dict[str, Any], run: Run) -> dict[str, Any]:
+def reexport_stage(name: str, stage: Path, done: list[Path], record: dict[str, Any], run: Run) -> dict[str, Any]:
     """Writes and measures a whole stage for other targets, beside its folder, and then puts it in its place.
 
     What was trained is never at risk: until the very end the old folder is whole. TensorBoard keeps its row.
@@ -134,7 +134,7 @@ def _deploy(name: str, stage: Path, teacher: Path, spent: dict[str, Any], run: R
         left_out[target] = load_target(target).export(source)
         if left_out[target]:
             log.info("%s: %s leaves out %d layers, named in %s", name, target, len(left_out[target]), files.METRICS)
-    measured = measure_stage(stage, teacher, spent, left_out, data, config.measure, run.device, run.threads)
+    measured = evaluate_stage(stage, teacher, spent, left_out, data, config.measure, run.device, run.threads)
     write_tensors(stage / files.PREDICTIONS, measured.predictions)
     files.write_json(stage / files.METRICS, measured.metrics)
     files.write_json(stage / files.PROFILE, measured.profile)
@@ -178,7 +178,7 @@ def _tell_loss(stage: Path, before: Path, result: Artifact, run: Run) -> None:
     result.notes["int8_loss"] = advice
 
 
-def _write_sensitivity(table: dict[str, Any], stage: Path, curves: Curves) -> None:
+def _write_sensitivity(table: dict[str, Any], stage: Path, curves: TensorBoardWriter) -> None:
     """The table and its plot, into the stage's folder and TensorBoard."""
     figure = plot_sensitivity(table)
     files.write_json(stage / files.SENSITIVITY, table)

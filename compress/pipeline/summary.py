@@ -7,7 +7,7 @@ from compress.config.options import describe
 from compress.config.schema import Config
 from compress.report.verdict import int8_warnings
 from compress.stages import STAGES
-from compress.training.tensorboard import Curves
+from compress.training.tensorboard import TensorBoardWriter
 from compress.utils import files
 
 
@@ -32,7 +32,7 @@ def summary_rows(done: list[Path]) -> list[dict[str, Any]]:
     return rows
 
 
-def show_row(curves: Curves, name: str, stage: Path, config: Config) -> None:
+def log_hparams(curves: TensorBoardWriter, name: str, stage: Path, config: Config) -> None:
     """The stage `name`, whose folder is `stage`, as a row of TensorBoard's table of all runs."""
     curves.table_row(table_settings(config, name), table_figures(files.read_json(stage / files.METRICS)))
 

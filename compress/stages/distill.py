@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.config.schema import DistillConfig
-from compress.methods.distillation.losses import tapped, teacher_loss
-from compress.methods.distillation.teacher_logits import answers, asked
+from compress.methods.distillation.losses import record_outputs, teacher_loss
+from compress.methods.distillation.teacher_logits import answers, compute_logits
 from compress.models import Architecture, build
 from compress.models.artifact import Artifact
 from compress.training.context import Context
@@ -24,9 +24,9 @@ def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Arti
         spec = replace(spec, architecture=asdict(architecture), widths={}, pruning=[])
     network.to(context.device)
     layers, teacher = config.hint_layers, context.teacher.network
-    with tapped(network, layers) as own, tapped(teacher, layers) as wanted:
+    with record_outputs(network, layers) as own, record_outputs(teacher, layers) as wanted:
         _check_hints(network, teacher, own, wanted, context)
-        answer = asked(teacher) if layers else answers(context)
+        answer = compute_logits(teacher) if layers else answers(context)
         loss = teacher_loss(answer, config.temperature, config.alpha, (own, wanted), config.hint_weight)
         judge = teacher if layers or config.alpha else None  # a student of the labels alone may well leave the teacher
         history = train(network, loss, context, TrainSettings("distill", config.epochs, config.lr, teacher=judge))

@@ -9,9 +9,9 @@ from compress.config.schema import PruneConfig
 from compress.methods.distillation.losses import label_loss
 from compress.methods.pruning.filter_length import set_unit_length
 from compress.methods.pruning.filters import prune_filters
-from compress.methods.pruning.reconstruction import not_refitted, reconstruct
+from compress.methods.pruning.reconstruction import reconstruct, skipped_layers
 from compress.models.artifact import Artifact
-from compress.models.initialization import settle
+from compress.models.initialization import initialize
 from compress.models.widths import read_widths
 from compress.training.context import Context
 from compress.training.loop import TrainSettings, train
@@ -35,12 +35,12 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
         samples = context.data.train.take(config.reconstruction_samples, context.seed)
         images = torch.cat([to_device(images, context.device) for images, _ in samples.batches()])
         errors = reconstruct(network, original, pruned.kept, images)
-        left_out = left_out + not_refitted(network, original, example)
+        left_out = left_out + skipped_layers(network, original, example)
     if config.reinitialize:
         for module in network.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-        settle(network)
+        initialize(network)
     elif pruned.kept:
         set_unit_length(network, example)
     filters = {name: (before[name][0], width[0]) for name, width in after.items() if len(width) > 1}

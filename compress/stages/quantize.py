@@ -16,9 +16,9 @@ from compress.methods.distillation.losses import teacher_loss
 from compress.methods.distillation.teacher_logits import answers
 from compress.methods.quantization.correction import correct
 from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target
-from compress.methods.quantization.mixed_precision import keep_float
+from compress.methods.quantization.mixed_precision import exclude_layers
 from compress.methods.quantization.pt2e import calibrate, convert, freeze_batch_norm, freeze_observers, prepare
-from compress.methods.quantization.sensitivity import MixedFiles, fit_drop, top1_percent
+from compress.methods.quantization.sensitivity import MixedPrecisionFiles, control_accuracy, top1_percent
 from compress.models.artifact import Artifact
 from compress.training.context import Context
 from compress.training.loop import TrainSettings, train
@@ -49,7 +49,7 @@ def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Ar
         module.cpu()
     sensitivity = _measure_sensitivity(artifact.network, prepared, uncorrected, config, context)
     kept = [row for row in sensitivity["layers"] if row["kept_float"]] if sensitivity else []
-    keep_float(prepared, [row["layer"] for row in kept], uncorrected)
+    exclude_layers(prepared, [row["layer"] for row in kept], uncorrected)
     left_out += [{"layer": row["layer"], "reason": _reason(row, sensitivity)} for row in kept]
     quantization = {
         "mode": config.mode,
@@ -94,8 +94,8 @@ def _measure_sensitivity(
         return None
     val = context.data.val
     wanted = split_logits(network, val, context.device)
-    files = MixedFiles(prepared, uncorrected, context.data.shape, val.batches, wanted)
-    return fit_drop(files, top1_percent(wanted, val.labels), config.max_drop_points)
+    files = MixedPrecisionFiles(prepared, uncorrected, context.data.shape, val.batches, wanted)
+    return control_accuracy(files, top1_percent(wanted, val.labels), config.max_drop_points)
 
 
 def _reason(row: dict[str, Any], sensitivity: dict[str, Any]) -> str:

@@ -9,8 +9,8 @@ from compress.config.schema import TrainConfig
 from compress.data.dataset import Data
 from compress.models.artifact import Artifact
 from compress.training.checkpoint import Checkpoint
-from compress.training.distributed import Ranks
-from compress.training.tensorboard import Curves
+from compress.training.distributed import ProcessGroup
+from compress.training.tensorboard import TensorBoardWriter
 
 
 @dataclass
@@ -22,8 +22,8 @@ class Context:
     train: TrainConfig
     device: torch.device
     seed: int  # the stage's own, drawn from the run's seed and the stage's name
-    curves: Curves
+    curves: TensorBoardWriter
     checkpoint: Checkpoint | None = None  # where its training is kept; None: a training that is stopped is lost
-    ranks: Ranks = field(default_factory=Ranks)  # the processes that train together
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)  # the processes that train together
     notes: dict[str, Any] = field(default_factory=dict)  # for stage.json: what came up on the way
     floors: list[float] = field(default_factory=list)  # validation top-1 in percent, an epoch each: below it ends

@@ -28,12 +28,12 @@ _PATIENCE = timedelta(days=30)  # for a leader that waits for the cache, exports
 _LAST_WORD_S = 30.0  # torchrun looks every tenth of a second whether a process died, and then ends the others
 
 
-class Relieved(Exception):
+class StageDone(Exception):
     """Ends a stage in a process that was needed for its training alone."""
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """The processes of a training. One alone gets back what it gives, and no call costs it anything."""
 
     rank: int = 0
@@ -41,15 +41,15 @@ class Ranks:
     fabric: "Fabric | None" = None
 
     @property
-    def leads(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is the process that writes."""
         return self.rank == 0
 
-    def part(self, rows: Tensor) -> Tensor:
+    def shard(self, rows: Tensor) -> Tensor:
         """The rows (N, ...) of a batch that this process takes; the parts' sizes differ by one at most."""
         return rows if self.world == 1 else rows.tensor_split(self.world)[self.rank]
 
-    def sums(self, *values: float) -> list[float]:
+    def all_reduce_sum(self, *values: float) -> list[float]:
         """Of each value the sum over all processes."""
         return self._reduced("SUM", values)
 
@@ -59,15 +59,15 @@ class Ranks:
             distributed.all_reduce(values, group=_control())
         return values
 
-    def largest(self, *values: float) -> list[float]:
+    def all_reduce_max(self, *values: float) -> list[float]:
         """Of each value the largest of all processes."""
         return self._reduced("MAX", values)
 
-    def in_turn(self, load: Callable[[], T | None]) -> T | None:
+    def rank_zero_first(self, load: Callable[[], T | None]) -> T | None:
         """What `load` gives: the leader calls it first, and the others only where it found something."""
-        found = load() if self.leads else None
-        (there,) = self.largest(found is not None)
-        if there and not self.leads and (found := load()) is None:
+        found = load() if self.is_rank_zero else None
+        (there,) = self.all_reduce_max(found is not None)
+        if there and not self.is_rank_zero and (found := load()) is None:
             raise UserError(
                 f"process {self.rank} without the saved training that process 0 goes on from",
                 "files that all processes read",
@@ -76,7 +76,7 @@ class Ranks:
         return found
 
     @contextmanager
-    def joined(self, network: nn.Module) -> Iterator[nn.Module]:
+    def wrap_ddp(self, network: nn.Module) -> Iterator[nn.Module]:
         """What stands for `network` in a step, so that all processes end up with the mean of their gradients.
 
         Inside, batch norm and the ranges of fake quantization see the images of all processes, and these share the
@@ -85,26 +85,26 @@ class Ranks:
         if self.world == 1:
             yield network
             return
-        from compress.training.sync_statistics import shared_statistics
+        from compress.training.sync_statistics import sync_statistics
 
         distributed.barrier(group=_control())  # what comes before a training may take them differently long
         threads = torch.get_num_threads()
         torch.set_num_threads(max(1, threads // local_world_size()))
         try:
-            with shared_statistics(network), warnings.catch_warnings():
+            with sync_statistics(network), warnings.catch_warnings():
                 # Of filters with one input channel, whose two orders in memory are the same one.
                 warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
                 yield self.fabric.setup_module(network, move_to_device=False)
         finally:
             torch.set_num_threads(threads)
 
-    def gathering(self, joined: nn.Module, last: bool) -> AbstractContextManager:
+    def sync_gradients(self, joined: nn.Module, last: bool) -> AbstractContextManager:
         """Around each part of a batch: the gradients go to the other processes behind the `last` one."""
         return nullcontext() if self.world == 1 or last else self.fabric.no_backward_sync(joined)
 
-    def tell(self, job: Any) -> None:
-        """Hands `job` from the leader to the others, which wait for it in `receive`."""
-        if self.world > 1 and self.leads:
+    def broadcast(self, job: Any) -> None:
+        """Hands `job` from the leader to the others, which wait for it in `receive_broadcast`."""
+        if self.world > 1 and self.is_rank_zero:
             distributed.broadcast_object_list([job], 0, group=_control())
 
     def _reduced(self, operation: str, values: tuple[float, ...]) -> list[float]:
@@ -115,13 +115,13 @@ class Ranks:
         return total.tolist()
 
 
-def join(device: torch.device) -> Ranks:
+def join(device: torch.device) -> ProcessGroup:
     """The processes that torchrun started, each with a device of this type of its own.
 
     Raises UserError where there are more than devices, and where Lightning Fabric is not installed.
     """
     if world_size() == 1:
-        return Ranks()
+        return ProcessGroup()
     if device.type == "cuda" and local_world_size() > torch.cuda.device_count():
         raise UserError(
             f"{local_world_size()} processes on a machine with {torch.cuda.device_count()} GPUs",
@@ -141,11 +141,11 @@ def join(device: torch.device) -> Ranks:
     machines = world_size() // local_world_size()
     fabric = Fabric(accelerator=device.type, devices=local_world_size(), num_nodes=machines, strategy="ddp")
     fabric.launch()  # takes the GPU of this process, and finds the others joined
-    return Ranks(rank(), world_size(), fabric)
+    return ProcessGroup(rank(), world_size(), fabric)
 
 
 @contextmanager
-def leaving_the_last_word() -> Iterator[None]:
+def reporting_errors_to_torchrun() -> Iterator[None]:
     """A process that another one left says nothing: torchrun ends it, and repeats what the dead one said."""
     try:
         yield
@@ -155,22 +155,22 @@ def leaving_the_last_word() -> Iterator[None]:
         raise
 
 
-def receive() -> Any:
+def receive_broadcast() -> Any:
     """The next job of the leader; None once there is no more."""
     job = [None]
-    with leaving_the_last_word():
+    with reporting_errors_to_torchrun():
         distributed.broadcast_object_list(job, 0, group=_control())
     return job[0]
 
 
-def dismiss() -> None:
+def shut_down_workers() -> None:
     """Lets the others go, where there are any: the leader has no more jobs."""
     if world_size() > 1:
         distributed.broadcast_object_list([None], 0, group=_control())
-        leave()
+        destroy_process_group()
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """Parts from the others in order."""
     distributed.destroy_process_group()
 

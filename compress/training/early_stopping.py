@@ -1,17 +1,17 @@
 """Ends a run early where its validation accuracy stays below a floor: a search sets one, and spends the time better."""
 
-from compress.utils.errors import GivenUp
+from compress.utils.errors import EarlyStopped
 
 
-def require_hope(stage: str, curve: list[float], floors: list[float]) -> None:
-    """Raises GivenUp at the first epoch whose best accuracy so far is below its floor.
+def check_early_stopping(stage: str, curve: list[float], floors: list[float]) -> None:
+    """Raises EarlyStopped at the first epoch whose best accuracy so far is below its floor.
 
     `curve` and `floors` are validation top-1 in percent, an epoch each; an epoch without a floor cannot fail.
     """
     for epoch, floor in enumerate(floors[: len(curve)], 1):
         best = max(curve[:epoch])
         if best < floor:
-            raise GivenUp(
+            raise EarlyStopped(
                 f"{best:.2f} % of validation top-1 as the best of {epoch} epochs of {stage}",
                 f"{floor:.2f} % by then (stop_below.{stage})",
                 f"lower stop_below.{stage}, or set it to []",

@@ -12,7 +12,7 @@ _CLAMPS = (nn.ReLU6, nn.Hardtanh)
 
 
 @contextmanager
-def lean(network: nn.Module) -> Iterator[None]:
+def optimized_layers(network: nn.Module) -> Iterator[None]:
     """Inside, the steps of `network` copy less; behind it all is as it was.
 
     torch clones the input of an activation in place (but ReLU's), as its gradient is told by the input. That of a

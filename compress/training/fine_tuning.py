@@ -32,7 +32,7 @@ def blocks(network: nn.Module, image: torch.Tensor) -> list[nn.Module]:
     return list(dict.fromkeys(met))
 
 
-def lr_shares(network: nn.Module, image: torch.Tensor, decay: float) -> dict[str, float]:
+def lr_scales(network: nn.Module, image: torch.Tensor, decay: float) -> dict[str, float]:
     """Of each parameter, by name, the share of the learning rate that it gets: `decay` to the power of its depth.
 
     The last block has depth 0 (Howard & Ruder 2018, "ULMFiT", section 3.2, "discriminative fine-tuning").

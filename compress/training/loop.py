@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from compress.config.schema import TrainConfig
 from compress.data.dataset import Examples
 from compress.training.context import Context
-from compress.training.distributed import Relieved
-from compress.training.early_stopping import require_hope
-from compress.training.fast_layers import lean
-from compress.training.malloc import kept_memory
-from compress.training.state import Training
+from compress.training.distributed import StageDone
+from compress.training.early_stopping import check_early_stopping
+from compress.training.fast_layers import optimized_layers
+from compress.training.malloc import keep_freed_memory
+from compress.training.state import TrainState
 from compress.training.step import Loss, Step, agree_on_parts, in_parts
 from compress.training.validation import split_logits, validate
 from compress.utils.console import Bar, progress
-from compress.utils.errors import Stopped, UserError
-from compress.utils.signals import stop_requests
+from compress.utils.errors import Interrupted, UserError
+from compress.utils.signals import deferred_signals
 from compress.utils.tensors import to_device
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class TrainSettings:
     lr: float  # the peak
     # Is called with each epoch's number, from 1, before it; after a restart for the epoch under way alone.
     before_epoch: Callable[[int], None] = lambda epoch: None
-    lr_shares: dict[str, float] = field(default_factory=dict)  # a parameter's share of `lr`; the largest is 1
+    lr_scales: dict[str, float] = field(default_factory=dict)  # a parameter's share of `lr`; the largest is 1
     teacher: nn.Module | None = None  # an epoch is judged by the distance to it; None: by the labels
 
 
@@ -47,37 +47,37 @@ def train(network: nn.Module, loss: Loss, context: Context, settings: TrainSetti
     The learning rate rises to `settings.lr` over `train.warmup` of the steps and falls to 0 along a cosine. The last
     epoch is kept, unless an earlier one is better on validation beyond chance. A training that `context.checkpoint`
     holds continues after its last step. Each of `context.ranks` takes its part of every batch; all end with the same
-    weights, and those that do not lead leave their stage by `Relieved`. Raises UserError, which names the step, where
-    a loss or a weight is not finite, GivenUp below one of `context.floors`, and Stopped once a signal has come and the
-    state is saved.
+    weights, and those that do not lead leave their stage by `StageDone`. Raises UserError, which names the step, where
+    a loss or a weight is not finite, EarlyStopped below one of `context.floors`, and Interrupted once a signal has come
+    and the state is saved.
     """
     network.to(context.device, memory_format=torch.channels_last)
     ranks, checkpoint, name, epochs = context.ranks, context.checkpoint, settings.name, settings.epochs
     training = _begin(network, context, settings)
     judged = settings.teacher is not None and training.epoch <= epochs  # else no epoch is left to be judged
     teacher_logits = split_logits(settings.teacher, context.data.val, context.device) if judged else None
-    requests = stop_requests() if checkpoint else nullcontext([])
+    requests = deferred_signals() if checkpoint else nullcontext([])
     if ranks.world > 1:
         agree_on_parts(training, loss, context)
     with (
         progress(name, training.steps, training.step) as bar,
         requests as signals,
-        kept_memory(),
-        lean(network),
-        ranks.joined(network) as joined,
+        keep_freed_memory(),
+        optimized_layers(network),
+        ranks.wrap_ddp(network) as joined,
     ):
 
         def keep() -> None:
             """Saves the state where it is time, or where a signal has come: then it ends the run."""
-            due = bool(checkpoint) and ranks.leads and checkpoint.is_due()
-            signal, due = ranks.largest(signals[0] if signals else 0, due)
+            due = bool(checkpoint) and ranks.is_rank_zero and checkpoint.is_due()
+            signal, due = ranks.all_reduce_max(signals[0] if signals else 0, due)
             if signal or due:
                 _require_finite_weights(training)
-                if ranks.leads:
+                if ranks.is_rank_zero:
                     checkpoint.save(training.tensors(), training.values())
             if signal:
                 where = f" after step {training.step} of {training.steps} of {name}; its state is saved"
-                raise Stopped(Signals(int(signal)), where)
+                raise Interrupted(Signals(int(signal)), where)
 
         while training.epoch <= epochs:
             network.train()
@@ -85,8 +85,8 @@ def train(network: nn.Module, loss: Loss, context: Context, settings: TrainSetti
             _finish_steps(training, joined, loss, context, keep, bar)
             _finish_epoch(training, teacher_logits, context, keep, bar)
             keep()
-    if not ranks.leads:
-        raise Relieved
+    if not ranks.is_rank_zero:
+        raise StageDone
     if training.parts > 1:
         context.notes["out_of_memory"] = in_parts(training.parts)
     if epochs:
@@ -96,15 +96,15 @@ def train(network: nn.Module, loss: Loss, context: Context, settings: TrainSetti
     return training.rows
 
 
-def _begin(network: nn.Module, context: Context, settings: TrainSettings) -> Training:
+def _begin(network: nn.Module, context: Context, settings: TrainSettings) -> TrainState:
     """A training before its first step, or as it was when it was saved, with its curves written up to there."""
     an_epoch, name, epochs = context.data.train.steps(), settings.name, settings.epochs
-    optimizer = _optimizer(network, settings.lr, context.train, settings.lr_shares)
+    optimizer = _optimizer(network, settings.lr, context.train, settings.lr_scales)
     factor = lambda step: _lr_factor(step, epochs * an_epoch, context.train.warmup)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     generator = torch.Generator().manual_seed(context.seed)
-    training = Training(name, epochs, an_epoch, network, optimizer, schedule, generator)
-    saved = context.ranks.in_turn(context.checkpoint.load) if context.checkpoint else None
+    training = TrainState(name, epochs, an_epoch, network, optimizer, schedule, generator)
+    saved = context.ranks.rank_zero_first(context.checkpoint.load) if context.checkpoint else None
     if saved:
         training.restore(*saved)
         for step, value in enumerate(training.losses):
@@ -116,17 +116,17 @@ def _begin(network: nn.Module, context: Context, settings: TrainSettings) -> Tra
 
 
 def _finish_steps(
-    training: Training, joined: nn.Module, loss: Loss, context: Context, keep: Callable[[], None], bar: Bar
+    training: TrainState, joined: nn.Module, loss: Loss, context: Context, keep: Callable[[], None], bar: Bar
 ) -> None:
     """The steps that are left of the epoch under way: all of them, some, or none."""
     generator, split, ranks = training.generator, context.data.train, context.ranks
     step = Step(training, joined, loss, context)
     if training.order is None:
         training.order = split.shuffle(generator)
-    augmented = split.augmented(training.order, generator, context.data.augmentation, training.batches, ranks.part)
+    augmented = split.augmented(training.order, generator, context.data.augmentation, training.batches, ranks.shard)
     for examples, count in augmented:
         images, labels = to_device(examples.images, context.device), examples.labels.to(context.device)
-        value, correct = ranks.sums(*step.gradients(Examples(images, labels, examples.positions), count))
+        value, correct = ranks.all_reduce_sum(*step.gradients(Examples(images, labels, examples.positions), count))
         _require_finite("a loss", value, training.step + 1, training)
         training.optimizer.step()
         context.curves.step(training.step, loss=value, learning_rate=training.lr(training.step))
@@ -137,9 +137,9 @@ def _finish_steps(
 
 
 def _finish_epoch(
-    training: Training, teacher_logits: Tensor | None, context: Context, keep: Callable[[], None], bar: Bar
+    training: TrainState, teacher_logits: Tensor | None, context: Context, keep: Callable[[], None], bar: Bar
 ) -> None:
-    """Validates, then records and shows the epoch's figures. Raises UserError and GivenUp as `train` does."""
+    """Validates, then records and shows the epoch's figures. Raises UserError and EarlyStopped as `train` does."""
     found = validate(
         training.network, context.data.val, context.device, teacher_logits, keep, context.ranks, training.parts
     )
@@ -158,16 +158,16 @@ def _finish_epoch(
     context.curves.epoch(len(training.rows), **row)
     log.info("%s: epoch %d of %d, %s", training.name, len(training.rows), training.epochs, figures)
     bar.note(figures)
-    require_hope(training.name, [past["val_top1_percent"] for past in training.rows], context.floors)
+    check_early_stopping(training.name, [past["val_top1_percent"] for past in training.rows], context.floors)
 
 
-def _require_finite_weights(training: Training) -> None:
+def _require_finite_weights(training: TrainState) -> None:
     """A finite loss can have a gradient that is not: such weights must not take the place of the last good ones."""
     for parameter in training.network.parameters():
         _require_finite("a weight", parameter.detach().abs().max().item(), training.step, training)
 
 
-def _require_finite(what: str, value: float, step: int, training: Training) -> None:
+def _require_finite(what: str, value: float, step: int, training: TrainState) -> None:
     """Raises UserError, which names stage, epoch and step (the first is 1), for a NaN or an infinity."""
     if not math.isfinite(value):
         epoch = math.ceil(step / training.steps_an_epoch)
@@ -180,10 +180,10 @@ def _require_finite(what: str, value: float, step: int, training: Training) -> N
 
 
 def _optimizer(
-    network: nn.Module, lr: float, config: TrainConfig, lr_shares: dict[str, float]
+    network: nn.Module, lr: float, config: TrainConfig, lr_scales: dict[str, float]
 ) -> torch.optim.Optimizer:
     """Weight decay on matrices and filters only (He et al. 2019, "Bag of tricks", section 3.1)."""
-    trained = [(lr_shares.get(name, 1.0), value) for name, value in network.named_parameters() if value.requires_grad]
+    trained = [(lr_scales.get(name, 1.0), value) for name, value in network.named_parameters() if value.requires_grad]
     groups = [
         {"params": params, "weight_decay": decay, "lr": share * lr}
         for share in sorted({share for share, _ in trained} or {1.0}, reverse=True)  # the first is the rate shown

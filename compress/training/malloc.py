@@ -15,7 +15,7 @@ _AS_BEFORE = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 64 * _MIB, _MMAP_THRESHOLD: 32 
 
 
 @contextmanager
-def kept_memory() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """Inside, what is freed is at hand for what comes next; behind it the system has it back. Of glibc alone.
 
     Without this each large tensor of a step is mapped, filled with zeros by the system page by page, and unmapped. It

@@ -16,7 +16,7 @@ _SCORES = ("best_scores", "last_scores")
 
 
 @dataclass
-class Training:
+class TrainState:
     """A network with what trains it, and how far that has come."""
 
     name: str  # the stage

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from compress.data.dataset import Examples
 from compress.training.context import Context
-from compress.training.distributed import Ranks
+from compress.training.distributed import ProcessGroup
 from compress.training.out_of_memory import Rewind, is_out_of_memory
 from compress.training.precision import choose_precision, layers_in
-from compress.training.state import Training
+from compress.training.state import TrainState
 from compress.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -23,9 +23,9 @@ Loss = Callable[[nn.Module, Examples], tuple[Tensor, Tensor]]
 
 
 class Step:
-    """Computes the steps of a training; `joined` stands for its network, as `Ranks.joined` has it."""
+    """Computes the steps of a training; `joined` stands for its network, as `ProcessGroup.joined` has it."""
 
-    def __init__(self, training: Training, joined: nn.Module, loss: Loss, context: Context):
+    def __init__(self, training: TrainState, joined: nn.Module, loss: Loss, context: Context):
         self._training, self._joined, self._loss, self._context = training, joined, loss, context
         self._precision = choose_precision(context.train.precision, context.device)
         self._rewind = Rewind(training.network, context.device)
@@ -59,7 +59,7 @@ class Step:
         training.optimizer.zero_grad(set_to_none=True)
         for number, some in enumerate(split_batch(examples, parts), 1):
             some = Examples(*some)
-            with ranks.gathering(self._joined, last=number == parts):
+            with ranks.sync_gradients(self._joined, last=number == parts):
                 with layers_in(self._precision, device):
                     value, logits = self._loss(self._joined, some)
                 value = value * (len(some.labels) / count)
@@ -87,13 +87,13 @@ class Step:
         log.warning("%s: out of memory at step %d: %s", training.name, training.step + 1, in_parts(training.parts))
 
 
-def agree_on_parts(training: Training, loss: Loss, context: Context) -> None:
+def agree_on_parts(training: TrainState, loss: Loss, context: Context) -> None:
     """Finds in how many parts a batch fits into the memory of every process, by a step of each that leaves no trace.
 
     One that ran out of memory later would leave the others waiting in the middle of an exchange.
     """
     network, device = training.network, context.device
-    step = Step(training, network, loss, replace(context, ranks=Ranks()))
+    step = Step(training, network, loss, replace(context, ranks=ProcessGroup()))
     count = math.ceil(context.data.train.batch_size / context.ranks.world)
     images = torch.zeros(count, *context.data.shape, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
@@ -103,7 +103,7 @@ def agree_on_parts(training: Training, loss: Loss, context: Context) -> None:
     step.gradients(Examples(images, labels, context.data.train.index[:count]), count)
     step.undo()
     del spare
-    (parts,) = context.ranks.largest(training.parts)
+    (parts,) = context.ranks.all_reduce_max(training.parts)
     training.parts = int(parts)
 
 

@@ -52,7 +52,7 @@ class _SumOfAll(torch.autograd.Function):
 
 
 @contextmanager
-def shared_statistics(network: nn.Module) -> Iterator[None]:
+def sync_statistics(network: nn.Module) -> Iterator[None]:
     """Inside, `network`'s batch norm layers and the ranges of its fake quantization are those of all processes.
 
     Parameters and buffers stay the very tensors that they are, under the same names.

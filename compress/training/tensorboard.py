@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Curves:
+class TensorBoardWriter:
     """Writes one stage's curves to `folder`, or nowhere; what an interrupted run left there is replaced."""
 
     def __init__(self, folder: Path | None):
@@ -21,7 +21,7 @@ class Curves:
 
             self._writer = SummaryWriter(str(folder))
 
-    def __enter__(self) -> "Curves":
+    def __enter__(self) -> "TensorBoardWriter":
         return self
 
     def __exit__(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress.data.dataset import Split
-from compress.training.distributed import Ranks
+from compress.training.distributed import ProcessGroup
 from compress.utils.tensors import to_device
 
 # Standard errors by which an earlier epoch has to be better. A training has tens of epochs to choose from: at two
@@ -49,14 +49,14 @@ def validate(
     device: torch.device,
     teacher_logits: Tensor | None = None,
     after_batch: Callable[[], None] = lambda: None,
-    ranks: Ranks | None = None,
+    ranks: ProcessGroup | None = None,
     parts: int = 1,
 ) -> Validation:
     """Evaluates `network` on `split` in float32, each batch in `parts` parts; `teacher_logits` is (N, K).
 
     Several processes share the images; `after_batch` is then not called, as their numbers of batches may differ.
     """
-    ranks = ranks or Ranks()
+    ranks = ranks or ProcessGroup()
     network.eval()
     found = torch.zeros(3, len(split), dtype=torch.float64)
     with torch.no_grad():
@@ -94,10 +94,10 @@ def standard_errors_better(scores: Tensor, others: Tensor) -> float:
     return mean / spread if spread > 0 else math.copysign(math.inf, mean) if mean else 0.0
 
 
-def _batches(split: Split, ranks: Ranks, parts: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _batches(split: Split, ranks: ProcessGroup, parts: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Positions (M,), images and labels of each part of each batch that falls to this process."""
-    positions = [ranks.part(rows) for rows in torch.arange(len(split)).split(split.batch_size)]
-    streamed = split.batches(ranks.part)
+    positions = [ranks.shard(rows) for rows in torch.arange(len(split)).split(split.batch_size)]
+    streamed = split.batches(ranks.shard)
     for rows, (images, labels) in zip([rows for rows in positions if len(rows)], streamed, strict=True):
         count = min(parts, len(rows))
         yield from zip(rows.tensor_split(count), images.tensor_split(count), labels.tensor_split(count), strict=True)

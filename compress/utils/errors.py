@@ -20,11 +20,11 @@ class UserError(Exception):
         return f"received {self.received}; expected {self.expected}; to mend it: {self.mend}"
 
 
-class GivenUp(UserError):
+class EarlyStopped(UserError):
     """A run was ended because its accuracy stayed below the floor that `stop_below` sets."""
 
 
-class Stopped(BaseException):
+class Interrupted(BaseException):
     """A signal has come; `where` says at what point, and what is kept.
 
     No Exception: what goes on after a fault, as the next job of a multirun does, must not go on after this.

@@ -22,7 +22,7 @@ POLL_S = 0.5
 
 
 @contextmanager
-def held(folder: Path, name: str, waiting: Callable[[dict], None] | None = None) -> Iterator[None]:
+def lock_file(folder: Path, name: str, waiting: Callable[[dict], None] | None = None) -> Iterator[None]:
     """Holds the lock `name` in `folder` for as long as the context lasts; waits while another process has it.
 
     `waiting`, called once with the holder's host and pid, may raise instead. The lock is a file a generation: who takes

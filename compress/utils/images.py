@@ -55,7 +55,7 @@ class Square:
     interpolation: str = "bilinear"  # a name of PIL.Image.Resampling
 
 
-def middle_square(image: Image.Image, how: Square) -> Image.Image:
+def center_crop(image: Image.Image, how: Square) -> Image.Image:
     """The middle of a resized image, `how.size` pixels a side."""
     size = how.size
     shorter = math.floor(size / how.crop_share + 1e-6)  # as torchvision's and timm's evaluation do
@@ -91,21 +91,21 @@ def read(image: Image.Image, channels: int, how: Square | None, name: str) -> np
         plain = to_channels(plain, channels, name)
         return square(plain, how) if how else plain
     if how and plain.mode in ("L", "RGB"):
-        return np.asarray(middle_square(plain, how)).reshape(how.size, how.size, channels)
+        return np.asarray(center_crop(plain, how)).reshape(how.size, how.size, channels)
     pixels = np.asarray(plain).reshape(plain.height, plain.width, channels)
     return square(pixels, how) if how else pixels
 
 
 def square(pixels: np.ndarray, how: Square) -> np.ndarray:
-    """`middle_square` of an array (H, W) or (H, W, C) of any number of channels, as (S, S, C)."""
+    """`center_crop` of an array (H, W) or (H, W, C) of any number of channels, as (S, S, C)."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     pixels = as_bytes_if_exact(pixels)
     if pixels.shape[:2] == (how.size, how.size) and how.crop_share == 1:
         return pixels
     if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
-        return np.asarray(middle_square(Image.fromarray(pixels), how))
+        return np.asarray(center_crop(Image.fromarray(pixels), how))
     planes = [Image.fromarray(np.ascontiguousarray(pixels[..., channel])) for channel in range(pixels.shape[2])]
-    return np.stack([np.asarray(middle_square(plane, how)) for plane in planes], axis=2)
+    return np.stack([np.asarray(center_crop(plane, how)) for plane in planes], axis=2)
 
 
 def as_bytes_if_exact(pixels: np.ndarray) -> np.ndarray:
@@ -132,7 +132,7 @@ def to_channels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:
     )
 
 
-def network_input(image: Image.Image | np.ndarray, described: dict[str, Any], name: str = "an image") -> np.ndarray:
+def preprocess(image: Image.Image | np.ndarray, described: dict[str, Any], name: str = "an image") -> np.ndarray:
     """float32 (C, H, W) of any Pillow image or array, as model.json's `input` describes it."""
     channels, size, _ = described["shape"]
     how = Square(

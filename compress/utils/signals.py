@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from compress.utils.errors import Stopped
+from compress.utils.errors import Interrupted
 
 _ENDS = (signal.SIGTERM, signal.SIGINT)
 _PARENT = os.getppid()  # as it was at the start: who is orphaned gets another one
@@ -16,7 +16,7 @@ _LOOK_S = 1.0
 
 
 @contextmanager
-def stop_requests() -> Iterator[list[signal.Signals]]:
+def deferred_signals() -> Iterator[list[signal.Signals]]:
     """A list that receives each SIGTERM and SIGINT. Once one has come, a SIGINT does what it does outside.
 
     One that came after the list was last looked at is raised again at the end. A signal that the process ignores stays
@@ -36,15 +36,15 @@ def stop_requests() -> Iterator[list[signal.Signals]]:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM and SIGINT raise Stopped, but in a training inside, which ends as `stop_requests` lets it."""
+def handle_signals() -> Iterator[None]:
+    """SIGTERM and SIGINT raise Interrupted, but in a training inside, which ends as `deferred_signals` lets it."""
     with _handled(raise_stopped):
         yield
 
 
 def raise_stopped(number: int, frame: object) -> None:
     """A handler of signals."""
-    raise Stopped(signal.Signals(number), "; what was finished or saved before is kept")
+    raise Interrupted(signal.Signals(number), "; what was finished or saved before is kept")
 
 
 @contextmanager

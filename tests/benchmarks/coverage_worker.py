@@ -18,13 +18,13 @@ from compress.evaluation.flops import count_cost
 from compress.export.onnx import export_onnx
 from compress.export.onnx_inspect import INT8_LAYERS, executed_operators, inspect_quantization
 from compress.methods.pruning.filters import prune_filters
-from compress.methods.pruning.reconstruction import not_refitted, reconstruct
+from compress.methods.pruning.reconstruction import reconstruct, skipped_layers
 from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target
 from compress.methods.quantization.pt2e import calibrate, convert, prepare
 from compress.methods.restore import restore_float
 from compress.models import Architecture
 from compress.models.artifact import Artifact, Spec, write_model
-from compress.models.user_model import OWN
+from compress.models.user_model import USER_MODELS
 from compress.models.widths import read_widths
 from compress.utils.cpu import cpu_flags
 from compress.utils.errors import UserError
@@ -61,12 +61,12 @@ def _take_through(name: str, place: Path, row: dict[str, Any]) -> None:
         _settle(network, images)
         row["params"], row["macs"] = count_cost(network, shape)
     with _stage("prune", row):
-        OWN[name] = copy.deepcopy(network)
+        USER_MODELS[name] = copy.deepcopy(network)
         pruned = prune_filters(network, images[:1], PruneConfig(ratio=0.5))
         if pruned.kept:
-            reconstruct(network, OWN[name], pruned.kept, images)
+            reconstruct(network, USER_MODELS[name], pruned.kept, images)
         row["reasons"] = sorted({layer["reason"] for layer in pruned.left_out})
-        row["not_refitted"] = len(not_refitted(network, OWN[name], images[:1]))
+        row["skipped_layers"] = len(skipped_layers(network, USER_MODELS[name], images[:1]))
         row["params_left"], row["macs_left"] = count_cost(network, shape)
     with _stage("restore", row):
         _restore(name, network, images, place)

@@ -27,16 +27,16 @@ from compress.data import load_data
 from compress.data.dataset import Data
 from compress.evaluation.environment import environment
 from compress.methods.distillation.losses import label_loss, teacher_loss
-from compress.methods.distillation.teacher_logits import asked
+from compress.methods.distillation.teacher_logits import compute_logits
 from compress.models import Architecture, build
-from compress.models.graph.fold_batch_norm import folded
+from compress.models.graph.fold_batch_norm import fold_batch_norm
 from compress.training.checkpoint import Checkpoint
 from compress.training.context import Context
-from compress.training.fast_layers import lean
+from compress.training.fast_layers import optimized_layers
 from compress.training.loop import TrainSettings, train
-from compress.training.malloc import kept_memory
+from compress.training.malloc import keep_freed_memory
 from compress.training.precision import choose_precision, layers_in
-from compress.training.tensorboard import Curves
+from compress.training.tensorboard import TensorBoardWriter
 from compress.training.validation import validate
 from compress.utils.tensors import to_device
 from tests.benchmarks.racing import PROJECT, ratio_of_medians
@@ -226,7 +226,9 @@ class Pictures(torch.utils.data.Dataset):
 def our_loss(teacher: nn.Module | None) -> Callable:
     if teacher is None:
         return label_loss(0.0)
-    return teacher_loss(asked(folded(teacher.to(memory_format=torch.channels_last))), TEMPERATURE, ALPHA)
+    return teacher_loss(
+        compute_logits(fold_batch_norm(teacher.to(memory_format=torch.channels_last))), TEMPERATURE, ALPHA
+    )
 
 
 def bare(network: nn.Module, teacher: nn.Module | None, data: Data, options: argparse.Namespace, folder: Path) -> Epoch:
@@ -237,7 +239,7 @@ def bare(network: nn.Module, teacher: nn.Module | None, data: Data, options: arg
     precision = choose_precision(options.precision, torch.device("cpu"))
 
     def epoch() -> float:
-        with kept_memory(), lean(network):
+        with keep_freed_memory(), optimized_layers(network):
             network.train()
             order = data.train.shuffle(generator)
             for examples, _ in data.train.augmented(order, generator, data.augmentation):
@@ -260,7 +262,7 @@ def ours(network: nn.Module, teacher: nn.Module | None, data: Data, options: arg
     def epoch() -> float:
         turn = next(turns)
         place = Checkpoint(folder / f"{turn}.training.safetensors", str(turn), config.checkpoint_minutes)
-        with Curves(folder / f"curves_{turn}") as curves:
+        with TensorBoardWriter(folder / f"curves_{turn}") as curves:
             context = Context(data, None, config, torch.device("cpu"), options.seed, curves, place)
             rows = train(network, our_loss(teacher), context, TrainSettings("teacher", epochs, LEARNING_RATE))
         return max(row["val_top1_percent"] for row in rows)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script,
 from compress.config.schema import CacheConfig, Config, DataConfig, TeacherConfig
 from compress.evaluation.environment import environment
 from compress.models import ZOO
-from compress.pipeline.experiment import run_study
+from compress.pipeline.experiment import run_experiment
 from compress.utils.files import read_json
 from compress.utils.units import count_text, size_text
 
@@ -38,7 +38,7 @@ def main() -> int:
         log.info("=== %s", name)
         try:
             with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to stdout
-                run_study(config_for(name, options), options.folder / name)
+                run_experiment(config_for(name, options), options.folder / name)
         except Exception as error:  # the table says so; the other networks go on
             log.exception(name)
             failed[name] = " ".join(str(error).split())

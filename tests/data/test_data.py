@@ -13,7 +13,7 @@ from PIL import Image
 from compress.config.schema import DataConfig
 from compress.data import load_data
 from compress.data.augmentation import Augmentation
-from compress.data.dataset import hold_out
+from compress.data.dataset import stratified_split
 from compress.utils.errors import UserError
 from tests.conftest import tiny_arrays
 
@@ -70,7 +70,7 @@ def test_the_fingerprint_sees_one_changed_pixel_and_one_changed_label(tmp_path: 
 
 def test_validation_is_stratified_and_apart_from_train() -> None:
     labels = torch.tensor([0] * 50 + [1] * 10 + [2] * 2)
-    train, val = hold_out(labels, 0.1, 0)
+    train, val = stratified_split(labels, 0.1, 0)
     assert sorted([*train.tolist(), *val.tolist()]) == list(range(62))
     assert torch.bincount(labels[val]).tolist() == [5, 1, 1]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compress.export import Source
 from compress.export.onnx import export_onnx
 from compress.methods.quantization.pt2e import calibrate, convert, prepare, without_rounding
-from tests.quantization.tiny_networks import Residual, conv_bn, settled
+from tests.methods.quantization.tiny_networks import Residual, conv_bn, settled
 
 SHAPE = (3, 16, 16)
 

@@ -11,9 +11,8 @@ from compress.config.schema import Config
 from compress.data import load_data
 from compress.methods.restore import restore, restore_float
 from compress.models.artifact import read_tensors
-from compress.pipeline import compute
+from compress.pipeline import compute, stage_runner
 from compress.pipeline import run as pipeline
-from compress.pipeline import stage_runner as making
 from compress.pipeline.run import run_pipeline
 from compress.utils.files import METRICS, MODEL, ONNX, PREDICTIONS, STAGE, digest_of_file, read_json
 from tests.conftest import make_tiny_config
@@ -92,7 +91,7 @@ def test_an_unchanged_list_of_targets_is_taken_as_it_is(
     widened: SimpleNamespace, tiny_npz: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(pipeline, "_make_stage", None)
-    monkeypatch.setattr(making, "write_again", None)
+    monkeypatch.setattr(stage_runner, "reexport_stage", None)
     run_pipeline(config_for(tiny_npz, widened.name), widened.folder)
     assert f"02_quantize in {widened.name}: " in capsys.readouterr().out
 

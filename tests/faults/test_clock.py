@@ -12,8 +12,8 @@ from compress.pipeline.cache import Cache
 from compress.pipeline.run import run_pipeline
 from compress.training.checkpoint import Checkpoint
 from compress.utils.files import TRAINING
-from tests.cache.test_store import KEY, OTHER, make_stage
 from tests.conftest import make_tiny_config
+from tests.pipeline.test_cache import KEY, OTHER, compute_and_evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_a_training_is_saved_when_its_time_has_come(tmp_path: Path, monkeypatch:
 def test_what_was_used_last_stays_in_the_cache(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     for key in (KEY, OTHER):
-        cache.put(key, make_stage(tmp_path / key, key))
+        cache.put(key, compute_and_evaluate(tmp_path / key, key))
     assert [entry.key for entry in cache.entries()] == [OTHER, KEY]
     cache.take(KEY, tmp_path / "taken")
     assert [entry.key for entry in cache.entries()] == [KEY, OTHER]

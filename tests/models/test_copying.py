@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from compress.models import Architecture, build
-from compress.models.user_model import OWN, add_own, prepare_own
+from compress.models.user_model import USER_MODELS, add_own, register_user_model
 from compress.utils.errors import UserError
 from tests.own_networks import Plain
 
@@ -22,10 +22,10 @@ def taken(network: nn.Module) -> nn.Module:
     """The network as a stage gets it, from one that was given in Python."""
     name = add_own(network)
     try:
-        prepare_own(name, SHAPE, 3, seed=0)
+        register_user_model(name, SHAPE, 3, seed=0)
         return build(Architecture(name, "small", 1, 3, 8)).eval()
     finally:
-        del OWN[name]
+        del USER_MODELS[name]
 
 
 def plain() -> Plain:

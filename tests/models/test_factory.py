@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from compress.models.user_model import OWN, prepare_own
+from compress.models.user_model import USER_MODELS, register_user_model
 from compress.utils.errors import UserError
 from tests import own_networks
 
@@ -45,8 +45,8 @@ ready = own_networks.Plain(3, 1)
 
 @pytest.mark.parametrize("name", ["by_other_names", "by_keywords", "timms_keywords", "with_sizes", "Direct", "ready"])
 def test_arguments_are_known_by_their_usual_names(name: str) -> None:
-    prepare_own(f"{HERE}:{name}", SHAPE, 3, seed=0)
-    assert OWN[f"{HERE}:{name}"].head.out_features == 3
+    register_user_model(f"{HERE}:{name}", SHAPE, 3, seed=0)
+    assert USER_MODELS[f"{HERE}:{name}"].head.out_features == 3
 
 
 def needs_more(width: int, num_classes: int) -> nn.Module:
@@ -86,7 +86,7 @@ def fails_later(num_classes: int) -> nn.Module:
 )
 def test_what_a_function_raises_is_shown_as_the_users(name: str, parts: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as refusal:
-        prepare_own(f"{HERE}:{name}", SHAPE, 3, seed=0)
+        register_user_model(f"{HERE}:{name}", SHAPE, 3, seed=0)
     assert all(part in str(refusal.value) for part in parts), str(refusal.value)
 
 
@@ -105,5 +105,5 @@ def test_what_a_module_raises_is_shown_as_the_users(
     (tmp_path / "broken.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError) as refusal:
-        prepare_own("broken:build", SHAPE, 3, seed=0)
+        register_user_model("broken:build", SHAPE, 3, seed=0)
     assert all(part in str(refusal.value) for part in parts), str(refusal.value)

@@ -9,7 +9,7 @@ import torch
 
 from compress.config.schema import Config, DistillConfig, PruneConfig, QuantizeConfig, TeacherConfig
 from compress.data import load_data
-from compress.methods.distillation.losses import relative_error, tapped
+from compress.methods.distillation.losses import record_outputs, relative_error
 from compress.methods.restore import restore
 from compress.models.artifact import Artifact, write_model
 from compress.stages.distill import distill
@@ -17,7 +17,7 @@ from compress.stages.prune import prune
 from compress.stages.quantize import quantize
 from compress.stages.teacher import teacher
 from compress.training.context import Context
-from compress.training.tensorboard import Curves
+from compress.training.tensorboard import TensorBoardWriter
 from compress.training.validation import validate
 from compress.utils.errors import UserError
 
@@ -25,7 +25,7 @@ from compress.utils.errors import UserError
 @pytest.fixture
 def context(tiny_config: Config, tmp_path: Path) -> Context:
     data = load_data(tiny_config.data, 0)
-    with Curves(tmp_path / "curves") as curves:
+    with TensorBoardWriter(tmp_path / "curves") as curves:
         context = Context(data, None, tiny_config.train, torch.device("cpu"), 0, curves)
         torch.manual_seed(0)
         context.teacher = teacher(None, tiny_config.teacher, context)
@@ -40,7 +40,7 @@ def student(context: Context) -> Artifact:
 
 def outputs(network: torch.nn.Module, layer: str, context: Context) -> torch.Tensor:
     """What `layer` gives on the validation images."""
-    with torch.no_grad(), tapped(network.eval(), [layer]) as kept:
+    with torch.no_grad(), record_outputs(network.eval(), [layer]) as kept:
         network(torch.cat([images for images, _ in context.data.val.batches()]))
     return kept[layer]
 
@@ -106,7 +106,7 @@ def test_the_quantized_network_is_near_the_float_one(context: Context, tiny_conf
 def test_the_stem_fits_the_image(tiny_config: Config, tmp_path: Path, pixels: int, stem: str) -> None:
     tiny_config.data.image_size = pixels
     data = load_data(tiny_config.data, 0)
-    with Curves(tmp_path) as curves:
+    with TensorBoardWriter(tmp_path) as curves:
         context = Context(data, None, tiny_config.train, torch.device("cpu"), 0, curves)
         built = teacher(None, TeacherConfig(model="mobilenet_v3_small", epochs=0), context)
     assert built.spec.architecture["stem"] == stem

@@ -15,7 +15,7 @@ from compress.models import ZOO, Architecture, build
 from compress.models.artifact import Artifact
 from compress.stages.teacher import teacher
 from compress.training.context import Context
-from compress.training.tensorboard import Curves
+from compress.training.tensorboard import TensorBoardWriter
 from tests.conftest import tiny_arrays
 
 
@@ -51,7 +51,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     images = {name: np.repeat(values[..., None], 3, 3) for name, values in arrays.items() if values.ndim == 3}
     np.savez(folder / "colour.npz", **arrays | images)
     config = DataConfig("npz", str(folder / "colour.npz"), image_size=16, batch_size=12, val_fraction=1 / 3)
-    with Curves(folder / "curves") as curves:
+    with TensorBoardWriter(folder / "curves") as curves:
         yield Context(load_data(config, 0), None, TrainConfig(), torch.device("cpu"), 0, curves)
 
 

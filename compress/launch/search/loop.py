@@ -10,7 +10,7 @@ from typing import Any
 from compress.config.schema import Config, SearchConfig
 from compress.launch.search.early_stopping import hopeless_below
 from compress.launch.search.trials import COMPLETE, Trial, Trials
-from compress.utils.errors import Stopped, UserError
+from compress.utils.errors import Interrupted, UserError
 from compress.utils.files import FAILED, FINISHED, GIVEN_UP, STOPPED
 
 log = logging.getLogger("compress")
@@ -42,7 +42,7 @@ class Surroundings:
 def search(trials: Trials, settings: SearchConfig, around: Surroundings) -> None:
     """Runs trials until the study has `settings.trials` of them or `settings.minutes` are over; leaves what it found.
 
-    Raises UserError where no trial came to an end, or none can be judged, and Stopped where a signal ended a trial:
+    Raises UserError where no trial came to an end, or none can be judged, and Interrupted where a signal ended a trial:
     what was under way, whatever raised, is the first to be tried at the next start.
     """
     started = around.clock()
@@ -82,7 +82,7 @@ def _run_batch(trials: Trials, count: int, settings: SearchConfig, around: Surro
                 unfit.append(error)
         if waiting:
             stop = next(result for _, result in results if result["state"] == STOPPED)
-            raise Stopped(Signals(stop["exit"] - 128), " while trials were run; their state is saved")
+            raise Interrupted(Signals(stop["exit"] - 128), " while trials were run; their state is saved")
     except BaseException:
         for trial in waiting:
             trials.give_back(trial)

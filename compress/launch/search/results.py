@@ -12,7 +12,7 @@ from compress.launch.search.best_recipe import recipe_text
 from compress.launch.search.objectives import Goals, take_figure
 from compress.launch.search.pareto import best_trial, is_feasible, pareto_set
 from compress.launch.search.trials import COMPLETE, RUNNING, Trial
-from compress.utils.file_lock import held
+from compress.utils.file_lock import lock_file
 from compress.utils.files import FAILED, GIVEN_UP, write_bytes, write_json
 from compress.utils.units import count_text, size_text
 
@@ -28,7 +28,7 @@ def leave(folder: Path, study: dict[str, str], trials: list[Trial], goals: Goals
     """
     folder.mkdir(parents=True, exist_ok=True)
     best = best_trial(trials, goals)
-    with held(folder, "search"):  # processes that share a study may share its folder
+    with lock_file(folder, "search"):  # processes that share a study may share its folder
         write_json(folder / PARETO, _record(study, trials, goals))
         if best:
             write_bytes(folder / BEST, recipe_text(config, _comments(best, trials, goals, config)).encode())

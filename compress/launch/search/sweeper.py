@@ -17,7 +17,7 @@ from compress.config.compose import explain
 from compress.config.options import check_ranges
 from compress.config.schema import Config, SearchConfig
 from compress.config.validation import check
-from compress.launch.exit_status import ending
+from compress.launch.exit_status import exit_status
 from compress.launch.search.loop import Job, Result, Surroundings, search
 from compress.launch.search.objectives import Goals, parse_goals
 from compress.launch.search.pareto import best_trial
@@ -28,7 +28,7 @@ from compress.launch.search.storage import opened, storage_url
 from compress.launch.search.trials import Trial, Trials
 from compress.launch.sweep import stopped_by
 from compress.report.settings import flat
-from compress.utils.errors import Stopped, UserError
+from compress.utils.errors import Interrupted, UserError
 from compress.utils.files import FAILED
 
 # What a study's start need not have in common with its later ones: where things lie, and what changes no figure.
@@ -65,8 +65,8 @@ def sweep(arguments: list[str], config: DictConfig, loader: ConfigLoader, launch
         trials.require_same(_description(start, space, goals))
         try:
             search(trials, settings, Surroundings(hydra.launch, overrides, hydra.compose_checked, leave_all))
-        except Stopped as stop:  # jobs beside this process end as by SIGINT, whatever came
-            raise Stopped(stopped_by() or stop.signal, stop.where) from None
+        except Interrupted as stop:  # jobs beside this process end as by SIGINT, whatever came
+            raise Interrupted(stopped_by() or stop.signal, stop.where) from None
 
 
 @dataclass
@@ -108,7 +108,7 @@ def _result(returned: JobReturn) -> Result:
         with redirect_stderr(StringIO()):  # Hydra prints each failure there, and the end of the search tells them all
             return returned.return_value
     except Exception as error:
-        return {"state": FAILED, "error": ending(error)[1]}
+        return {"state": FAILED, "error": exit_status(error)[1]}
 
 
 def _check_space(fixed: list[str], space: list[Dimension], hydra: _Hydra) -> Config:

@@ -61,8 +61,9 @@ def teacher_loss(
 ) -> Loss:
     """The loss of a student that learns from a teacher's logits (N, K), which `answer` gives.
 
-    `hints` are `tapped` outputs of the student and of the teacher; the relative error of each pair is added with
-    `hint_weight` (Romero et al. 2015, "FitNets", equation 3, without the regressor: the shapes are equal here).
+    `hints` are outputs of the student and of the teacher that `record_outputs` holds; the relative error of each pair
+    is added with `hint_weight` (Romero et al. 2015, "FitNets", equation 3, without the regressor: the shapes are equal
+    here).
     All of it is computed in float32, whatever the networks' precision.
     """
     own, wanted = hints
@@ -82,7 +83,7 @@ def teacher_loss(
 
 
 @contextmanager
-def tapped(network: nn.Module, layers: list[str]) -> Iterator[dict[str, torch.Tensor]]:
+def record_outputs(network: nn.Module, layers: list[str]) -> Iterator[dict[str, torch.Tensor]]:
     """A dict that holds the named modules' outputs after each forward pass. Raises UserError for an unknown name."""
     modules, outputs = dict(network.named_modules()), {}
     unknown = [layer for layer in layers if layer not in modules]

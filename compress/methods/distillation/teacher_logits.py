@@ -6,24 +6,24 @@ import torch
 from torch import Tensor, nn
 
 from compress.data.dataset import Examples, Split
-from compress.models.graph.fold_batch_norm import folded
+from compress.models.graph.fold_batch_norm import fold_batch_norm
 from compress.training.context import Context
 from compress.utils.tensors import to_device
 
 Answer = Callable[[Examples], Tensor]  # -> logits (N, K), float32, which no gradient goes through
 
-_MOST_BYTES = 2**30  # of logits that are remembered
+_MOST_BYTES = 2**30  # of logits that are kept
 
 
 def answers(context: Context) -> Answer:
     """Of the run's teacher, which is neither trained nor changed."""
-    teacher, data = folded(context.teacher.network), context.data
+    teacher, data = fold_batch_norm(context.teacher.network), context.data
     if data.augmentation.changes or 4 * len(data.train) * len(data.classes) > _MOST_BYTES:
-        return asked(teacher)
-    return remembered(teacher, data.train, context.device)
+        return compute_logits(teacher)
+    return cached_logits(teacher, data.train, context.device)
 
 
-def asked(teacher: nn.Module) -> Answer:
+def compute_logits(teacher: nn.Module) -> Answer:
     """Asks `teacher`, in eval mode, each time anew; hooks of it see what it computes."""
 
     @torch.no_grad()
@@ -33,7 +33,7 @@ def asked(teacher: nn.Module) -> Answer:
     return answer
 
 
-def remembered(teacher: nn.Module, train: Split, device: torch.device) -> Answer:
+def cached_logits(teacher: nn.Module, train: Split, device: torch.device) -> Answer:
     """Asks `teacher` of all images of `train` at the first call, in an order that is always the same."""
     rows = torch.full((int(train.index.max()) + 1,), -1)
     rows[train.index] = torch.arange(len(train))

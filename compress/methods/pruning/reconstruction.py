@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compress.methods.pruning.receptive import channel_dim, computes_weight, pixels, rows
-from compress.models.graph.paired_interpreter import Lockstep
+from compress.models.graph.paired_interpreter import PairedInterpreter
 from compress.models.graph.tracing import batch_norm_at, only_user, read_argument, trace
 
 _RIDGE = 1e-2  # of the mean squared input: less overfits a thousand images, and is then harder to fine-tune
@@ -38,12 +38,12 @@ def reconstruct(
     equation 5). Where a residual sum follows, the target is the original's sum, so that errors do not add up along
     the shortcuts. Batch norm gets the statistics of its new inputs, and an affine map that keeps what it computes.
     `kept` names the filters that are left of each layer that lost some; `images` is (N, C, H, W). The errors are
-    squared, as shares of the target's variance. `not_refitted` tells which layers are out of reach.
+    squared, as shares of the target's variance. `skipped_layers` tells which layers are out of reach.
     """
     graph = trace(original.eval(), images[:1])
     errors = {}
     with _without_inplace(network, original):
-        pair = Lockstep(graph, network.eval(), original, list(images.split(_CHUNK)))
+        pair = PairedInterpreter(graph, network.eval(), original, list(images.split(_CHUNK)))
         refitted = set(_lost_layers(network, original)) - {row["layer"] for row in _unreached(network, original, graph)}
         repeated = _repeated(graph)
         for node in graph.nodes:
@@ -59,7 +59,7 @@ def reconstruct(
     return errors
 
 
-def not_refitted(network: nn.Module, original: nn.Module, image: Tensor | None = None) -> list[dict[str, str]]:
+def skipped_layers(network: nn.Module, original: nn.Module, image: Tensor | None = None) -> list[dict[str, str]]:
     """The layers, each with the reason, that lost inputs and that `reconstruct` passes over for images like `image`."""
     return _unreached(network, original, trace(original.eval(), image))
 
@@ -94,7 +94,7 @@ def _source(node: fx.Node) -> fx.Node | None:
     return read_argument(node, 0, "input") or next(iter(node.all_input_nodes), None)
 
 
-def _refit(pair: Lockstep, node: fx.Node, kept: Tensor) -> float:
+def _refit(pair: PairedInterpreter, node: fx.Node, kept: Tensor) -> float:
     """Fits one convolution or linear layer, with the batch norm behind it; returns the share left unexplained."""
     layer, _ = pair.layers(node)
     follower = only_user(node)
@@ -207,7 +207,7 @@ def _adopt_statistics(norm: nn.BatchNorm2d, inputs: list[Tensor]) -> None:
     norm.bias.copy_(shift + mean * scale)
 
 
-def _batch_norm(pair: Lockstep, node: fx.Node | None) -> nn.BatchNorm2d | None:
+def _batch_norm(pair: PairedInterpreter, node: fx.Node | None) -> nn.BatchNorm2d | None:
     """The changed network's batch norm that `node` calls, where its statistics and its affine map can be set."""
     name = batch_norm_at(pair.network, node)
     norm = pair.network.get_submodule(name) if name else None

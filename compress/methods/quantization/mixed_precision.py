@@ -52,7 +52,9 @@ def weighted_layers(prepared: GraphModule) -> list[WeightedLayer]:
     return list(layers.values())
 
 
-def keep_float(prepared: GraphModule, names: Collection[str], uncorrected: GraphModule | None = None) -> GraphModule:
+def exclude_layers(
+    prepared: GraphModule, names: Collection[str], uncorrected: GraphModule | None = None
+) -> GraphModule:
     """Let the layers `names` stay float when `prepared` is converted; changes it in place and returns it.
 
     A tensor that an int8 layer reads, or an int8 kernel makes, stays quantized, and a float layer reads it so: a

@@ -1,6 +1,6 @@
 """Lets layers of an exported int8 file run in float by editing its graph: what a new export would give, in no time.
 
-`float_layers.keep_float` does the same to the network before it is exported; both follow `tensors_left_float`.
+`mixed_precision.exclude_layers` does the same to the network before it is exported; both follow `tensors_left_float`.
 """
 
 from collections.abc import Collection
@@ -26,7 +26,7 @@ LAYERS = {"Conv", "Gemm"}
 WEIGHTLESS = {"Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool", "Sigmoid"}
 
 
-def run_in_float(exported: bytes, layers: Collection[WeightedLayer]) -> bytes:
+def exclude_layers_onnx(exported: bytes, layers: Collection[WeightedLayer]) -> bytes:
     """The file `exported`, all int8, with `layers` in float.
 
     Raises ValueError for a layer whose int8 weight is not in the file.

@@ -21,7 +21,7 @@ from compress.export.onnx import export_onnx
 from compress.export.onnx_inspect import inspect_quantization
 from compress.export.onnx_session import open_session
 from compress.methods.quantization.mixed_precision import WeightedLayer, weighted_layers
-from compress.methods.quantization.mixed_precision_onnx import run_in_float
+from compress.methods.quantization.mixed_precision_onnx import exclude_layers_onnx
 from compress.methods.quantization.pt2e import convert
 from compress.utils.console import progress
 from compress.utils.errors import UserError
@@ -41,7 +41,7 @@ class Quality:
     kl_nats: float  # mean divergence of its predictions from those of the float network
 
 
-class MixedFiles:
+class MixedPrecisionFiles:
     """The exported network with any of its layers in float: makes such a file, runs it, and remembers the result."""
 
     def __init__(
@@ -70,7 +70,9 @@ class MixedFiles:
         """Of the file with the layers `floats` in float."""
         names = frozenset(floats)
         if names not in self._known:
-            self._known[names] = self._measure(run_in_float(self._exported, [self.layers[name] for name in names]))
+            self._known[names] = self._measure(
+                exclude_layers_onnx(self._exported, [self.layers[name] for name in names])
+            )
         return self._known[names]
 
     def _measure(self, file: bytes) -> Quality:
@@ -90,7 +92,7 @@ def top1_percent(logits: Tensor, labels: Tensor) -> float:
     return 100 * int((logits.argmax(1) == labels).sum()) / len(labels)
 
 
-def fit_drop(files: MixedFiles, float_top1_percent: float, max_drop_points: float) -> dict[str, Any]:
+def control_accuracy(files: MixedPrecisionFiles, float_top1_percent: float, max_drop_points: float) -> dict[str, Any]:
     """The table of sensitivity.json: each layer's cost as int8, and which stay float so that the drop is kept.
 
     Raises UserError where no number of float layers keeps it.
@@ -116,12 +118,12 @@ def fit_drop(files: MixedFiles, float_top1_percent: float, max_drop_points: floa
     }
 
 
-def _alone(files: MixedFiles, name: str) -> Quality:
+def _alone(files: MixedPrecisionFiles, name: str) -> Quality:
     """Of the file in which this layer is int8 and all others are float."""
     return files.quality(files.layers.keys() - {name})
 
 
-def _rank(files: MixedFiles) -> list[str]:
+def _rank(files: MixedPrecisionFiles) -> list[str]:
     """The layers, first the one that costs most."""
     with progress("sensitivity", len(files.layers)) as bar:
         for name in files.layers:
@@ -131,7 +133,7 @@ def _rank(files: MixedFiles) -> list[str]:
     return sorted(files.layers, key=lambda name: -_alone(files, name).kl_nats)
 
 
-def _choose(files: MixedFiles, ranked: list[str], least_top1_percent: float) -> list[str] | None:
+def _choose(files: MixedPrecisionFiles, ranked: list[str], least_top1_percent: float) -> list[str] | None:
     """Few layers which in float keep `least_top1_percent`; None where no number of the first of `ranked` does.
 
     Greedy, not exhaustive: it takes the shortest beginning of `ranked` that suffices, then gives back to int8, from
@@ -152,7 +154,9 @@ def _choose(files: MixedFiles, ranked: list[str], least_top1_percent: float) -> 
     return kept
 
 
-def _unreachable(files: MixedFiles, ranked: list[str], float_top1_percent: float, max_drop_points: float) -> UserError:
+def _unreachable(
+    files: MixedPrecisionFiles, ranked: list[str], float_top1_percent: float, max_drop_points: float
+) -> UserError:
     best = max(range(len(ranked) + 1), key=lambda count: files.quality(ranked[:count]).top1_percent)
     lost = float_top1_percent - files.quality(ranked[:best]).top1_percent
     return UserError(

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.observer import ObserverBase
 
 from compress.models.graph.aten_patterns import CLAMPS, LINEARS, SUMS, argument, is_call, only_user, own_parameter
-from compress.models.graph.paired_interpreter import Lockstep
+from compress.models.graph.paired_interpreter import PairedInterpreter
 
 
 class Grid(nn.Module):
@@ -30,12 +30,14 @@ class Grid(nn.Module):
         return torch.fake_quantize_per_channel_affine(x, self.scale, self.zero_point, self.axis, self.low, self.high)
 
 
-def simulate(prepared: GraphModule, images: list[Tensor]) -> Lockstep:
+def simulate(prepared: GraphModule, images: list[Tensor]) -> PairedInterpreter:
     """The calibrated network, rounding as its observers tell, side by side with itself in float.
 
     The first holds copies of the weights, to be changed on the way. `images` are chunks (N, C, H, W).
     """
-    return Lockstep(prepared.graph, _replace(prepared, Grid), _replace(prepared, lambda _: nn.Identity()), images)
+    return PairedInterpreter(
+        prepared.graph, _replace(prepared, Grid), _replace(prepared, lambda _: nn.Identity()), images
+    )
 
 
 def _replace(prepared: GraphModule, make: Callable[[ObserverBase], nn.Module]) -> GraphModule:
@@ -54,12 +56,12 @@ class Layer:
     """
 
     node: Node
-    pair: Lockstep
+    pair: PairedInterpreter
     addend: Node | None  # the other side of the sum
     clamps: list[Node]
 
     @classmethod
-    def at(cls, node: Node, pair: Lockstep) -> "Layer":
+    def at(cls, node: Node, pair: PairedInterpreter) -> "Layer":
         """The layer that `node` calls. A sum counts only where its other side cannot change any more."""
         end, addend = _sum_behind(node)
         if addend is None or not pair.is_settled(addend, node):

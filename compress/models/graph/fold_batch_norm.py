@@ -9,7 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from compress.models.graph.tracing import batch_norm_at, only_user, trace
 
 
-def folded(network: nn.Module) -> nn.Module:
+def fold_batch_norm(network: nn.Module) -> nn.Module:
     """A copy, in eval mode, whose convolutions have taken up the batch norms behind them.
 
     What is called more than once, or inside a block that branches on values, stays as it is.

@@ -5,7 +5,7 @@ from torch import Tensor, fx, nn
 from compress.models.graph.tracing import call_node
 
 
-class Lockstep:
+class PairedInterpreter:
     """A network that is being changed and its original; a node's value is kept until its last reader has run.
 
     `images` is a list of (N, C, H, W). Call `advance` on each node in turn; a layer may change until then.
