@@ -57,11 +57,10 @@ def test_other_images_are_not_compared_in_pairs() -> None:
     assert "cannot be compared in pairs" in regression(record([]), record([], "other"))
 
 
-@pytest.mark.skipif(not FIGURES.is_file(), reason=f"{FIGURES} has not been written yet")
 def test_the_readme_has_the_recorded_figures() -> None:
     figures, text = json.loads(FIGURES.read_text()), README.read_text()
     assert with_tables(text, figures) == text
-    assert set(figures) <= {headline.recipe for headline in HEADLINES}
+    assert set(figures) >= {headline.recipe for headline in HEADLINES if not headline.long}
 
 
 def figures_of_one_run() -> dict:
