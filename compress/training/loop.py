@@ -21,7 +21,9 @@ from compress.training.state import TrainState
 from compress.training.step import Loss, Step, agree_on_parts, in_parts
 from compress.training.validation import split_logits, validate
 from compress.utils.console import Bar, progress
+from compress.utils.cores import cores
 from compress.utils.errors import Interrupted, UserError
+from compress.utils.other_load import OtherLoad
 from compress.utils.signals import deferred_signals
 from compress.utils.tensors import to_device
 
@@ -79,11 +81,14 @@ def train(network: nn.Module, loss: Loss, context: Context, settings: TrainSetti
                 where = f" after step {training.step} of {training.steps} of {name}; its state is saved"
                 raise Interrupted(Signals(int(signal)), where)
 
+        load = OtherLoad()
         while training.epoch <= epochs:
             network.train()
             settings.before_epoch(training.epoch)
             _finish_steps(training, joined, loss, context, keep, bar)
             _finish_epoch(training, teacher_logits, context, keep, bar)
+            if training.epoch == 2 and ranks.is_rank_zero:
+                _warn_of_other_load(load.cores())
             keep()
     if not ranks.is_rank_zero:
         raise StageDone
@@ -159,6 +164,20 @@ def _finish_epoch(
     log.info("%s: epoch %d of %d, %s", training.name, len(training.rows), training.epochs, figures)
     bar.note(figures)
     check_early_stopping(training.name, [past["val_top1_percent"] for past in training.rows], context.floors)
+
+
+def _warn_of_other_load(others: float) -> None:
+    """Says where fewer threads would train faster: a thread whose core another program takes holds up all."""
+    threads, free = torch.get_num_threads(), max(1, round(cores() - others))
+    if threads > free:
+        log.warning(
+            "other programs keep %.1f of %d cores busy, and %d threads that wait for each other lose more than these; "
+            "threads=%d would be faster beside them, with other digits",
+            others,
+            cores(),
+            threads,
+            free,
+        )
 
 
 def _require_finite_weights(training: TrainState) -> None:

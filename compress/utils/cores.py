@@ -7,7 +7,8 @@ from typing import Any
 
 _CGROUPS = Path("/sys/fs/cgroup")
 # Turns of its loop that a waiting thread of OpenMP makes before it sleeps: about as long as the pauses within a step.
-_SPIN_COUNT = "10000"
+# Fewer cost time alone, more cost time beside others; tests/benchmarks/README.md has the figures.
+_SPIN_COUNT = "1000"
 
 
 def cores() -> int:
