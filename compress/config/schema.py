@@ -3,7 +3,7 @@
 Hydra composes a config from these dataclasses and hands it back as them; nothing behind this file sees OmegaConf.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Optional
 
 from compress.config.options import option
@@ -211,27 +211,29 @@ class RepeatConfig:
 
 
 @dataclass
-class StopBelowConfig:
-    """Below which accuracy a training ends its run early; a search sets them for its trials."""
+class StageSections:
+    """The settings of each stage, under its name."""
 
-    teacher: list[float] = option(
-        [], "validation top-1 in percent, an epoch each: a run ends below it; []: nowhere", low=0, high=100
-    )
-    prune: list[float] = option([], "as stop_below.teacher, of the fine-tuning", low=0, high=100)
-    distill: list[float] = option([], "as stop_below.teacher", low=0, high=100)
-    quantize: list[float] = option([], "as stop_below.teacher, of mode=qat", low=0, high=100)
-
-
-@dataclass
-class Config:
-    """A whole run."""
-
-    stages: list[str] = option(["teacher", "prune", "distill", "quantize"], "the order")
-    data: DataConfig = field(default_factory=DataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+
+
+_FLOORS = "validation top-1 in percent, an epoch of the stage each: a run ends below it; []: nowhere"
+StopBelowConfig = make_dataclass(
+    "StopBelowConfig",
+    [(stage.name, list[float], option([], _FLOORS, low=0, high=100)) for stage in fields(StageSections)],
+    namespace={"__doc__": "Below which accuracy a training ends its run early; a search sets them for its trials."},
+)
+
+
+@dataclass
+class Config(StageSections):
+    """A whole run."""
+
+    stages: list[str] = option(["teacher", "prune", "distill", "quantize"], "the order")
+    data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)

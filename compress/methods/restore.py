@@ -1,6 +1,7 @@
 """A stage's folder -> the network it holds, rebuilt from model.json and model.safetensors alone."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,24 +49,41 @@ def float_network(spec: Spec) -> nn.Module:
     Stages behind the teacher train all of its parameters, whatever was frozen when it was built.
     """
     network = build(Architecture(**spec.architecture)).eval()
-    set_widths(network, spec.widths)
+    set_widths(network, {})  # a state can then be loaded into buffers that were expanded
+    for change in spec.changes:
+        if change["method"] != "quantize":
+            network = _REBUILD[change["method"]](network, change, spec)
     return network.requires_grad_(True)
 
 
 def _loaded(spec: Spec, tensors: dict[str, torch.Tensor]) -> nn.Module:
     """The network that has these tensors: of a quantized stage the one prepared for it."""
-    network, settings = float_network(spec), spec.quantization
-    if settings is not None:
-        from compress.methods.quantization.mixed_precision import exclude_layers  # as in `restore`
-        from compress.methods.quantization.pt2e import prepare
-
-        example = torch.zeros(1, *spec.input["shape"])
-        network = prepare(network, example, settings["weight_bits"], settings["mode"] == "qat", settings["calibration"])
-        exclude_layers(network, settings["float_layers"])
+    network = float_network(spec)
+    if spec.quantization is not None:
+        network = _REBUILD["quantize"](network, spec.quantization, spec)
     else:
         _untie(network, tensors)
     network.load_state_dict(tensors)
     return network
+
+
+def _rebuild_pruned(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
+    set_widths(network, change["widths"])
+    return network
+
+
+def _rebuild_quantized(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
+    """The float network with observers or fake quantization in it, which `convert` makes int8."""
+    from compress.methods.quantization.mixed_precision import exclude_layers  # as in `restore`
+    from compress.methods.quantization.pt2e import prepare
+
+    example = torch.zeros(1, *spec.input["shape"])
+    prepared = prepare(network, example, change["weight_bits"], change["mode"] == "qat", change["calibration"])
+    return exclude_layers(prepared, change["float_layers"])
+
+
+# By the method of a change: what makes it anew, from the network before it, its record and the spec.
+_REBUILD = {"prune": _rebuild_pruned, "quantize": _rebuild_quantized}
 
 
 def _untie(network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:

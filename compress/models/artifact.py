@@ -1,6 +1,6 @@
 """What passes between stages: a network with its description, and how both become files that can be trusted."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,30 @@ class Spec:
     architecture: dict[str, Any]
     classes: list[str]
     input: dict[str, Any]  # shape [C, H, W], range, mean, std, layout
-    widths: dict[str, list[int]] = field(default_factory=dict)  # of the layers that pruning changed
-    pruning: list[dict[str, Any]] = field(default_factory=list)  # a record a pruning: settings, filters removed
-    quantization: dict[str, Any] | None = None
+    # What stages made of the architecture, in order: {"method": a name in `compress.methods.restore`, ...}.
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def widths(self) -> dict[str, list[int]]:
+        """The channels of each layer whose width differs from the architecture's."""
+        found: dict[str, list[int]] = {}
+        for change in self.changes:
+            found |= change.get("widths", {})
+        return found
+
+    @property
+    def pruning(self) -> list[dict[str, Any]]:
+        """A record a pruning: its settings, and the filters that it kept."""
+        return [change for change in self.changes if change["method"] == "prune"]
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """How the network was quantized; None for a float one."""
+        return next((change for change in self.changes if change["method"] == "quantize"), None)
+
+    def changed(self, method: str, **record: Any) -> "Spec":
+        """The spec of the network after one more change."""
+        return replace(self, changes=[*self.changes, {"method": method} | record])
 
 
 @dataclass
@@ -47,14 +68,22 @@ def write_model(artifact: Artifact, folder: Path) -> None:
     A spec without the shape of the images has no such outputs.
     """
     write_tensors(folder / MODEL, artifact.tensors())
-    write_json(folder / SPEC, asdict(artifact.spec))
+    spec = artifact.spec
+    views = {"widths": spec.widths, "pruning": spec.pruning, "quantization": spec.quantization}
+    write_json(folder / SPEC, asdict(spec) | views)
     if shape := artifact.spec.input.get("shape"):
         write_tensors(folder / OUTPUTS, {"outputs": fixed_outputs(artifact.network.cpu(), shape)})
 
 
 def read_model(folder: Path) -> tuple[Spec, dict[str, torch.Tensor]]:
-    """What `write_model` wrote."""
-    return Spec(**read_json(folder / SPEC)), read_tensors(folder / MODEL)
+    """What `write_model` wrote, this version's or an earlier one's, which had no list of changes."""
+    content = read_json(folder / SPEC)
+    views = {name: content.pop(name) for name in ("widths", "pruning", "quantization")}
+    if "changes" not in content:
+        pruned = [{"method": "prune", "widths": views["widths"]} | record for record in views["pruning"]]
+        quantized = [{"method": "quantize"} | views["quantization"]] if views["quantization"] else []
+        content["changes"] = pruned + quantized
+    return Spec(**content), read_tensors(folder / MODEL)
 
 
 def read_outputs(folder: Path) -> torch.Tensor | None:

@@ -19,14 +19,13 @@ from compress.data import load_data
 from compress.data.dataset import Data
 from compress.evaluation.environment import versions
 from compress.export import module_name
-from compress.methods.quantization.cpu_target import choose_target
 from compress.models import require_model_fits
 from compress.models.artifact import Artifact
-from compress.models.user_model import identity, register_user_model
+from compress.models.user_model import register_user_model
 from compress.pipeline.cache import Cache
 from compress.pipeline.code_digest import code_digest
 from compress.pipeline.preprocessing import with_normalisation, with_preprocessing
-from compress.stages import load_stage, stage_module
+from compress.stages import STAGES, load_stage, networks
 from compress.training.checkpoint import Checkpoint
 from compress.training.context import Context
 from compress.training.distributed import (
@@ -42,7 +41,7 @@ from compress.training.tensorboard import TensorBoardWriter
 from compress.utils import files
 from compress.utils.console import silence
 from compress.utils.cores import cores
-from compress.utils.cpu import cpu_flags, cpu_name
+from compress.utils.cpu import cpu_name
 from compress.utils.errors import UserError
 
 # Modules that the files of every stage go through, besides its own; stages behind the first read what is before them.
@@ -101,12 +100,7 @@ def prepare(config: Config) -> Run:
             "a trained teacher, whose answers stand in for them",
             "set teacher.epochs=0 and teacher.checkpoint=FILE, or give labels",
         )
-    if config.teacher.factory:
-        register_user_model(config.teacher.factory, data.shape, len(data.classes), config.seed)
-    else:
-        require_model_fits(config.teacher.model, "teacher.model", data.shape, len(data.classes))
-    if "distill" in config.stages and config.distill.student:
-        require_model_fits(config.distill.student, "distill.student", data.shape, len(data.classes))
+    require_networks_fit(config, data)
     if ranks.world > data.train.smallest_batch():
         raise UserError(
             f"{ranks.world} processes that share batches of {data.train.smallest_batch()} images",
@@ -115,6 +109,14 @@ def prepare(config: Config) -> Run:
         )
     cache = Cache(Path(config.cache.dir)) if config.cache.enabled else None
     return Run(config, data, device, threads, ranks, cache)
+
+
+def require_networks_fit(config: Config, data: Data) -> None:
+    """Makes the user's own network known. Raises UserError for a network that these images and classes do not fit."""
+    if config.teacher.factory:
+        register_user_model(config.teacher.factory, data.shape, len(data.classes), config.seed)
+    for key, name in networks(config).items():
+        require_model_fits(name, key, data.shape, len(data.classes))
 
 
 def prepare_machine(config: Config) -> tuple[torch.device, int]:
@@ -139,7 +141,7 @@ def compute_stage(job: Job, run: Run, curves: TensorBoardWriter) -> Artifact:
 
     config, device = run.config, run.device
     settings = getattr(config, job.name)
-    ranks = run.ranks if _trains(settings) else ProcessGroup()
+    ranks = run.ranks if STAGES[job.name].epochs(settings) else ProcessGroup()
     ranks.broadcast(job)
     with reporting_errors_to_torchrun():
         current = restore(job.done[-1], device) if job.done else None
@@ -183,23 +185,17 @@ def stage_inputs(name: str, run: Run, parent: dict[str, str] | None) -> dict[str
     config, data = run.config, run.data
     elsewhere = ("root", "workers")  # the fingerprint tells what was read, wherever it lay
     aside = "checkpoint_minutes"  # changes nothing that is computed
-    target = {"target": choose_target(config.quantize.target, cpu_flags())} if name == "quantize" else {}
     precision = {"precision": choose_precision(config.train.precision, run.device)}
     return {
         "stage": name,
-        "settings": asdict(getattr(config, name)) | target,
+        "settings": asdict(getattr(config, name)),
         "train": {key: value for key, value in asdict(config.train).items() if key != aside} | precision,
         "data": {key: value for key, value in asdict(config.data).items() if key not in elsewhere},
         "data_fingerprint": data.fingerprint,
         "seed": config.seed,
         "device": run.device.type,
         "parent": parent,
-        "checkpoint": files.digest_of_file(config.teacher.checkpoint) if name == "teacher" else None,
-        **(
-            {"own": identity(config.teacher.factory, data.shape)}
-            if name == "teacher" and config.teacher.factory
-            else {}
-        ),
+        **STAGES[name].key(config, data.shape),
         "code": code_digest(*computing_modules(name, first=parent is None)),
         "versions": versions(),
     }
@@ -207,7 +203,7 @@ def stage_inputs(name: str, run: Run, parent: dict[str, str] | None) -> dict[str
 
 def computing_modules(name: str, first: bool) -> tuple[str, ...]:
     """The modules, with what they import, that decide the weights of a stage and its model.onnx."""
-    return (stage_module(name), *_READ_AND_WRITE, *(() if first else _READ_STAGES))
+    return (STAGES[name].module, *_READ_AND_WRITE, *(() if first else _READ_STAGES))
 
 
 def measuring_modules(targets: list[str]) -> tuple[str, ...]:
@@ -225,11 +221,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def _trains(settings: Any) -> bool:
-    """Whether a stage with these settings may train: for one that does not, one process is enough."""
-    return getattr(settings, "epochs", 1) > 0 and getattr(settings, "mode", "qat") == "qat"
 
 
 def _require_the_same(leaders: dict[str, Any], own: dict[str, Any], rank: int) -> None:

@@ -3,12 +3,11 @@
 import logging
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,18 +19,14 @@ from compress.data.dataset import Data, Split
 from compress.data.pseudo_labels import add_pseudo_labels
 from compress.evaluation.inference import onnx_runner
 from compress.export.onnx import export_onnx
-from compress.methods.pruning.filters import Pruned, prune_filters
-from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target
 from compress.methods.quantization.float_share import read_float_share, require_int8
-from compress.methods.quantization.pt2e import calibrate, convert, prepare
 from compress.methods.restore import restore
 from compress.models.artifact import Artifact, write_model
 from compress.pipeline.refusals import refusal
-from compress.stages import load_stage
+from compress.stages import STAGES
 from compress.stages.teacher import untrained
 from compress.training.context import Context
 from compress.training.tensorboard import TensorBoardWriter
-from compress.utils.cpu import cpu_flags
 from compress.utils.errors import UserError
 
 log = logging.getLogger("compress")
@@ -42,8 +37,6 @@ _RESTORED = 1e-3  # of the logits' spread: a rebuilt network differs by the orde
 _DEPLOYED = 1e-2  # the same, of a float file in ONNX Runtime
 _INT8 = 0.3  # mean difference of an int8 file from its simulation, where now and then a value is a step aside
 
-_DONE = {"teacher": "trained", "prune": "pruned", "distill": "distilled", "quantize": "quantized"}
-
 Found = TypeVar("Found")
 
 
@@ -53,21 +46,42 @@ class _Trial:
 
     config: Config
     data: Data  # few images
-    folder: Path
+    place: Path
     model: str
     network: nn.Module  # the teacher before its first epoch
     images: Tensor  # (N, C, H, W)
-    warnings: list[str]  # shown behind the trial: inside it the terminal is silent
+
+
+@dataclass
+class Tried:
+    """A stage that a network went through untrained."""
+
+    artifact: Artifact
+    folder: Path
+    stays_float: list[dict[str, str]] = field(default_factory=list)  # of an int8 file: {layer, reason}
+    warnings: list[str] = field(default_factory=list)  # shown behind the trial: inside it the terminal is silent
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "model.onnx"
 
 
 def require_compressible(config: Config, data: Data) -> None:
+    """Raises UserError where a stage of `config` could not take its network, see `try_stages`; a log line otherwise."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as place:
+        try_stages(config, data, Path(place))
+    log.info("tried untrained, through all stages: %.0f s", time.perf_counter() - start)
+
+
+def try_stages(config: Config, data: Data, place: Path) -> list[Tried]:
     """Runs the stages of `config` on a few images, a step of training each, and tries what each one writes.
 
     The network of each stage is rebuilt from its files, and its model.onnx is run in ONNX Runtime; both have to agree
-    with the network in memory. Raises UserError with the cause where one of these fails, where most of the arithmetic
-    would stay float, and where the network's outputs are not a function of the image alone.
+    with the network in memory. The files go to folders in `place`. Raises UserError with the cause where one of these
+    fails, where most of the arithmetic would stay float, and where the network's outputs are not a function of the
+    image alone.
     """
-    start = time.perf_counter()
     few = _few(data)
     torch.manual_seed(config.seed)
     network, architecture = untrained(config.teacher, data.shape, len(data.classes))
@@ -75,15 +89,15 @@ def require_compressible(config: Config, data: Data) -> None:
     images = torch.cat([images for images, _ in few.train.batches()])
     network.eval()
     _require_function(network, images, model)
-    with tempfile.TemporaryDirectory() as place, _silent():
-        trial = _Trial(config, few, Path(place), model, network, images, [])
-        try_export(network, few, Path(place, "untrained.onnx"), model)
-        done: list[Path] = []
+    done: list[Tried] = []
+    with _silent():
+        trial = _Trial(config, few, place, model, network, images)
+        try_export(network, few, place / "untrained.onnx", model)
         for name in config.stages:
             done.append(_try_stage(name, done, trial))
-    for warning in trial.warnings:
+    for warning in (warning for tried in done for warning in tried.warnings):
         log.warning("%s", warning)
-    log.info("tried untrained, through all stages: %.0f s", time.perf_counter() - start)
+    return done
 
 
 def try_export(network: nn.Module, data: Data, file: Path, model: str) -> None:
@@ -92,27 +106,6 @@ def try_export(network: nn.Module, data: Data, file: Path, model: str) -> None:
     images = next(data.train.batches())[0][:_IMAGES]
     with torch.no_grad():
         _compare_file(file, images, network.eval()(images), _DEPLOYED, f"{model} as an ONNX file")
-
-
-def try_pruning(network: nn.Module, config: Config, data: Data, model: str) -> Pruned:
-    """Prunes `network` in place. Raises UserError where it cannot be."""
-    image = torch.zeros(1, *data.shape)
-    return _attempt(lambda: prune_filters(network, image, config.prune), model, "pruned", network, data)
-
-
-def try_quantizing(network: nn.Module, config: Config, data: Data, file: Path, model: str) -> nn.Module:
-    """Writes an int8 file, calibrated on few images; the simulation. Raises UserError where that cannot be done."""
-
-    def quantize() -> nn.Module:
-        bits = WEIGHT_BITS[choose_target(config.quantize.target, cpu_flags())]
-        prepared = prepare(network, torch.zeros(1, *data.shape), bits, qat=False)
-        samples = data.train.take(_IMAGES, config.seed)
-        calibrate(prepared, (images for images, _ in samples.batches()))
-        converted = convert(prepared)
-        export_onnx(converted, file, data.shape)
-        return converted
-
-    return _attempt(quantize, model, "quantized", network, data)
 
 
 def _few(data: Data) -> Data:
@@ -142,47 +135,38 @@ def _require_function(network: nn.Module, images: Tensor, model: str) -> None:
         )
 
 
-def _try_stage(name: str, done: list[Path], trial: _Trial) -> Path:
-    """Runs a stage as a run would, but on few images; returns its folder."""
-    config, data = trial.config, trial.data
-    current, teacher = (restore(done[at], torch.device("cpu")) if done else None for at in (-1, 0))
-    student = config.distill.student if name in ("distill", "quantize") and "distill" in config.stages else None
-    model = student or trial.model
+def _try_stage(name: str, done: list[Tried], trial: _Trial) -> Tried:
+    """Runs a stage as a run would, but on few images."""
+    config, data, stage = trial.config, trial.data, STAGES[name]
+    current, teacher = (restore(done[at].folder, torch.device("cpu")) if done else None for at in (-1, 0))
     if teacher is not None and not data.labelled:
         data = add_pseudo_labels(teacher.network, data, torch.device("cpu"))
     context = Context(data, teacher, config.train, torch.device("cpu"), config.seed, TensorBoardWriter(None))
-    stage = load_stage(name)
-    network = trial.network if current is None else current.network
-    artifact = _attempt(lambda: stage(current, _short(name, config), context), model, _DONE[name], network, data)
-    if name == "prune":
-        _warn_of_nothing_pruned(artifact, model, trial)
-    folder = trial.folder / f"{len(done)}_{name}"
-    folder.mkdir()
-    write_model(artifact, folder)
-    _try_restoring(artifact, folder, model, trial)
-    file = folder / "model.onnx"
-    if name == "quantize":
-        _try_int8(artifact, file, model, trial)
-    elif name == "distill" and student:
-        try_export(artifact.network, data, file, model)
-    return folder
-
-
-def _short(name: str, config: Config) -> Any:
-    """The stage's settings, with one epoch at most."""
     settings = getattr(config, name)
-    short: dict[str, Any] = {"epochs": min(1, settings.epochs), "lr": _LR}
-    if name == "prune":
-        short["reconstruction_samples"] = min(_IMAGES, settings.reconstruction_samples)
-    if name == "quantize":
-        short |= {"calibration_samples": _IMAGES, "rounding_steps": 1, "max_drop_points": None}
-    return replace(settings, **short)
+    quick = {"epochs": min(1, settings.epochs), "lr": _LR} | stage.dry_run(_IMAGES)
+    network = trial.network if current is None else current.network
+    before = trial.model if current is None else current.spec.architecture["model"]
+    model = next(iter(stage.networks(config).values()), before)
+    artifact = _attempt(
+        lambda: stage.load()(current, replace(settings, **quick), context), model, stage.participle, network, data
+    )
+    tried = Tried(artifact, trial.place / f"{len(done)}_{name}")
+    tried.folder.mkdir()
+    write_model(artifact, tried.folder)
+    _try_restoring(tried, model, trial)
+    if artifact.spec.quantization:
+        _try_int8(tried, model, trial)
+    elif model != before:
+        try_export(artifact.network, data, tried.file, model)
+    return tried
 
 
-def _try_restoring(artifact: Artifact, folder: Path, model: str, trial: _Trial) -> None:
+def _try_restoring(tried: Tried, model: str, trial: _Trial) -> None:
     """Raises UserError unless the network that is rebuilt from its files computes the same."""
-    images, network = trial.images, artifact.network
-    restored = _attempt(lambda: restore(folder, torch.device("cpu")).network, model, "restored", network, trial.data)
+    images, network = trial.images, tried.artifact.network
+    restored = _attempt(
+        lambda: restore(tried.folder, torch.device("cpu")).network, model, "restored", network, trial.data
+    )
     with torch.no_grad():
         if _difference(restored(images), network.eval()(images)) > _RESTORED:
             raise UserError(
@@ -192,16 +176,17 @@ def _try_restoring(artifact: Artifact, folder: Path, model: str, trial: _Trial) 
             )
 
 
-def _try_int8(artifact: Artifact, file: Path, model: str, trial: _Trial) -> None:
+def _try_int8(tried: Tried, model: str, trial: _Trial) -> None:
     """Raises UserError unless the int8 file runs, agrees with the simulation, and is int8 for the most part."""
-    network = artifact.network
+    network, file = tried.artifact.network, tried.file
     _attempt(lambda: export_onnx(network, file, trial.data.shape), model, "quantized", network, trial.data)
     with torch.no_grad():
         _compare_file(file, trial.images, network(trial.images), _INT8, f"{model} as an int8 file")
-    share = read_float_share(file, network, artifact.spec.quantization["float_layers"])
+    share = read_float_share(file, network, tried.artifact.spec.quantization["float_layers"])
     require_int8(share, model, trial.config.quantize.allow_float)
+    tried.stays_float = [{"layer": layer.layer, "reason": layer.reason} for layer in share.layers]
     if remark := share.remark():
-        trial.warnings.append(f"quantize: {remark}")
+        tried.warnings.append(f"quantize: {remark}")
 
 
 def _compare_file(file: Path, images: Tensor, wanted: Tensor, most: float, what: str) -> None:
@@ -233,17 +218,6 @@ def _difference(found: Tensor, wanted: Tensor) -> float:
     """The mean difference as a share of the spread of `wanted`."""
     spread = wanted.float().std().clamp_min(1e-6)
     return ((found.float() - wanted.float()).abs().mean() / spread).item()
-
-
-def _warn_of_nothing_pruned(artifact: Artifact, model: str, trial: _Trial) -> None:
-    if trial.config.prune.ratio == 0 or artifact.spec.pruning[-1]["kept_filters"]:
-        return
-    reasons = Counter(row["reason"] for row in artifact.left_out)
-    (reason, count), *_ = reasons.most_common(1) or [("there is none that can", 0)]
-    trial.warnings.append(
-        f"prune: no layer of {model} loses a filter, so prune changes nothing; of {count} layers: {reason}. Leave "
-        "prune out of the stages, or see preflight=true"
-    )
 
 
 def _attempt(step: Callable[[], Found], model: str, done: str, network: nn.Module, data: Data) -> Found:

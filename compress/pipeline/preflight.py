@@ -1,6 +1,5 @@
 """What a run would come to, told in seconds and without training: what can be pruned, traced and quantized."""
 
-import copy
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +17,10 @@ from compress.data.dataset import Data
 from compress.evaluation.benchmark import deployed_figures
 from compress.evaluation.flops import count_cost
 from compress.methods.pruning.reconstruction import skipped_layers
-from compress.methods.quantization.float_share import read_float_share
-from compress.models import build, require_model_fits
-from compress.models.user_model import register_user_model
+from compress.models.artifact import Artifact
 from compress.models.widths import read_widths
-from compress.pipeline.compute import prepare_machine
-from compress.pipeline.dry_run import require_compressible, try_export, try_pruning, try_quantizing
+from compress.pipeline.compute import prepare_machine, require_networks_fit
+from compress.pipeline.dry_run import Tried, try_export, try_stages
 from compress.pipeline.preprocessing import with_normalisation, with_preprocessing
 from compress.stages import check_order
 from compress.stages.teacher import untrained
@@ -49,26 +46,21 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
     config = with_preprocessing(config)
     data = with_normalisation(load_data(config.data, config.seed), config)
     teacher, model = _teacher(config, data)
-    require_compressible(config, data)
-    student, layers, remarks = _student(teacher, model, config, data)
-    for network in (teacher, student):
-        _unlike_fresh(network)
     measure = replace(config.measure, repetitions=_REPETITIONS)
-    expected, floats = {}, []
+    expected: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as place:
+        tried = try_stages(config, data, Path(place))
+        last, student = tried[-1], _last_float(tried)
+        layers, remarks = _pruned_layers(teacher, tried, config, data)
         first = Path(place, "teacher.onnx")
-        for name, network in {"teacher": teacher, "float": student}.items():
+        for name, network in {"teacher": teacher, "float": student.network}.items():
+            _unlike_fresh(network)
             file = Path(place, f"{name}.onnx")
             try_export(network, data, file, model)
             expected[name] = _expected(network, file, first, data, measure, threads)
-        if "quantize" in config.stages:
-            file = Path(place, "int8.onnx")
-            converted = try_quantizing(student, config, data, file, model)
-            expected["int8"] = _expected(student, file, first, data, measure, threads)
-            floats = [
-                {"layer": layer.layer, "reason": layer.reason}
-                for layer in read_float_share(file, converted, asked=[]).layers
-            ]
+        if last.artifact.spec.quantization:
+            expected["int8"] = _expected(student.network, last.file, first, data, measure, threads)
+    floats = last.stays_float
     found = {"model": model, "layers": layers, "remarks": remarks, "stays_float": floats, "expected": expected}
     write_json(folder / PREFLIGHT, found)
     _print(found)
@@ -77,36 +69,33 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
 
 def _teacher(config: Config, data: Data) -> tuple[nn.Module, str]:
     """The network that a run would train, with its first weights, and its name."""
-    if config.teacher.factory:
-        register_user_model(config.teacher.factory, data.shape, len(data.classes), config.seed)
-    else:
-        require_model_fits(config.teacher.model, "teacher.model", data.shape, len(data.classes))
+    require_networks_fit(config, data)
     torch.manual_seed(config.seed)
     network, architecture = untrained(config.teacher, data.shape, len(data.classes))
     return network.eval(), architecture.model
 
 
-def _student(
-    teacher: nn.Module, model: str, config: Config, data: Data
-) -> tuple[nn.Module, list[dict[str, Any]], list[str]]:
-    """The network that would be quantized; a row a layer with its filters before and after; what is left undone."""
-    student, layers, remarks = copy.deepcopy(teacher), [], []
-    if "prune" in config.stages:
-        before, pruned = read_widths(teacher), try_pruning(student, config, data, model)
-        after, reasons = read_widths(student), {row["layer"]: row["reason"] for row in pruned.left_out}
-        layers = [
-            {"layer": name, "filters": width[0], "left": after[name][0], "reason": reasons.get(name)}
-            for name, width in before.items()
-            if len(width) > 1
-        ]
-        if config.prune.reconstruction_samples:
-            image = torch.zeros(1, *data.shape)
-            remarks = [f"{row['layer']}: {row['reason']}" for row in skipped_layers(student, teacher, image)]
-    if "distill" in config.stages and config.distill.student:
-        require_model_fits(config.distill.student, "distill.student", data.shape, len(data.classes))
-        _, architecture = untrained(config.teacher, data.shape, len(data.classes))
-        student = build(replace(architecture, model=config.distill.student)).eval()
-    return student, layers, remarks
+def _last_float(tried: list[Tried]) -> Artifact:
+    return next(stage.artifact for stage in reversed(tried) if not stage.artifact.spec.quantization)
+
+
+def _pruned_layers(
+    teacher: nn.Module, tried: list[Tried], config: Config, data: Data
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row a layer with its filters before and after pruning; what is left undone. Both empty where none is pruned."""
+    pruned = next((stage.artifact for stage in tried if stage.artifact.spec.pruning), None)
+    if pruned is None:
+        return [], []
+    after, reasons = read_widths(pruned.network), {row["layer"]: row["reason"] for row in reversed(pruned.left_out)}
+    layers = [
+        {"layer": name, "filters": width[0], "left": after[name][0], "reason": reasons.get(name)}
+        for name, width in read_widths(teacher).items()
+        if len(width) > 1
+    ]
+    if not config.prune.reconstruction_samples:
+        return layers, []
+    rows = skipped_layers(pruned.network, teacher, torch.zeros(1, *data.shape))
+    return layers, [f"{row['layer']}: {row['reason']}" for row in rows]
 
 
 def _unlike_fresh(network: nn.Module) -> None:

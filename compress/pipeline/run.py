@@ -13,7 +13,7 @@ from compress.pipeline.compute import Run, prepare, stage_inputs
 from compress.pipeline.summary import log_hparams, summary_rows
 from compress.report.seen_validation import seen_validation
 from compress.report.write import write_run
-from compress.stages import check_order
+from compress.stages import check_order, networks
 from compress.training.early_stopping import check_early_stopping
 from compress.training.tensorboard import TensorBoardWriter
 from compress.utils import files
@@ -31,10 +31,8 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     Raises UserError for a mistake in the settings or the data.
     """
     check_order(config.stages)
-    if not config.teacher.factory:
-        check_model(config.teacher.model, "teacher.model")
-    if config.distill.student:
-        check_model(config.distill.student, "distill.student")
+    for key, name in networks(config).items():
+        check_model(name, key)
     require_installed(config.export.targets)
     require_country(config.measure.country)
     run = prepare(config)
@@ -84,7 +82,7 @@ def _finished(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], 
         files.finish_stage(stage, record | {"config": asdict(run.config)})
         with TensorBoardWriter(stage.parent / "tensorboard" / stage.name) as curves:
             log_hparams(curves, name, stage, run.config)  # curves and pictures are with the run that computed it
-    if name == "teacher" and run.config.teacher.factory:
+    if not done and run.config.teacher.factory:
         from compress.methods.restore import restore_float
 
         restore_float(stage)  # raises where the network that was given now is another one than the stage's

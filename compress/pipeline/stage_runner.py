@@ -26,6 +26,7 @@ from compress.pipeline.compute import Job, Run, compute_stage, stage_seed
 from compress.pipeline.summary import log_hparams
 from compress.report.plots import plot_widths, stage_figures
 from compress.report.sensitivity_plot import plot_sensitivity, to_png
+from compress.stages import networks
 from compress.training.tensorboard import TensorBoardWriter
 from compress.utils import files
 from compress.utils.cpu import cpu_flags
@@ -42,7 +43,7 @@ def compute_and_evaluate(name: str, stage: Path, done: list[Path], inputs: dict[
     start = time.perf_counter()
     files.fresh_folder(stage)
     config, data = run.config, run.data
-    if name == "teacher" and _is_tried(config):
+    if not done and _is_tried(config):
         from compress.pipeline.dry_run import require_compressible  # most of a second, which other stages do without
 
         require_compressible(config, data)
@@ -61,7 +62,7 @@ def compute_and_evaluate(name: str, stage: Path, done: list[Path], inputs: dict[
         if result.sensitivity:
             _write_sensitivity(result.sensitivity, stage, curves)
         metrics = _deploy(name, stage, done[0] if done else stage, spent | int8, run)
-        if name == "quantize":
+        if result.spec.quantization:
             _tell_loss(stage, done[-1], result, run)
         for title, figure in stage_figures([*done, stage]).items():
             curves.figure(title, figure)
@@ -97,8 +98,7 @@ def compute_and_evaluate(name: str, stage: Path, done: list[Path], inputs: dict[
 
 def _is_tried(config: Config) -> bool:
     """Whether the networks of a run are tried before it trains; those of the zoo are known to pass."""
-    names = (config.teacher.model, config.distill.student or "")
-    return bool(config.teacher.factory) or any("/" in name for name in names)
+    return bool(config.teacher.factory) or any("/" in name for name in networks(config).values())
 
 
 def reexport_stage(name: str, stage: Path, done: list[Path], record: dict[str, Any], run: Run) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _deploy(name: str, stage: Path, teacher: Path, spent: dict[str, Any], run: R
     config, data = run.config, run.data
     left_out, calibration = {}, None
     targets = [target for target in config.export.targets if target in TARGETS]
-    if targets and name == "quantize":
+    if targets and files.read_json(stage / files.SPEC)["quantization"]:
         samples = data.train.take(config.quantize.calibration_samples, stage_seed(config, name))
         calibration = [images for images, _ in samples.batches()]
     for target in targets:

@@ -44,7 +44,7 @@ def table_settings(config: Config, stage: str) -> dict[str, bool | int | float |
     What only says when to give up is left out.
     """
     flat: dict[str, bool | int | float | str] = {"Stage": stage}
-    for (name, value, _), (_, default, _) in zip(describe(config), describe(Config()), strict=True):
+    for (name, value, _), (_, default, _) in zip(describe(config), describe(type(config)()), strict=True):
         section = name.split(".")[0]
         other = section not in STAGES and section != "stop_below" and value != default
         if section in config.stages or other:

@@ -21,7 +21,7 @@ def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Arti
     if config.student:
         architecture = replace(Architecture(**spec.architecture), model=config.student)
         network = build(architecture)
-        spec = replace(spec, architecture=asdict(architecture), widths={}, pruning=[])
+        spec = replace(spec, architecture=asdict(architecture), changes=[])
     network.to(context.device)
     layers, teacher = config.hint_layers, context.teacher.network
     with record_outputs(network, layers) as own, record_outputs(teacher, layers) as wanted:

@@ -1,7 +1,9 @@
 """L1 filter pruning: filters are physically gone, what is left makes up for them, then it is fine-tuned."""
 
 import copy
-from dataclasses import asdict, replace
+import logging
+from collections import Counter
+from dataclasses import asdict
 
 import torch
 
@@ -17,6 +19,8 @@ from compress.training.context import Context
 from compress.training.loop import TrainSettings, train
 from compress.utils.tensors import to_device
 
+log = logging.getLogger("compress")
+
 
 def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact:
     """Removes filters from the artifact's network and fine-tunes it with cross-entropy.
@@ -29,6 +33,8 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
     example = next(context.data.train.batches())[0][:1].to(context.device)
     original = copy.deepcopy(network)
     pruned = prune_filters(network, example, config)
+    if config.ratio and not pruned.kept:
+        _warn_of_nothing_pruned(artifact.spec.architecture.get("model"), pruned.left_out)
     after = read_widths(network)
     errors, left_out = {}, pruned.left_out
     if config.reconstruction_samples and pruned.kept and not config.reinitialize:
@@ -48,9 +54,17 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
     loss = label_loss(context.train.label_smoothing)
     history = train(network, loss, context, TrainSettings("prune", config.epochs, config.lr))
     changed = {name: width for name, width in after.items() if width != before[name]}
-    spec = replace(
-        artifact.spec,
-        widths=artifact.spec.widths | changed,
-        pruning=[*artifact.spec.pruning, {"settings": asdict(config), "kept_filters": pruned.kept}],
-    )
+    spec = artifact.spec.changed("prune", widths=changed, settings=asdict(config), kept_filters=pruned.kept)
     return Artifact(network, spec, left_out, {"filters": filters, "unexplained_share": errors, "history": history})
+
+
+def _warn_of_nothing_pruned(model: str | None, left_out: list[dict[str, str]]) -> None:
+    reasons = Counter(row["reason"] for row in left_out)
+    (reason, count), *_ = reasons.most_common(1) or [("there is none that can", 0)]
+    log.warning(
+        "prune: no layer of %s loses a filter, so prune changes nothing; of %d layers: %s. Leave prune out of the "
+        "stages, or see preflight=true",
+        model,
+        count,
+        reason,
+    )

@@ -62,7 +62,7 @@ def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Ar
         "correct_bias": config.correct_bias and not qat,
         "float_layers": [row["layer"] for row in kept],
     }
-    spec = replace(artifact.spec, quantization=quantization)
+    spec = artifact.spec.changed("quantize", **quantization)
     return Artifact(convert(prepared), spec, left_out, notes, sensitivity, prepared.state_dict())
 
 

@@ -108,8 +108,8 @@ def _settle(network: nn.Module, images: Tensor) -> None:
 
 def _restore(name: str, network: nn.Module, images: Tensor, place: Path) -> None:
     architecture = Architecture(name, "imagenet", 3, CLASSES)
-    spec = Spec(asdict(architecture), [str(number) for number in range(CLASSES)], {}, read_widths(network))
-    write_model(Artifact(network, spec), place)
+    spec = Spec(asdict(architecture), [str(number) for number in range(CLASSES)], {})
+    write_model(Artifact(network, spec.changed("prune", widths=read_widths(network))), place)
     _require_same(_outputs(restore_float(place), images), _outputs(network, images))
 
 

@@ -72,7 +72,7 @@ def test_a_layer_that_fails_in_train_mode_is_refused_with_its_line(tiny_config: 
     network = Small()
     network.head = nn.Sequential(Failing(), network.head)
     with pytest.raises(
-        UserError, match=r"targets are missing in its forward pass \(test_trial\.py, line \d+, in forward"
+        UserError, match=r"targets are missing in its forward pass \(test_dry_run\.py, line \d+, in forward"
     ):
         attempt(tiny_config, network, ["teacher"])
 

@@ -10,6 +10,7 @@ from typing import Any
 from compress.config.schema import Config, SearchConfig
 from compress.launch.search.early_stopping import hopeless_below
 from compress.launch.search.trials import COMPLETE, Trial, Trials
+from compress.stages import STAGES
 from compress.utils.errors import Interrupted, UserError
 from compress.utils.files import FAILED, FINISHED, GIVEN_UP, STOPPED
 
@@ -137,10 +138,8 @@ def _judge(trials: Trials, trial: Trial, result: Result) -> UserError | None:
 
 def _epochs(config: Config) -> dict[str, int]:
     """Of each stage that a config trains."""
-    epochs = {name: getattr(config, name).epochs for name in config.stages}
-    if config.quantize.mode != "qat":
-        epochs.pop("quantize", None)
-    return epochs
+    epochs = {name: STAGES[name].epochs(getattr(config, name)) for name in config.stages}
+    return {name: count for name, count in epochs.items() if count}
 
 
 def _require_one(trials: list[Trial]) -> None:

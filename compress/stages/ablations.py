@@ -1,0 +1,80 @@
+"""Plainer ways to a network of the same shape on the same budget, as changes of a run's config."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from compress.config.schema import Config
+from compress.stages import STAGES
+
+
+@dataclass
+class Ablation:
+    """`change` makes the ablation's config of the run's; `unfit` says why it would tell nothing, or is empty."""
+
+    what: str
+    change: Callable[[Config], Config]
+    unfit: Callable[[Config], str]
+
+
+def budget_epochs(config: Config) -> int:
+    """Epochs behind the teacher."""
+    return _epochs(config, config.stages[1:])
+
+
+def _float_epochs(config: Config) -> int:
+    """Epochs between the teacher and int8."""
+    return _epochs(config, [name for name in config.stages[1:] if STAGES[name].place != "last"])
+
+
+def _epochs(config: Config, stages: list[str]) -> int:
+    return sum(STAGES[name].epochs(getattr(config, name)) for name in stages)
+
+
+def _random_pruned(config: Config) -> Config:
+    return replace(config, prune=replace(config.prune, importance="random"))
+
+
+def _labels_only(config: Config) -> Config:
+    distill = replace(config.distill, alpha=0.0, hint_layers=[])
+    return replace(config, distill=distill, quantize=replace(config.quantize, alpha=0.0))
+
+
+def _from_scratch(config: Config) -> Config:
+    """All float epochs in one training from new weights, at the rate that the teacher is trained at."""
+    prune = replace(config.prune, reinitialize=True, epochs=_float_epochs(config), lr=config.teacher.lr)
+    stages = [name for name in config.stages if name != "distill"]
+    return replace(_labels_only(config), stages=stages, prune=prune)
+
+
+def _no_pruned_shape(config: Config) -> str:
+    if "prune" not in config.stages or config.prune.ratio == 0:
+        return "nothing is pruned"
+    if "distill" in config.stages and config.distill.student:
+        return "distill.student takes the place of the pruned network"
+    return ""
+
+
+def _no_choice(config: Config) -> str:
+    return "prune.importance is random" if config.prune.importance == "random" else _no_pruned_shape(config)
+
+
+def _no_training(config: Config) -> str:
+    return _no_pruned_shape(config) or ("" if _float_epochs(config) else "there is no epoch before int8")
+
+
+def _no_teaching(config: Config) -> str:
+    distill, quantize = config.distill, config.quantize
+    taught = "distill" in config.stages and distill.epochs and (distill.alpha or distill.hint_layers)
+    aware = "quantize" in config.stages and quantize.mode == "qat" and quantize.epochs and quantize.alpha
+    return "" if taught or aware else "nothing is learned from the teacher"
+
+
+ABLATIONS = {
+    "random_pruned": Ablation("filters removed at random, all else the same", _random_pruned, _no_choice),
+    "finetuned_without_distillation": Ablation(
+        "the same network, trained as long on the labels alone", _labels_only, _no_teaching
+    ),
+    "dense_from_scratch": Ablation(
+        "a network of the pruned shape, trained from new weights on the labels alone", _from_scratch, _no_training
+    ),
+}
