@@ -27,6 +27,7 @@ from compress.pipeline.summary import log_hparams
 from compress.report.plots import plot_widths, stage_figures
 from compress.report.sensitivity_plot import plot_sensitivity, to_png
 from compress.stages import networks
+from compress.tasks import TASKS
 from compress.training.tensorboard import TensorBoardWriter
 from compress.utils import files
 from compress.utils.cpu import cpu_flags
@@ -169,7 +170,7 @@ def _check_int8(path: Path, result: Artifact, allow_float: bool) -> tuple[list[d
 
 def _tell_loss(stage: Path, before: Path, result: Artifact, run: Run) -> None:
     """Where int8 lost accuracy beyond chance, logs and notes which setting would help."""
-    loss = validation_loss(before / files.ONNX, stage / files.ONNX, run.data.val, run.threads)
+    loss = validation_loss(before / files.ONNX, stage / files.ONNX, run.data.val, run.threads, TASKS[run.data.task])
     if loss is None:
         return
     images = torch.cat([images for images, _ in run.data.train.take(_SPREAD_IMAGES, 0).batches()])
