@@ -31,6 +31,7 @@ from compress.tasks import TASKS
 from compress.training.tensorboard import TensorBoardWriter
 from compress.utils import files
 from compress.utils.cpu import cpu_flags
+from compress.utils.metric import metric_of
 from compress.utils.missing import taken_before
 
 _SPREAD_IMAGES = 64  # on which the ranges of channels are compared
@@ -90,7 +91,7 @@ def compute_and_evaluate(name: str, stage: Path, done: list[Path], inputs: dict[
     files.finish_stage(stage, record)
     log.info(
         "%s: %.2f %% deployed, %.3f ms an image",
-        name, metrics["deployed_top1_percent"], metrics["latency_ms_p50"],
+        name, metric_of(metrics).percent(metrics), metrics["latency_ms_p50"],
     )  # fmt: skip
     if left_out:
         log.info("%s: left out %d layers, named in %s", name, len(left_out), files.STAGE)

@@ -20,11 +20,11 @@ from compress.methods.quantization.mixed_precision import exclude_layers
 from compress.methods.quantization.pt2e import calibrate, convert, freeze_batch_norm, freeze_observers, prepare
 from compress.methods.quantization.sensitivity import MixedPrecisionFiles, control_accuracy
 from compress.models.artifact import Artifact
-from compress.tasks.base import Metric
 from compress.training.context import Context
 from compress.training.loop import TrainSettings, train
 from compress.training.validation import split_logits
 from compress.utils.cpu import cpu_flags
+from compress.utils.metric import Metric
 from compress.utils.tensors import to_device
 
 # Shares of the epochs after which batch norm's statistics, then the activation ranges, stay as they are, so that the

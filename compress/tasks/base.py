@@ -1,22 +1,13 @@
 """The interface of a task: all that a stage, the training loop and the evaluation have to know of targets."""
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from compress.utils.metric import Metric
+
 Figures = dict[str, Any]  # of metrics.json; a `Missing` where a figure could not be taken
 Predictions = dict[str, Tensor]  # of predictions.safetensors: the targets, and what each file says
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The figure by which networks of a task are compared, in percent, the more the better."""
-
-    key: str  # as in `deployed_top1_percent`
-    train_key: str  # of what each step counts, which needs no whole split
-    label: str  # in tables
-    p_value: str  # the key of the paired test against the teacher
 
 
 class Task(Protocol):

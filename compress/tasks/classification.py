@@ -3,7 +3,8 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from compress.tasks.base import Figures, Metric, Predictions
+from compress.tasks.base import Figures, Predictions
+from compress.utils.metric import TOP1
 from compress.utils.missing import Missing
 from compress.utils.statistics import mcnemar_p_value, paired_difference, wilson_interval
 
@@ -12,7 +13,7 @@ class Classification:
     """Cross-entropy and top-1."""
 
     name = "classification"
-    metric = Metric("top1", "top1", "top-1", "mcnemar_p_value")
+    metric = TOP1
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Cross-entropy; `smoothing` is the share spread over all classes."""

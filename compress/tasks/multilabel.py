@@ -5,7 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compress.tasks.auroc import aurocs, bootstrap, interval, mean_auroc, p_value
-from compress.tasks.base import Figures, Metric, Predictions
+from compress.tasks.base import Figures, Predictions
+from compress.utils.metric import AUROC
 from compress.utils.missing import Missing
 
 
@@ -13,7 +14,7 @@ class Multilabel:
     """Binary cross-entropy and the mean AUROC of the labels."""
 
     name = "multilabel"
-    metric = Metric("auroc", "label_accuracy", "AUROC", "bootstrap_p_value")
+    metric = AUROC
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Binary cross-entropy, the mean over images and labels; `smoothing` draws each target towards one half."""

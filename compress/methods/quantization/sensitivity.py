@@ -23,9 +23,9 @@ from compress.methods.quantization.mixed_precision import WeightedLayer, weighte
 from compress.methods.quantization.mixed_precision_onnx import exclude_layers_onnx
 from compress.methods.quantization.pt2e import convert
 from compress.tasks import CLASSIFICATION, Task
-from compress.tasks.base import Metric
 from compress.utils.console import progress
 from compress.utils.errors import UserError
+from compress.utils.metric import Metric
 
 log = logging.getLogger(__name__)
 
