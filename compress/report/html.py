@@ -25,6 +25,7 @@ from compress.report.stage_table import (
     trade_offs,
     unavailable,
 )
+from compress.utils.units import setting_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _BEFORE_A_UNIT = re.compile(r"(?<=\d) (?=(?:%|ms|[KMG]iB|[kMG]\b))")
@@ -70,7 +71,7 @@ def render(template: str, script: str = "", **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": verdict.signed, "percent": verdict.percent}
+    environment.filters |= {"signed": verdict.signed, "percent": verdict.percent, "setting": setting_text}
     code = _read(script) if script else ""
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     if code:
