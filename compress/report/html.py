@@ -47,7 +47,7 @@ def run_page(run: Run) -> str:
         trade_offs=trade_offs(run),
         widths=width_chart(run),
         profile=profile_chart(run),
-        sensitivity=sensitivity_chart(run),
+        sensitivity=sensitivity_chart(run.last.sensitivity),
         classes=class_figures(run),
         gallery=gallery(run),
         left_out=left_out(run),
@@ -56,6 +56,11 @@ def run_page(run: Run) -> str:
         versions=versions(run),
         digests=digests(run),
     )
+
+
+def sensitivity_page(table: dict[str, Any], stage: str) -> str:
+    """The chart of sensitivity.json alone, as the page of a run has it."""
+    return render("sensitivity.html.j2", sensitivity=sensitivity_chart(table), stage=stage)
 
 
 def render(template: str, script: str = "", **values: Any) -> str:

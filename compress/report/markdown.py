@@ -144,7 +144,7 @@ def _time(run: Run) -> str:
 
 
 def _sensitivity(run: Run) -> str:
-    chart = sensitivity_chart(run)
+    chart = sensitivity_chart(run.last.sensitivity)
     if chart is None:
         return ""
     rows = ((bar.name, bar.note or "int8", bar.value) for bar in chart.bars)
