@@ -57,6 +57,20 @@ def tiny_arrays(seed: int = 0) -> dict[str, np.ndarray]:
     return arrays
 
 
+def labelled_arrays(seed: int = 0) -> dict[str, np.ndarray]:
+    """The same with three independent labels: each is bright columns of its own."""
+    generator = np.random.default_rng(seed)
+    arrays = {}
+    for split, count in (("train", 160), ("test", 60)):
+        labels = (generator.random((count, 3)) < 0.4).astype(np.uint8)
+        images = generator.integers(0, 60, (count, 8, 8))
+        for image, row in zip(images, labels, strict=True):
+            for label in np.flatnonzero(row):
+                image[:, 3 * label : 3 * label + 2] += 150
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = images.astype(np.uint8), labels
+    return arrays
+
+
 @pytest.fixture(scope="session")
 def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny data as a file in MedMNIST's layout."""

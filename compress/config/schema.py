@@ -15,6 +15,11 @@ class DataConfig:
 
     name: str = option("digits", "the data set", choices=("digits", "fashion_mnist", "cifar10", "imagefolder", "npz"))
     root: Optional[str] = option(None, "its folder, or the .npz file")
+    task: str = option(
+        "classification",
+        "classification: one class an image; multilabel: any number of labels, rows of 0 and 1 (npz)",
+        choices=("classification", "multilabel"),
+    )
     image_size: Optional[int] = option(
         None,
         "images are resized to this many pixels a side; null: that of teacher.weights, else 224 (imagefolder) or 32",

@@ -7,10 +7,11 @@ import torch
 from compress.config.schema import DataConfig
 from compress.data.augmentation import Augmentation
 from compress.data.builtin import ARRAYS, Arrays, to_memory
-from compress.data.dataset import Data, Pixels, Split, check_labels, digest, stratified_split
+from compress.data.dataset import Data, Pixels, Split, digest, stratified_split
 from compress.data.defaults import with_defaults
 from compress.data.image_folder import imagefolder
 from compress.data.labels import note_classes_without_images
+from compress.data.targets import TARGETS
 from compress.utils.errors import UserError
 
 log = logging.getLogger("compress")
@@ -35,13 +36,15 @@ def load_data(config: DataConfig, seed: int) -> Data:
             raise UserError(
                 f"data.channels={config.channels} for arrays with {channels}", "image files", "leave data.channels out"
             )
-    check_labels({name: part.labels for name, part in splits.items()}, len(classes), str(config.root or config.name))
-    note_classes_without_images(splits["train"].labels.numpy(), classes)
+    targets = TARGETS[config.task]
+    targets.check({name: part.labels for name, part in splits.items()}, len(classes), str(config.root or config.name))
+    if config.task == "classification":
+        note_classes_without_images(splits["train"].labels.numpy(), classes)
     index = {name: torch.arange(len(part.labels)) for name, part in splits.items()}
     source = "own" if "val" in splits else config.val_from
     if source != "own":
         splits["val"] = splits[source]
-        index[source], index["val"] = stratified_split(splits[source].labels, config.val_fraction, seed)
+        index[source], index["val"] = stratified_split(targets.strata(splits[source].labels), config.val_fraction, seed)
         if not len(index["val"]):
             raise UserError(
                 f"data.val_from={source} with {len(splits[source].labels)} images in {source}, one of each class",
@@ -63,6 +66,7 @@ def load_data(config: DataConfig, seed: int) -> Data:
         interpolation=config.interpolation,
         fingerprint=digest(*digests, *(part.index.numpy() for part in (train, val, test))),
         val_from=source,
+        task=config.task,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from compress.config.schema import DataConfig
 from compress.data.dataset import NO_LABEL, Memory
-from compress.data.labels import match_classes, to_labels
+from compress.data.targets import TARGETS, Targets
 from compress.utils.errors import UserError
 from compress.utils.image_layout import many_images, require_bits, scaled
 from compress.utils.images import Square, as_bytes_if_exact, square
@@ -42,8 +42,8 @@ def cifar10(config: DataConfig) -> tuple[Arrays, list[str]]:
 def npz(config: DataConfig) -> tuple[Arrays, list[str]]:
     """A file in MedMNIST's layout: `<split>_images` (N, H, W[, C]) and `<split>_labels` (N,) or (N, 1).
 
-    Images are uint8, uint16 or floats in [0, 1], labels whole numbers, names or one-hot rows. train_labels may be
-    missing: then train has no labels, and the classes are those of test.
+    Images are uint8, uint16 or floats in [0, 1], labels whole numbers, names or one-hot rows; with data.task=multilabel
+    rows of 0 and 1 (N, K). train_labels may be missing: then train has no labels, and the classes are those of test.
     """
     path = _existing(config)
     try:
@@ -55,29 +55,36 @@ def npz(config: DataConfig) -> tuple[Arrays, list[str]]:
             "an .npz of plain arrays, without pickled objects",
             "write it with numpy.savez_compressed",
         ) from error
-    arrays = {split: _npz_split(found, split, path) for split in ("train", "val", "test") if f"{split}_images" in found}
+    targets = TARGETS[config.task]
+    splits = [split for split in ("train", "val", "test") if f"{split}_images" in found]
+    arrays = {split: _npz_split(found, split, path, targets) for split in splits}
     for split in ("train", "test"):
         if split not in arrays:
             names = ", ".join(sorted(found)) or "none of them"
             raise UserError(f"{path} with {names}", f"{split}_images and {split}_labels", "add the missing arrays")
     labels = {split: part[1] for split, part in arrays.items()}
-    classes = match_classes(labels, dict.fromkeys(labels))
+    if labels["train"] is None:
+        labels["train"] = np.full((len(arrays["train"][0]), *labels["test"].shape[1:]), NO_LABEL)
+    classes = targets.name(labels, dict.fromkeys(labels))
     return {split: (images, labels[split]) for split, (images, _) in arrays.items()}, classes
 
 
-def _npz_split(found: dict[str, np.ndarray], split: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _npz_split(
+    found: dict[str, np.ndarray], split: str, path: Path, targets: Targets
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images and the targets of a split; train may have none."""
     name = f"{path}: {split}_images"
     images = many_images(found[f"{split}_images"], name)
     require_bits(images, name)
     images = as_bytes_if_exact(scaled(images, name))
     labels = found.get(f"{split}_labels")
     if labels is None and split == "train":
-        return images, np.full(len(images), NO_LABEL)
+        return images, None
     if labels is None:
         raise UserError(
             f"{path}: {split}_labels missing", f"one class an image, ({len(images)},)", "add the labels of these images"
         )
-    return images, to_labels(labels, len(images), f"{path}: {split}_labels")
+    return images, targets.read(labels, len(images), f"{path}: {split}_labels")
 
 
 def _torchvision(name: str, config: DataConfig) -> tuple[Arrays, list[str]]:

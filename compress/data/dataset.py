@@ -130,6 +130,7 @@ class Data:
     val_from: str = "own"  # the split that validation was held out of, train or test; own: it is one of its own
     crop_share: float = 1.0  # how files became these images, see `center_crop`
     interpolation: str = "bilinear"
+    task: str = "classification"  # a name in `compress.tasks`
 
     @property
     def labelled(self) -> bool:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from compress.data.builtin import Arrays
 from compress.data.dataset import NO_LABEL
-from compress.data.labels import match_classes, one_label, to_labels
+from compress.data.labels import one_label
+from compress.data.targets import TARGETS, Targets
 from compress.utils.errors import UserError
 from compress.utils.image_layout import many_images, one_image, require_bits, scaled, to_numpy
 from compress.utils.images import Square, as_bytes_if_exact, natural_channels, opened, read, square, to_channels
@@ -19,32 +20,36 @@ _IMAGE_KEYS = ("image", "images", "img", "pixel_values")
 _LABEL_KEYS = ("label", "labels", "target", "targets", "class", "y")
 
 
-def own_arrays(splits: Sequence[Any] | Mapping[str, Any], image_size: int | None) -> tuple[Arrays, list[str]]:
+def own_arrays(
+    splits: Sequence[Any] | Mapping[str, Any], image_size: int | None, task: str = "classification"
+) -> tuple[Arrays, list[str]]:
     """(train, val, test) -> pixels (N, H, W[, C]) and labels (N,) a split, and the names of the classes.
 
     val may be None: it is then held out of train. Each other one is a pair of images (N, H, W[, C]) or (N, C, H, W)
     with their labels, or a dataset with a length whose items are (image, label) or dicts with an image and a label; its
     images may be PIL's or files, of any size where `image_size` is given. Labels are whole numbers, names or one-hot
-    rows. All are held in memory: uint8, or float32 from 0 to 255 where 8 bits would not do. Raises UserError for what
-    is neither, and for what cannot be known for sure.
+    rows, and with the task multilabel rows of 0 and 1. All are held in memory: uint8, or float32 from 0 to 255 where 8
+    bits would not do. Raises UserError for what is neither, and for what cannot be known for sure.
     """
-    arrays, labels, names = {}, {}, {}
+    arrays, labels, names, targets = {}, {}, {}, TARGETS[task]
     for split, given in _splits(splits).items():
         pair = _pair(given)
         images, told = (_images(pair[0], split, image_size), pair[1]) if pair else _dataset(given, split, image_size)
         if not len(images):
             raise UserError(f"{split} without images", "at least one", "add images to that split")
-        arrays[split], labels[split] = images, _labels(told, len(images), split)
+        arrays[split], labels[split] = images, _labels(told, len(images), split, targets)
         names[split] = None if pair else _class_names(given)
-    classes = match_classes(labels, names)
+    if labels["train"] is None:
+        labels["train"] = np.full((len(arrays["train"]), *labels["test"].shape[1:]), NO_LABEL)
+    classes = targets.name(labels, names)
     return {split: (arrays[split], labels[split]) for split in arrays}, classes
 
 
-def _labels(labels: Any, count: int, split: str) -> np.ndarray:
-    """As `to_labels`; train may have None: the teacher's answers then stand in."""
+def _labels(labels: Any, count: int, split: str, targets: Targets) -> np.ndarray | None:
+    """As the task reads them; train may have None: the teacher's answers then stand in."""
     if labels is None and split == "train":
-        return np.full(count, NO_LABEL)
-    return to_labels(labels, count, f"{split} labels")
+        return None
+    return targets.read(labels, count, f"{split} labels")
 
 
 def _splits(splits: Any) -> dict[str, Any]:

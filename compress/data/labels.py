@@ -181,7 +181,7 @@ def _one_hot(rows: np.ndarray, name: str) -> np.ndarray:
         raise UserError(
             f"{name} {rows.dtype} {tuple(rows.shape)}, with {name}[{at}] = [{row}]",
             f"{_EXPECTED}, or one-hot rows, each with a single 1: it has several classes (multi-label), or none",
-            "keep the images of one class and give its number",
+            "set data.task=multilabel, or keep the images of one class and give its number",
         )
     return rows.argmax(1).astype(np.int64)
 

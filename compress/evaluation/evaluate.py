@@ -14,11 +14,12 @@ from compress.evaluation.cuda import cuda_latency
 from compress.evaluation.environment import environment
 from compress.evaluation.examples import Examples
 from compress.evaluation.flops import count_cost
-from compress.evaluation.inference import accuracy_figures, against_teacher, onnx_runner, predict, validation_figures
+from compress.evaluation.inference import onnx_runner, predict, validation_figures
 from compress.evaluation.runtimes import target_figures
 from compress.export import TARGETS, load_target
 from compress.methods.restore import float_network, restore, restore_float
 from compress.models.artifact import read_tensors
+from compress.tasks import TASKS
 from compress.utils.files import METRICS, ONNX, PREDICTIONS, read_json
 from compress.utils.missing import Missing, with_causes
 
@@ -55,21 +56,24 @@ def evaluate_stage(
         name: load_target(name).open_runner(folder / TARGETS[name][0], threads) for name in left_out
     }
     reference = read_tensors(teacher / PREDICTIONS) if folder != teacher else None
-    examples = Examples(reference["deployed_top1"]) if reference else None
-    found = predict(saved.network, runners, data.test, device, examples.add if examples else None)
-    taught = read_json(teacher / METRICS)["deployed_val_top1_percent"] if folder != teacher else None
-    validation = validation_figures(runners["onnx"], data.val, taught)
+    task = TASKS[data.task]
+    examples = Examples(reference["deployed_top1"]) if reference and "deployed_top1" in reference else None
+    show = (lambda images, labels, logits: examples.add(images, labels, logits.argmax(1))) if examples else None
+    found = predict(saved.network, runners, data.test, device, show)
+    taught = read_json(teacher / METRICS)[f"deployed_val_{task.metric.key}_percent"] if folder != teacher else None
+    validation = validation_figures(runners["onnx"], data.val, task, taught)
     del runners  # with their threads, before anything is timed
-    predictions = found.tensors()
+    predictions = task.predictions(found.targets, found.logits, found.deployed)
     params, macs = count_cost(float_network(saved.spec), data.shape)
     figures = {
-        **accuracy_figures(found),
-        **against_teacher(predictions, reference),
+        "metric": task.metric.key,
+        **task.figures(found.logits, found.deployed["onnx"], found.targets),
+        **task.compare(predictions, reference),
         **validation,
         "params": params,
         "macs": macs,
         **deployed_figures(folder / ONNX, teacher / ONNX, data.shape, config, threads),
-        "targets": target_figures(folder, left_out, found, data.shape, config, threads),
+        "targets": target_figures(folder, left_out, found, task, data.shape, config, threads),
         "energy_joule_per_image": Missing(f"{beside} other runs drew from the same counters")
         if beside
         else joule_per_image(folder / ONNX, data.shape, threads),

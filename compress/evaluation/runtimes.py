@@ -15,8 +15,9 @@ import numpy as np
 
 from compress.config.schema import MeasureConfig
 from compress.evaluation.benchmark import worker
-from compress.evaluation.inference import Predictions, target_accuracy
+from compress.evaluation.inference import Outputs
 from compress.export import TARGETS, load_target
+from compress.tasks import Task
 from compress.utils.files import ONNX
 
 _ROUNDS = 10
@@ -25,7 +26,8 @@ _ROUNDS = 10
 def target_figures(
     folder: Path,
     left_out: dict[str, list[dict[str, str]]],
-    found: Predictions,
+    found: Outputs,
+    task: Task,
     shape: tuple[int, int, int],
     config: MeasureConfig,
     threads: int,
@@ -37,7 +39,7 @@ def target_figures(
             "size_bytes": sum((folder / file).stat().st_size for file in TARGETS[name]),
             "input_shape": load_target(name).input_shape(shape),
             "runtime_version": version(name),
-            **target_accuracy(name, found),
+            **task.target_figures(found.logits, found.deployed[name], found.targets),
             **_latency(name, folder, shape, config, threads),
             "left_out": rows,
         }

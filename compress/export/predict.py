@@ -24,10 +24,12 @@ class Classifier:
         self.path = stage / files.ONNX
         described = files.read_json(stage / files.SPEC)
         self.classes, self._input = described["classes"], described["input"]
+        multilabel = described.get("task") == "multilabel"
+        self._probabilities = _sigmoid if multilabel else _softmax
         self._session = open_session(self.path)
 
     def predict(self, images: Sequence[str | Path | Image.Image | np.ndarray]) -> list[dict[str, float]]:
-        """Of each image every class with its probability, the likeliest first.
+        """Of each image every class with its probability, the likeliest first; of several labels each has its own.
 
         An image is a file, a Pillow image, or an array or a tensor (H, W), (H, W, C) or (C, H, W) of uint8, uint16 or
         floats in [0, 1]. Raises UserError for a file that holds no image, and for pixels that the network cannot have.
@@ -36,7 +38,7 @@ class Classifier:
         for start in range(0, len(images), BATCH):
             part = images[start : start + BATCH]
             batch = np.stack([self._pixels(image, f"image {start + at}") for at, image in enumerate(part)])
-            for row in _softmax(self._session.run(["logits"], {"image": batch})[0]):
+            for row in self._probabilities(self._session.run(["logits"], {"image": batch})[0]):
                 order = np.argsort(-row, kind="stable")
                 found.append({self.classes[at]: float(row[at]) for at in order})
         return found
@@ -90,3 +92,8 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     """(N, K) to probabilities (N, K)."""
     powers = np.exp(logits - logits.max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    """(N, K) to a probability of each label, (N, K)."""
+    return 1 / (1 + np.exp(-logits))

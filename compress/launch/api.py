@@ -14,6 +14,7 @@ from compress.config.compose import compose_recipe
 from compress.config.schema import Config
 from compress.data.builtin import ARRAYS
 from compress.data.in_memory import own_arrays
+from compress.data.targets import TARGETS
 from compress.export.predict import Classifier, load
 from compress.models.user_model import USER_MODELS, add_own
 from compress.pipeline.experiment import run_experiment
@@ -75,7 +76,7 @@ def _config(recipe: str, model: nn.Module | None, data: Sequence[Any] | None, ov
         name = None
     try:
         if data is not None:
-            arrays, classes = own_arrays(data, _asked_size(overrides))
+            arrays, classes = own_arrays(data, _asked_size(overrides), _asked_task(overrides))
             ARRAYS[_DATA] = lambda config: (arrays, classes)
             own.append(f"data.image_size={min(arrays['train'][0].shape[1:3])}")
         config = compose_recipe(recipe, own + overrides)
@@ -85,6 +86,11 @@ def _config(recipe: str, model: nn.Module | None, data: Sequence[Any] | None, ov
     finally:
         USER_MODELS.pop(name, None)
         ARRAYS.pop(_DATA, None)
+
+
+def _asked_task(overrides: list[str]) -> str:
+    asked = [text.partition("=")[2] for text in overrides if text.startswith("data.task=")]
+    return asked[-1] if asked and asked[-1] in TARGETS else "classification"
 
 
 def _asked_size(overrides: list[str]) -> int | None:

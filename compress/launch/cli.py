@@ -1,23 +1,38 @@
-"""The command line: Hydra composes the config and starts what it asks for; here its end becomes an exit status."""
+"""The command line: picks the sub-command; of a run, Hydra composes the config, and its end becomes an exit status."""
 
+import importlib
 import os
 import sys
 import traceback
 
 from compress.config.paths import CONF
+from compress.launch.commands import SUBCOMMANDS
 from compress.launch.help import help_page
 from compress.utils.cores import shorten_spinning
 from compress.utils.errors import Interrupted, UserError, tell
 from compress.utils.torchrun import rank, world_size
 
 
-def main() -> int:
-    """Runs the command line; returns the exit status: 0, 2 for a user's own mistake, 1 for a fault of ours.
+def main(arguments: list[str] | None = None) -> int:
+    """Runs `arguments`, by default the process's: a sub-command, or else a run.
 
-    128 and the signal's number where a signal ended it.
+    Returns the exit status: 0, 2 for a user's own mistake, 1 for a fault of ours, and 128 and the signal's number
+    where a signal ended it.
     """
     shorten_spinning()
-    if {"--help", "-h"} & set(sys.argv[1:]):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = arguments[0] if arguments else "run"
+    if name in SUBCOMMANDS:
+        module, _ = SUBCOMMANDS[name]
+        return importlib.import_module(module).main(arguments[1:])  # by name: `--help` waits for none of them
+    if name == "preflight":
+        return _run(["preflight=true", *arguments[1:]])
+    return _run(arguments[1:] if name == "run" else arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    """Runs a recipe, or prints the help page; `arguments` are Hydra's overrides and flags."""
+    if {"--help", "-h"} & set(arguments):
         if rank() == 0:
             print(help_page())
         return 0
@@ -36,7 +51,7 @@ def main() -> int:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit
     try:
-        sys.argv[1:] = as_hydra_reads(sys.argv[1:])
+        sys.argv[1:] = as_hydra_reads(arguments)  # Hydra takes them from there
         register(sys.argv[1:])
         require_one_kind_of_processes(sys.argv[1:], world_size())
         register_launchers()

@@ -5,15 +5,19 @@ from pathlib import Path
 from compress.config.options import as_typed, describe
 from compress.config.paths import CONF, RECIPES
 from compress.config.schema import Config, SearchConfig
+from compress.launch.commands import SUBCOMMANDS
 
 _PAGE = """\
 Compresses a trained image classifier: prune, distill, quantize to int8, a folder a stage.
 
-    python -m compress recipe=NAME [group=option ...] [key=value ...]
+    python -m compress [run] recipe=NAME [group=option ...] [key=value ...]
     python -m compress recipe=FILE.yaml
     python -m compress --multirun recipe=NAME prune.ratio=0.3,0.5,0.7
     python -m compress --multirun recipe=NAME hydra/sweeper=optuna 'prune.ratio=interval(0.2,0.8)'
     python -m compress --multirun hydra/launcher=joblib ...      jobs beside each other; ray, submitit_slurm: too
+
+Sub-commands (python -m compress NAME --help; an installed package has the command `compress` too)
+{commands}
 
 Recipes (recipe=NAME)
 {recipes}
@@ -28,8 +32,15 @@ Keys of a search (hydra/sweeper=optuna)
 {search}
 
 A run goes to outputs/<recipe>/<date>_<time>, or to hydra.run.dir=FOLDER; the same folder again goes on where it
-stopped. --cfg job prints the composed config; --hydra-help tells of Hydra's own flags.
+stopped. --cfg job prints the composed config; --hydra-help lists Hydra's own flags.
 """
+
+
+# Sub-commands that are a run.
+_RUNS = {
+    "run": "runs a recipe; the default, where no sub-command is named",
+    "preflight": "says without training what a run would come to (run preflight=true)",
+}
 
 
 def help_page() -> str:
@@ -39,8 +50,13 @@ def help_page() -> str:
         for folder in (RECIPES, CONF / "data")
     )
     search = SearchConfig(study="NAME")  # by default the recipe's
+    helps = _RUNS | {name: help for name, (_, help) in SUBCOMMANDS.items()}
     return _PAGE.format(
-        recipes=recipes, data=data, keys=_keys(Config()), search=_keys(search, "hydra.sweeper.", aside=("_target_",))
+        commands="\n".join(f"    {name:24} {help}" for name, help in helps.items()),
+        recipes=recipes,
+        data=data,
+        keys=_keys(Config()),
+        search=_keys(search, "hydra.sweeper.", aside=("_target_",)),
     )
 
 

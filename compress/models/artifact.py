@@ -19,6 +19,7 @@ class Spec:
     architecture: dict[str, Any]
     classes: list[str]
     input: dict[str, Any]  # shape [C, H, W], range, mean, std, layout
+    task: str = "classification"  # what the outputs mean, a name in `compress.tasks`
     # What stages made of the architecture, in order: {"method": a name in `compress.methods.restore`, ...}.
     changes: list[dict[str, Any]] = field(default_factory=list)
 

@@ -9,7 +9,7 @@ from compress.models.artifact import read_tensors
 from compress.pipeline.run import run_pipeline
 from compress.stages.ablations import ABLATIONS, budget_epochs
 from compress.utils.errors import UserError
-from compress.utils.files import METRICS, PREDICTIONS, read_json
+from compress.utils.files import METRICS, PREDICTIONS, SPEC, read_json
 
 log = logging.getLogger("compress")
 
@@ -57,13 +57,14 @@ def _last(config: Config, folder: Path) -> Path:
 def _compared(stage: Path, against: Path) -> dict[str, Any]:
     """The control's accuracy, and the points that it is ahead."""
     metrics = read_json(stage / METRICS)
-    from compress.evaluation.inference import against_teacher  # ONNX Runtime and SciPy take seconds
+    from compress.tasks import TASKS  # SciPy takes seconds
 
-    paired = against_teacher(read_tensors(stage / PREDICTIONS), read_tensors(against / PREDICTIONS))
+    task = TASKS[read_json(stage / SPEC)["task"]]
+    paired = task.compare(read_tensors(stage / PREDICTIONS), read_tensors(against / PREDICTIONS))
+    figures = (f"deployed_{task.metric.key}_percent", f"deployed_{task.metric.key}_ci95_percent")
     return {
         "against": against.name,
-        "deployed_top1_percent": metrics["deployed_top1_percent"],
-        "deployed_top1_ci95_percent": metrics["deployed_top1_ci95_percent"],
-        "delta_points": paired["top1_delta_points"],
-        "delta_ci95_points": paired["top1_delta_ci95_points"],
+        **{name: metrics[name] for name in figures},
+        "delta_points": paired[f"{task.metric.key}_delta_points"],
+        "delta_ci95_points": paired[f"{task.metric.key}_delta_ci95_points"],
     }

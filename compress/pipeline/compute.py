@@ -46,7 +46,7 @@ from compress.utils.errors import UserError
 
 # Modules that the files of every stage go through, besides its own; stages behind the first read what is before them.
 _READ_AND_WRITE = ("compress.data", "compress.models.artifact", "compress.export.onnx")
-_READ_STAGES = ("compress.methods.restore", "compress.data.pseudo_labels")
+_READ_STAGES = ("compress.methods.restore", "compress.training.pseudo_labels")
 # Modules that measure a stage, some of them loaded by name.
 _MEASURE = ("compress.evaluation.evaluate", "compress.evaluation.benchmark_worker")
 
@@ -136,8 +136,8 @@ def compute_stage(job: Job, run: Run, curves: TensorBoardWriter) -> Artifact:
     Raises UserError as the stage does, Interrupted where a signal ends its training, and StageDone in a process that
     was needed for its training alone.
     """
-    from compress.data.pseudo_labels import add_pseudo_labels  # seconds, as `load_stage`
     from compress.methods.restore import restore
+    from compress.training.pseudo_labels import add_pseudo_labels  # seconds, as `load_stage`
 
     config, device = run.config, run.device
     settings = getattr(config, job.name)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from compress.config.schema import Config
 from compress.data.dataset import Data, Split
-from compress.data.pseudo_labels import add_pseudo_labels
 from compress.evaluation.inference import onnx_runner
 from compress.export.onnx import export_onnx
 from compress.methods.quantization.float_share import read_float_share, require_int8
@@ -26,6 +25,7 @@ from compress.pipeline.refusals import refusal
 from compress.stages import STAGES
 from compress.stages.teacher import untrained
 from compress.training.context import Context
+from compress.training.pseudo_labels import add_pseudo_labels
 from compress.training.tensorboard import TensorBoardWriter
 from compress.utils.errors import UserError
 

@@ -14,7 +14,7 @@ from compress.report.write import write_run
 from compress.training.out_of_memory import is_out_of_memory
 from compress.utils.errors import UserError
 from compress.utils.file_lock import lock_file
-from compress.utils.files import CONTROLS, REPEATS, STAGE, read_json, write_json
+from compress.utils.files import CONTROLS, REPEATS, STAGE, read_json, validation_curve, write_json
 
 log = logging.getLogger("compress")
 
@@ -59,10 +59,7 @@ def _refuse(folder: Path, holder: dict[str, Any]) -> None:
 
 def _validation(folder: Path, stages: list[str]) -> dict[str, list[float]]:
     records = {name: read_json(folder / f"{number:02d}_{name}" / STAGE) for number, name in enumerate(stages, 1)}
-    return {
-        name: [row["val_top1_percent"] for row in record["notes"].get("history", [])]
-        for name, record in records.items()
-    }
+    return {name: validation_curve(record) for name, record in records.items()}
 
 
 def _run_all(config: Config, folder: Path) -> dict[str, Any]:

@@ -46,8 +46,8 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
         stage = folder / f"{number:02d}_{name}"
         record = _finished(name, stage, done, stage_inputs(name, run, parent), run)
         files.remove_training(stage)
-        curve = [row["val_top1_percent"] for row in record["notes"].get("history", [])]
-        check_early_stopping(name, curve, getattr(config.stop_below, name))  # of one that was taken, not trained
+        # Of a stage that was taken, not trained.
+        check_early_stopping(name, files.validation_curve(record), getattr(config.stop_below, name))
         parent = _identity(record)
         done.append(stage)
         if len(done) == 1 and (remark := seen_validation(record, files.read_json(stage / files.METRICS))):

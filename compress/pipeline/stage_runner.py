@@ -25,9 +25,11 @@ from compress.models.artifact import Artifact, write_model, write_tensors
 from compress.pipeline.compute import Job, Run, compute_stage, stage_seed
 from compress.report.html import sensitivity_page
 from compress.stages import networks
+from compress.tasks import TASKS
 from compress.training.tensorboard import TensorBoardWriter
 from compress.utils import files
 from compress.utils.cpu import cpu_flags
+from compress.utils.metric import metric_of
 from compress.utils.missing import taken_before
 
 _SPREAD_IMAGES = 64  # on which the ranges of channels are compared
@@ -82,7 +84,7 @@ def compute_and_evaluate(name: str, stage: Path, done: list[Path], inputs: dict[
     files.finish_stage(stage, record)
     log.info(
         "%s: %.2f %% deployed, %.3f ms an image",
-        name, metrics["deployed_top1_percent"], metrics["latency_ms_p50"],
+        name, metric_of(metrics).percent(metrics), metrics["latency_ms_p50"],
     )  # fmt: skip
     if left_out:
         log.info("%s: left out %d layers, named in %s", name, len(left_out), files.STAGE)
@@ -162,7 +164,7 @@ def _check_int8(path: Path, result: Artifact, allow_float: bool) -> tuple[list[d
 
 def _tell_loss(stage: Path, before: Path, result: Artifact, run: Run) -> None:
     """Where int8 lost accuracy beyond chance, logs and notes which setting would help."""
-    loss = validation_loss(before / files.ONNX, stage / files.ONNX, run.data.val, run.threads)
+    loss = validation_loss(before / files.ONNX, stage / files.ONNX, run.data.val, run.threads, TASKS[run.data.task])
     if loss is None:
         return
     images = torch.cat([images for images, _ in run.data.train.take(_SPREAD_IMAGES, 0).batches()])

@@ -9,6 +9,7 @@ from compress.report.verdict import int8_warnings
 from compress.stages import STAGES
 from compress.training.tensorboard import TensorBoardWriter
 from compress.utils import files
+from compress.utils.metric import metric_of
 
 
 def summary_rows(done: list[Path]) -> list[dict[str, Any]]:
@@ -25,7 +26,7 @@ def summary_rows(done: list[Path]) -> list[dict[str, Any]]:
                 "times_faster": metrics["speedup_vs_teacher"],
                 "times_fewer_macs": teacher["macs"] / metrics["macs"],
                 "times_fewer_params": teacher["params"] / metrics["params"],
-                "points_lost": 0.0 - metrics["top1_delta_points"],
+                "points_lost": 0.0 - metric_of(metrics).delta(metrics),
                 "warnings": int8_warnings(files.read_json(stage / files.STAGE)["notes"]),
             }
         )
@@ -60,6 +61,7 @@ def stage_figures(metrics: dict[str, Any]) -> dict[str, float]:
 
     TensorBoard orders tags by name, and its table shows the first five: what ships comes first, behind the curves.
     """
-    first = ("deployed_top1_percent", "top1_delta_points", "size_bytes", "latency_ms_p50", "speedup_vs_teacher")
+    key = metric_of(metrics).key
+    first = (f"deployed_{key}_percent", f"{key}_delta_points", "size_bytes", "latency_ms_p50", "speedup_vs_teacher")
     numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
     return {f"{'summary' if name in first else 'summary_more'}/{name}": value for name, value in numbers.items()}

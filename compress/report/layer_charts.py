@@ -162,7 +162,8 @@ def sensitivity_chart(table: dict[str, Any] | None) -> Chart | None:
         for row in rows
     ]
     kept = sum(row["kept_float"] for row in rows)
-    whole, int8, chosen = (f"{table[f'{name}_top1_percent']:.2f} %" for name in ("float", "int8", "chosen"))
+    figure = next(name.removeprefix("float") for name in table if name.startswith("float_"))  # "_top1_percent" for one
+    whole, int8, chosen = (f"{table[name + figure]:.2f} %" for name in ("float", "int8", "chosen"))
     return Chart(
         f"{kept} of {len(rows)} layers stay float, to lose at most {table['max_drop_points']:g} points. On "
         f"{table['images']:,} validation images the float network has {whole}, all of it as int8 {int8} "

@@ -27,7 +27,7 @@ def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Arti
     with record_outputs(network, layers) as own, record_outputs(teacher, layers) as wanted:
         _check_hints(network, teacher, own, wanted, context)
         answer = compute_logits(teacher) if layers else answers(context)
-        loss = teacher_loss(answer, config.temperature, config.alpha, (own, wanted), config.hint_weight)
+        loss = teacher_loss(answer, config.temperature, config.alpha, (own, wanted), config.hint_weight, context.task)
         judge = teacher if layers or config.alpha else None  # a student of the labels alone may well leave the teacher
         history = train(network, loss, context, TrainSettings("distill", config.epochs, config.lr, teacher=judge))
     return Artifact(network, spec, notes={"history": history})

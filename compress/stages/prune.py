@@ -51,7 +51,7 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
         set_unit_length(network, example)
     filters = {name: (before[name][0], width[0]) for name, width in after.items() if len(width) > 1}
 
-    loss = label_loss(context.train.label_smoothing)
+    loss = label_loss(context.train.label_smoothing, context.task)
     history = train(network, loss, context, TrainSettings("prune", config.epochs, config.lr))
     changed = {name: width for name, width in after.items() if width != before[name]}
     spec = artifact.spec.changed("prune", widths=changed, settings=asdict(config), kept_filters=pruned.kept)

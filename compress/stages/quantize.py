@@ -18,12 +18,13 @@ from compress.methods.quantization.correction import correct
 from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target
 from compress.methods.quantization.mixed_precision import exclude_layers
 from compress.methods.quantization.pt2e import calibrate, convert, freeze_batch_norm, freeze_observers, prepare
-from compress.methods.quantization.sensitivity import MixedPrecisionFiles, control_accuracy, top1_percent
+from compress.methods.quantization.sensitivity import MixedPrecisionFiles, control_accuracy
 from compress.models.artifact import Artifact
 from compress.training.context import Context
 from compress.training.loop import TrainSettings, train
 from compress.training.validation import split_logits
 from compress.utils.cpu import cpu_flags
+from compress.utils.metric import Metric
 from compress.utils.tensors import to_device
 
 # Shares of the epochs after which batch norm's statistics, then the activation ranges, stay as they are, so that the
@@ -50,7 +51,7 @@ def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Ar
     sensitivity = _measure_sensitivity(artifact.network, prepared, uncorrected, config, context)
     kept = [row for row in sensitivity["layers"] if row["kept_float"]] if sensitivity else []
     exclude_layers(prepared, [row["layer"] for row in kept], uncorrected)
-    left_out += [{"layer": row["layer"], "reason": _reason(row, sensitivity)} for row in kept]
+    left_out += [{"layer": row["layer"], "reason": _reason(row, sensitivity, context.task.metric)} for row in kept]
     quantization = {
         "mode": config.mode,
         "target": target,
@@ -94,15 +95,16 @@ def _measure_sensitivity(
         return None
     val = context.data.val
     wanted = split_logits(network, val, context.device)
-    files = MixedPrecisionFiles(prepared, uncorrected, context.data.shape, val.batches, wanted)
-    return control_accuracy(files, top1_percent(wanted, val.labels), config.max_drop_points)
+    files = MixedPrecisionFiles(prepared, uncorrected, context.data.shape, val.batches, wanted, context.task)
+    return control_accuracy(files, context.task.score(wanted, val.labels), config.max_drop_points, context.task.metric)
 
 
-def _reason(row: dict[str, Any], sensitivity: dict[str, Any]) -> str:
-    lost = sensitivity["float_top1_percent"] - row["top1_percent"]
+def _reason(row: dict[str, Any], sensitivity: dict[str, Any], metric: Metric) -> str:
+    lost = sensitivity[f"float_{metric.key}_percent"] - row[f"{metric.key}_percent"]
     return (
         f"kept in float for accuracy: int8 in this layer alone costs {row['kl_nats']:.2g} nats of divergence from the "
-        f"float network, in all layers {sensitivity['int8_kl_nats']:.2g}, and {lost:.2f} points of validation top-1"
+        f"float network, in all layers {sensitivity['int8_kl_nats']:.2g}, and {lost:.2f} points of validation "
+        f"{metric.label}"
     )
 
 
@@ -115,7 +117,7 @@ def _train(prepared: GraphModule, config: QuantizeConfig, context: Context) -> l
 
     # bf16 has 8 bits itself: it would blur the very grid that is trained.
     context = replace(context, train=replace(context.train, precision="float32"))
-    loss = teacher_loss(answers(context), config.temperature, config.alpha)
+    loss = teacher_loss(answers(context), config.temperature, config.alpha, task=context.task)
     judge = context.teacher.network if config.alpha else None
     settings = TrainSettings("quantize", config.epochs, config.lr, freeze, teacher=judge)
     return train(prepared, loss, context, settings)

@@ -27,7 +27,7 @@ def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact
     if remarks:
         notes["checkpoint"] = remarks
         log.info("%s", "\n".join(remarks))
-    loss = label_loss(context.train.label_smoothing)
+    loss = label_loss(context.train.label_smoothing, context.task)
     if config.freeze_epochs and context.ranks.world > 1:
         raise UserError(
             f"teacher.freeze_epochs={config.freeze_epochs} with {context.ranks.world} processes",
@@ -51,6 +51,7 @@ def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact
             "crop_share": data.crop_share,
             "interpolation": data.interpolation,
         },
+        task=data.task,
     )
     return Artifact(network, spec, notes=notes | {"history": history})
 

@@ -8,6 +8,7 @@ import torch
 from compress.config.schema import TrainConfig
 from compress.data.dataset import Data
 from compress.models.artifact import Artifact
+from compress.tasks import TASKS, Task
 from compress.training.checkpoint import Checkpoint
 from compress.training.distributed import ProcessGroup
 from compress.training.tensorboard import TensorBoardWriter
@@ -26,4 +27,9 @@ class Context:
     checkpoint: Checkpoint | None = None  # where its training is kept; None: a training that is stopped is lost
     ranks: ProcessGroup = field(default_factory=ProcessGroup)  # the processes that train together
     notes: dict[str, Any] = field(default_factory=dict)  # for stage.json: what came up on the way
-    floors: list[float] = field(default_factory=list)  # validation top-1 in percent, an epoch each: below it ends
+    floors: list[float] = field(default_factory=list)  # the validation metric in percent, an epoch each: below it ends
+
+    @property
+    def task(self) -> Task:
+        """What the network's outputs mean."""
+        return TASKS[self.data.task]

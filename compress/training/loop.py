@@ -136,7 +136,7 @@ def _finish_steps(
         training.optimizer.step()
         context.curves.step(training.step, loss=value, learning_rate=training.lr(training.step))
         training.schedule.step()
-        training.finish_batch(value, int(correct), count)
+        training.finish_batch(value, correct, count)
         bar.advance()
         keep()
 
@@ -146,16 +146,25 @@ def _finish_epoch(
 ) -> None:
     """Validates, then records and shows the epoch's figures. Raises UserError and EarlyStopped as `train` does."""
     found = validate(
-        training.network, context.data.val, context.device, teacher_logits, keep, context.ranks, training.parts
+        training.network,
+        context.data.val,
+        context.device,
+        teacher_logits,
+        keep,
+        context.ranks,
+        training.parts,
+        context.task,
     )
+    metric = context.task.metric
+    train, val = f"train_{metric.train_key}_percent", f"val_{metric.key}_percent"
     _require_finite("a validation loss", found.loss, training.step, training)
     row = {
         "train_loss": training.total_loss / training.seen,
-        "train_top1_percent": 100 * training.correct / training.seen,
+        train: 100 * training.correct / training.seen,
         "val_loss": found.loss,
-        "val_top1_percent": found.top1_percent,
+        val: found.score_percent,
     }
-    figures = f"loss {row['train_loss']:.3f}, train {row['train_top1_percent']:.2f} %, val {found.top1_percent:.2f} %"
+    figures = f"loss {row['train_loss']:.3f}, train {row[train]:.2f} %, val {found.score_percent:.2f} %"
     if found.distances is not None:
         row["val_teacher_kl_nats"] = found.distance
         figures += f", {found.distance:.3g} nats from the teacher"
@@ -163,7 +172,7 @@ def _finish_epoch(
     context.curves.epoch(len(training.rows), **row)
     log.info("%s: epoch %d of %d, %s", training.name, len(training.rows), training.epochs, figures)
     bar.note(figures)
-    check_early_stopping(training.name, [past["val_top1_percent"] for past in training.rows], context.floors)
+    check_early_stopping(training.name, [past[val] for past in training.rows], context.floors)
 
 
 def _warn_of_other_load(others: float) -> None:

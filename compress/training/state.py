@@ -32,7 +32,7 @@ class TrainState:
     batches: int = 0  # of it that are done, and on their images:
     seen: int = 0
     total_loss: float = 0.0
-    correct: int = 0
+    correct: float = 0.0  # images whose decisions were right; a share of one with several
     losses: list[float] = field(default_factory=list)  # a step each, from the first epoch on
     rows: list[dict[str, float]] = field(default_factory=list)  # an epoch each
     best_epoch: int = 0
@@ -55,7 +55,7 @@ class TrainState:
         """The learning rate of a step; the first is 0."""
         return self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](step)
 
-    def finish_batch(self, loss: float, correct: int, images: int) -> None:
+    def finish_batch(self, loss: float, correct: float, images: int) -> None:
         """Counts a step that has been taken."""
         self.losses.append(loss)
         self.batches, self.seen = self.batches + 1, self.seen + images
@@ -70,7 +70,7 @@ class TrainState:
             self.best = copy.deepcopy(self.network.state_dict())
         self.rows.append(row)
         self.epoch, self.order = self.epoch + 1, None
-        self.batches, self.seen, self.total_loss, self.correct = 0, 0, 0.0, 0
+        self.batches, self.seen, self.total_loss, self.correct = 0, 0, 0.0, 0.0
 
     def choose_epoch(self) -> dict[str, Any]:
         """Puts the weights of the epoch to keep into the network; its number, and why it was chosen.

@@ -30,11 +30,11 @@ class Step:
         self._precision = choose_precision(context.train.precision, context.device)
         self._rewind = Rewind(training.network, context.device)
 
-    def gradients(self, examples: Examples, count: int) -> tuple[float, int]:
+    def gradients(self, examples: Examples, count: int) -> tuple[float, float]:
         """Leaves the gradients of the mean loss over a batch of `count`, of which `examples` are this process's part.
 
-        Returns what they add to that mean, and how many of them are right. Where memory runs out, the batch is taken
-        in twice as many parts, and so are all that follow. Raises UserError where that is of no use.
+        Returns what they add to that mean, and how many of their decisions are right, in images. Where memory runs out,
+        the batch is taken in twice as many parts, and so are all that follow. Raises UserError where that is of no use.
         """
         while True:
             self._rewind.mark()
@@ -52,10 +52,10 @@ class Step:
         self._training.optimizer.zero_grad(set_to_none=True)
         self._rewind.back()
 
-    def _in_parts(self, examples: Examples, count: int) -> tuple[float, int]:
+    def _in_parts(self, examples: Examples, count: int) -> tuple[float, float]:
         training, ranks, device = self._training, self._context.ranks, self._context.device
         parts = min(training.parts, count // ranks.world)
-        total, correct = 0.0, 0
+        total, correct = 0.0, 0.0
         training.optimizer.zero_grad(set_to_none=True)
         for number, some in enumerate(split_batch(examples, parts), 1):
             some = Examples(*some)
@@ -65,7 +65,7 @@ class Step:
                 value = value * (len(some.labels) / count)
                 (value * ranks.world).backward()  # gradients are averaged over the processes, and values summed
             total += value.item()
-            correct += int((logits.detach().argmax(1) == some.labels).sum())
+            correct += len(some.labels) - self._context.task.mistakes(logits.detach(), some.labels).sum().item()
         return total, correct
 
     def _halve(self, error: Exception, count: int) -> None:
@@ -96,7 +96,7 @@ def agree_on_parts(training: TrainState, loss: Loss, context: Context) -> None:
     step = Step(training, network, loss, replace(context, ranks=ProcessGroup()))
     count = math.ceil(context.data.train.batch_size / context.ranks.world)
     images = torch.zeros(count, *context.data.shape, device=device).contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(count, dtype=torch.int64, device=device)
+    labels = torch.zeros(count, *context.data.train.labels.shape[1:], dtype=torch.int64, device=device)
     # As much as the optimizer's state and the exchange of gradients will take.
     spare = [torch.empty_like(parameter) for parameter in network.parameters() for _ in range(3)]
     network.train()

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from compress.data.dataset import Split
+from compress.tasks import CLASSIFICATION, Task
 from compress.training.distributed import ProcessGroup
 from compress.utils.tensors import to_device
 
@@ -21,17 +21,14 @@ BEYOND_CHANCE = 3.0
 class Validation:
     """The figures of each image of a split, in order."""
 
-    losses: Tensor  # (N,), cross-entropy with the label, in nats
-    mistakes: Tensor  # (N,), 1 where the likeliest class is not the label, else 0
-    distances: Tensor | None  # (N,), Kullback-Leibler divergence from the teacher, in nats; None without a teacher
+    losses: Tensor  # (N,), in nats
+    mistakes: Tensor  # (N,), share of wrong decisions, of one for an image with one class
+    distances: Tensor | None  # (N,), divergence from the teacher, in nats; None without a teacher
+    score_percent: float  # the task's metric
 
     @property
     def loss(self) -> float:
         return self.losses.mean().item()
-
-    @property
-    def top1_percent(self) -> float:
-        return 100 * int((self.mistakes == 0).sum()) / len(self.mistakes)
 
     @property
     def distance(self) -> float | None:
@@ -51,6 +48,7 @@ def validate(
     after_batch: Callable[[], None] = lambda: None,
     ranks: ProcessGroup | None = None,
     parts: int = 1,
+    task: Task = CLASSIFICATION,
 ) -> Validation:
     """Evaluates `network` on `split` in float32, each batch in `parts` parts; `teacher_logits` is (N, K).
 
@@ -59,17 +57,21 @@ def validate(
     ranks = ranks or ProcessGroup()
     network.eval()
     found = torch.zeros(3, len(split), dtype=torch.float64)
+    outputs: Tensor | None = None
     with torch.no_grad():
         for rows, images, labels in _batches(split, ranks, parts):
             logits, labels = network(to_device(images, device)).float(), labels.to(device)
-            found[0, rows] = F.cross_entropy(logits, labels, reduction="none").double().cpu()
-            found[1, rows] = (logits.argmax(1) != labels).double().cpu()
+            found[0, rows] = task.losses(logits, labels).double().cpu()
+            found[1, rows] = task.mistakes(logits, labels).double().cpu()
             if teacher_logits is not None:
-                found[2, rows] = divergence(logits, teacher_logits[rows].to(device)).double().cpu()
+                found[2, rows] = task.distance(logits, teacher_logits[rows].to(device)).double().cpu()
+            outputs = torch.zeros(len(split), logits.shape[1]) if outputs is None else outputs
+            outputs[rows] = logits.cpu()
             if ranks.world == 1:
                 after_batch()
     losses, mistakes, distances = ranks.summed(found)
-    return Validation(losses, mistakes, None if teacher_logits is None else distances)
+    score = task.score(_all_outputs(outputs, len(split), ranks), split.labels)
+    return Validation(losses, mistakes, None if teacher_logits is None else distances, score)
 
 
 @torch.no_grad()
@@ -79,11 +81,12 @@ def split_logits(network: nn.Module, split: Split, device: torch.device) -> Tens
     return torch.cat([network(to_device(images, device)).float().cpu() for images, _ in split.batches()])
 
 
-def divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL(teacher || network) of each image, in nats: (N, K), (N, K) -> (N,)."""
-    return F.kl_div(F.log_softmax(logits, 1), F.log_softmax(teacher_logits, 1), reduction="none", log_target=True).sum(
-        1
-    )
+def _all_outputs(outputs: Tensor | None, images: int, ranks: ProcessGroup) -> Tensor:
+    """The outputs (N, K) of all processes; this one's are None where it had no image."""
+    if ranks.world == 1:
+        return outputs
+    (width,) = ranks.all_reduce_max(0 if outputs is None else outputs.shape[1])
+    return ranks.summed(torch.zeros(images, int(width)) if outputs is None else outputs)
 
 
 def standard_errors_better(scores: Tensor, others: Tensor) -> float:

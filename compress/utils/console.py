@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from compress.utils.metric import metric_of
 from compress.utils.units import count_text, size_text
 
 
@@ -48,14 +49,15 @@ def progress(name: str, steps: int, done: int = 0) -> Iterator[Bar]:
 def print_summary(rows: list[dict]) -> None:
     """The table of stages, of summary.json's rows; 80 columns wide."""
     table = Table(box=SIMPLE_HEAD, padding=0)
-    for heading in ("stage", "top-1 %", "95 % range", "lost", "MACs", "size", "ms", "smaller", "faster"):
+    metric = metric_of(rows[-1]["metrics"])
+    for heading in ("stage", f"{metric.label} %", "95 % range", "lost", "MACs", "size", "ms", "smaller", "faster"):
         table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
     for row in rows:
         metrics = row["metrics"]
-        low, high = metrics["deployed_top1_ci95_percent"]
+        low, high = metric.interval(metrics)
         table.add_row(
             row["stage"],
-            f"{metrics['deployed_top1_percent']:.2f}",
+            f"{metric.percent(metrics):.2f}",
             f"{low:.2f}-{high:.2f}",
             f"{row['points_lost']:.2f}",
             count_text(metrics["macs"]),
@@ -66,11 +68,10 @@ def print_summary(rows: list[dict]) -> None:
         )
     get_console().print(table)
     get_console().print(
-        "top-1, size and ms (one image, median) are those of each stage's model.onnx in\n"
+        f"{metric.label}, size and ms (one image, median) are those of each stage's model.onnx in\n"
         "ONNX Runtime; lost: points, smaller, faster: times, against the teacher's file\n"
     )
     for name, target in rows[-1]["metrics"]["targets"].items():
         size = size_text(target["size_bytes"])
-        get_console().print(
-            f"{rows[-1]['stage']} in {name}: {target['top1_percent']:.2f} %, {size}, {target['latency_ms_p50']:.2f} ms"
-        )
+        percent, latency_ms = target[f"{metric.key}_percent"], target["latency_ms_p50"]
+        get_console().print(f"{rows[-1]['stage']} in {name}: {percent:.2f} %, {size}, {latency_ms:.2f} ms")

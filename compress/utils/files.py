@@ -119,3 +119,9 @@ def digest_of_file(path: str | Path | None) -> str | None:
 def digest_of(value: Any) -> str:
     """SHA-256 of plain values, by their sorted JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def validation_curve(record: dict[str, Any]) -> list[float]:
+    """The validation metric of each epoch of a stage, in percent, from stage.json's record; empty without training."""
+    history = record["notes"].get("history", [])
+    return [next(row[key] for key in row if key.startswith("val_") and key.endswith("_percent")) for row in history]

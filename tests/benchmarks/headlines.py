@@ -1,11 +1,11 @@
-"""The headline runs: makes them as a user would, guards their accuracy, and writes the README's figures from them.
+"""The headline runs: makes them as a user would, guards their accuracy, and writes the README files' figures.
 
     python tests/benchmarks/headlines.py [--long] [--datasets FOLDER]
 
 The recipes run one after the other on an otherwise idle machine; one that was stopped continues where it was. The
-figures go into headlines.json, and from there into README.md. Where a run is less accurate than the recorded one by
-more than chance, paired on the same images with all seeds together, nothing is written and the exit status is 1;
-`--accept` writes them all the same. `--long` adds Fashion-MNIST, an hour on one core.
+figures go into headlines.json, and from there into README.md and this folder's README.md. Where a run is less accurate
+than the recorded one by more than chance, paired on the same images with all seeds together, nothing is written and
+the exit status is 1; `--accept` writes them all the same. `--long` adds Fashion-MNIST, an hour on one core.
 """
 
 import argparse
@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script,
 
 from compress.utils.cpu import cpu_flags, cpu_name
 from compress.utils.statistics import paired_difference
-from tests.benchmarks.headline_tables import with_tables
+from tests.benchmarks.headline_tables import BLOCKS, with_tables
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES, README = Path(__file__).with_name("headlines.json"), ROOT / "README.md"
+FIGURES = Path(__file__).with_name("headlines.json")
 RUNS = ROOT / "outputs" / "benchmarks" / "headlines"
 DATASETS = ROOT.parent / "shared" / "datasets"
 
@@ -93,7 +93,9 @@ def main() -> int:
     if worse and not options.accept:
         return 1
     FIGURES.write_text(json.dumps(found, indent=1) + "\n")
-    README.write_text(with_tables(README.read_text(), found))
+    for name, blocks in BLOCKS.items():
+        readme = ROOT / name
+        readme.write_text(with_tables(readme.read_text(), found, blocks))
     return 0
 
 

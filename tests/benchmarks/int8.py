@@ -1,8 +1,9 @@
 """Int8 against its peers on three networks: accuracy, agreement with float, latency and throughput, from one run.
 
-`python tests/benchmarks/int8.py` prints the README's table. It reads the shared data sets and wants a machine that does
-nothing else; `pip install -e ".[benchmark]"` installs the peers. The first run makes the peers' files, later ones race
-them as they are: delete `--folder` to make them anew. The project's own file is always made anew.
+`python tests/benchmarks/int8.py` prints the tables of this folder's README. It reads the shared data sets and wants a
+machine that does nothing else; `pip install -e ".[benchmark]"` installs the peers. The first run makes the peers'
+files, later ones race them as they are: delete `--folder` to make them anew. The project's own file is always made
+anew.
 """
 
 import argparse

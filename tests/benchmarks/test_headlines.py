@@ -1,12 +1,12 @@
-"""The guard of the headline runs: it notices what is worse beyond chance, and the README repeats what was measured."""
+"""The guard of the headline runs: it notices what is worse beyond chance, and the READMEs repeat what was measured."""
 
 import json
 
 import numpy as np
 import pytest
 
-from tests.benchmarks.headline_tables import with_tables
-from tests.benchmarks.headlines import FIGURES, HEADLINES, README, bits, regression
+from tests.benchmarks.headline_tables import BLOCKS, with_tables
+from tests.benchmarks.headlines import FIGURES, HEADLINES, ROOT, bits, regression
 
 IMAGES = 800
 
@@ -57,9 +57,14 @@ def test_other_images_are_not_compared_in_pairs() -> None:
     assert "cannot be compared in pairs" in regression(record([]), record([], "other"))
 
 
-def test_the_readme_has_the_recorded_figures() -> None:
-    figures, text = json.loads(FIGURES.read_text()), README.read_text()
-    assert with_tables(text, figures) == text
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_readme_has_the_recorded_figures(name: str) -> None:
+    figures, text = json.loads(FIGURES.read_text()), (ROOT / name).read_text()
+    assert with_tables(text, figures, BLOCKS[name]) == text
+
+
+def test_every_headline_is_recorded() -> None:
+    figures = json.loads(FIGURES.read_text())
     assert set(figures) >= {headline.recipe for headline in HEADLINES if not headline.long}
 
 
@@ -83,18 +88,22 @@ def figures_of_one_run() -> dict:
 
 
 def test_blocks_are_written_between_their_comments_and_nothing_else_changes() -> None:
+    blocks = [name for names in BLOCKS.values() for name in names]
     readme = "\n".join(
         f"before\n<!-- {name}: written by tests/benchmarks/headlines.py -->\nold\n<!-- end of {name} -->\nafter"
-        for name in ("first run", "headlines")
+        for name in blocks
     )
-    made = with_tables(readme, figures_of_one_run())
+    made = with_tables(readme, figures_of_one_run(), blocks)
     assert "old" not in made
-    assert made.count("before") == made.count("after") == 2
+    assert made.count("before") == made.count("after") == len(blocks) == 3
     assert " 04_quantize   98.12 97.00-99.00 0.50 5.58 M 742 KiB 0.35  11.60x  2.20x" in made
     assert "| a run | 360 | 98.12 | 98.12 |" in made
-    assert with_tables(made, figures_of_one_run()) == made
+    assert "| a run | 98.12 | 98.12 | 0.50 | 3.90x fewer | 11.60x smaller | 2.20x faster |" in made
+    assert with_tables(made, figures_of_one_run(), blocks) == made
+    with_one = with_tables(readme, figures_of_one_run(), ["headlines"])  # the others are another file's
+    assert with_one.count("old") == 2
 
 
 def test_a_readme_without_the_block_is_refused() -> None:
     with pytest.raises(ValueError, match="a README without the block 'first run'"):
-        with_tables("# nothing", figures_of_one_run())
+        with_tables("# nothing", figures_of_one_run(), ["first run"])

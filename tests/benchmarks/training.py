@@ -250,7 +250,7 @@ def bare(network: nn.Module, teacher: nn.Module | None, data: Data, options: arg
                 value.backward()
                 optimizer.step()
                 value.item()
-            return validate(network, data.val, torch.device("cpu")).top1_percent
+            return validate(network, data.val, torch.device("cpu")).score_percent
 
     return epoch
 

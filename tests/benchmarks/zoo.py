@@ -1,8 +1,8 @@
 """The whole zoo through one recipe: accuracy, MACs, size and latency of each network after each stage, as Markdown.
 
-`python tests/benchmarks/zoo.py --short` prints the table of the README and takes hours. A run that was stopped goes on:
-whole stages are taken from its folder and from the cache. A network that fails has a row with the reason, and the
-status is 1.
+`python tests/benchmarks/zoo.py --short` prints the table of this folder's README and takes hours. A run that was
+stopped goes on: whole stages are taken from its folder and from the cache. A network that fails has a row with the
+reason, and the status is 1.
 """
 
 import argparse

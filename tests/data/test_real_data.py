@@ -25,7 +25,7 @@ def test_a_published_checkpoint_keeps_its_accuracy(model: str, top1: float) -> N
     assert data.sizes["test"] == 1017
     network = build(Architecture(model, "small", 3, 10)).to(memory_format=torch.channels_last)
     load_checkpoint(network, str(next(DATASETS.glob(f"checkpoints/{model}-*.th"))))
-    assert validate(network, data.test, torch.device("cpu")).top1_percent == pytest.approx(top1, abs=0.11)
+    assert validate(network, data.test, torch.device("cpu")).score_percent == pytest.approx(top1, abs=0.11)
 
 
 def test_fashion_mnist_is_read_as_torchvision_lays_it_out() -> None:

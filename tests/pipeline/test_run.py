@@ -18,13 +18,13 @@ from compress.data import load_data
 from compress.evaluation.inference import onnx_runner
 from compress.export.onnx_inspect import require_quantized
 from compress.export.onnx_session import open_session
-from compress.methods.quantization.sensitivity import top1_percent
 from compress.methods.restore import restore
 from compress.models.artifact import write_tensors
 from compress.pipeline import compute, stage_runner
 from compress.pipeline import run as pipeline
 from compress.pipeline.run import run_pipeline
 from compress.stages import STAGES, check_order
+from compress.tasks import CLASSIFICATION
 from compress.utils.errors import UserError
 from compress.utils.files import MODEL, ONNX, SENSITIVITY, SENSITIVITY_PLOT, STAGE, digest_of_file, read_json
 from tests.conftest import make_tiny_config
@@ -402,7 +402,7 @@ def test_a_mixed_network_is_restored_as_it_was_measured(mixed: tuple[Path, Confi
     val = compute.load_data(config.data, config.seed).val
     images = torch.cat([images for images, _ in val.batches()])
     logits = torch.from_numpy(open_session(stage / ONNX, 1).run(["logits"], {"image": images.numpy()})[0])
-    assert top1_percent(logits, val.labels) == read_json(stage / SENSITIVITY)["chosen_top1_percent"]
+    assert CLASSIFICATION.score(logits, val.labels) == read_json(stage / SENSITIVITY)["chosen_top1_percent"]
     with torch.no_grad():
         first, second = (restore(stage, CPU).network(images) for _ in range(2))
     assert torch.equal(first, second)

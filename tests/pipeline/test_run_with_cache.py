@@ -150,7 +150,7 @@ INSIDE = {
         "models.registry",
     },
     "prune": {"stages.prune", "methods.pruning.filters", "methods.pruning.reconstruction", "methods.restore"},
-    "distill": {"stages.distill", "methods.distillation.losses", "methods.restore", "data.pseudo_labels"},
+    "distill": {"stages.distill", "methods.distillation.losses", "methods.restore", "training.pseudo_labels"},
     "quantize": {"stages.quantize", "methods.quantization.quantizer", "methods.quantization.sensitivity"},
 }
 OUTSIDE = ("launch", "pipeline", "report", "evaluation", "training.tensorboard", "utils.console", "config")

@@ -146,4 +146,6 @@ def test_the_page_of_a_stages_sensitivity_tells_figures_and_units() -> None:
     for told in ("04_quantize", "kept in float", "in nats", "layer7.conv"):
         assert told in page
     assert page == sensitivity_page(sensitivity(8), "04_quantize").replace("\u00a0", " ")
+    other = {name.replace("top1", "auroc"): value for name, value in sensitivity(8).items()}
+    assert page == sensitivity_page(other, "04_quantize").replace("\u00a0", " ")  # another task's metric
     assert "No layer of this network is int8." in sensitivity_page(sensitivity(0), "04_quantize")

@@ -170,14 +170,14 @@ def test_the_layer_that_int8_spoils_stays_float(context: Context, tiny_config: C
     given, config = copy.deepcopy(context.teacher), tiny_config.quantize
     spoil(given.network)
     config.mode, config.epochs = mode, 0
-    before = validate(given.network, context.data.val, context.device).top1_percent
+    before = validate(given.network, context.data.val, context.device).score_percent
     damaged = quantize(copy.deepcopy(given), config, context).network
-    spoilt = validate(damaged, context.data.val, context.device).top1_percent
+    spoilt = validate(damaged, context.data.val, context.device).score_percent
     assert spoilt < before - 20
     config.max_drop_points = 5.0
     made = quantize(given, config, replace(context, data=replace(context.data, test=None)))  # chosen without the test
     assert made.spec.quantization["float_layers"] == ["linear"]
-    after = validate(made.network, context.data.val, context.device).top1_percent
+    after = validate(made.network, context.data.val, context.device).score_percent
     assert after >= before - 5
     assert made.sensitivity["float_top1_percent"] == before
     assert made.sensitivity["int8_top1_percent"] == pytest.approx(spoilt, abs=5)

@@ -101,7 +101,7 @@ def test_the_last_epoch_is_kept_where_an_earlier_one_is_better_by_chance(data: D
     for epoch, mistakes in enumerate((first, first.index_fill(0, torch.tensor(0), 1.0))):
         with torch.no_grad():
             network.linear.bias.fill_(epoch)
-        training.finish_epoch({}, Validation(mistakes, mistakes, None))
+        training.finish_epoch({}, Validation(mistakes, mistakes, None, 0.0))
     kept = training.choose_epoch()
     assert kept["epoch"] == 2
     assert "1.0 standard errors better" in kept["reason"]
@@ -115,8 +115,8 @@ def test_a_student_is_judged_by_its_distance_and_not_by_few_mistakes(earlier: fl
     training = TrainState("test", 2, 1, network, None, None, None)
     distances = 1 + 0.01 * torch.arange(24)
     none, all_ = torch.zeros(24), torch.ones(24)
-    training.finish_epoch({}, Validation(none, none, distances * earlier))
-    training.finish_epoch({}, Validation(all_, all_, distances))
+    training.finish_epoch({}, Validation(none, none, distances * earlier, 0.0))
+    training.finish_epoch({}, Validation(all_, all_, distances, 0.0))
     assert training.choose_epoch()["epoch"] == kept
 
 

@@ -41,7 +41,7 @@ def test_each_image_has_its_loss_its_mistake_and_its_distance(data: Data, parts:
     wanted = (teacher_shares * (teacher_shares.log() - shares.log())).sum(1)
     assert torch.allclose(found.distances.float(), wanted, atol=1e-5)
     assert torch.allclose(found.losses.float(), F.cross_entropy(logits, labels, reduction="none"), atol=1e-5)
-    assert found.top1_percent == 100 * int((logits.argmax(1) == labels).sum()) / len(labels)
+    assert found.score_percent == 100 * int((logits.argmax(1) == labels).sum()) / len(labels)
     assert found.scores is found.distances
 
 

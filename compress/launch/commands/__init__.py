@@ -1,1 +1,9 @@
-"""Commands besides a run: each module has a `main`."""
+"""Sub-commands besides `run`: each module has a `main` that takes the arguments and returns the exit status."""
+
+# name -> (module, what --help says of it)
+SUBCOMMANDS = {
+    "predict": ("compress.launch.commands.predict", "classifies images with a run's file: predict RUN IMAGE..."),
+    "report": ("compress.launch.commands.report", "writes the pages of a run or a sweep again: report FOLDER"),
+    "cache": ("compress.launch.commands.cache", "lists, verifies or prunes the cached stages: cache list"),
+    "models": ("compress.launch.commands.models", "lists networks with their sizes: models 'timm/*edge*'"),
+}

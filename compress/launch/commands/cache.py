@@ -1,4 +1,4 @@
-"""`python -m compress.cache`: what is in the cache, whether it is whole, and room for more."""
+"""`python -m compress cache`: lists the cached stages, verifies their files and makes room for more."""
 
 import argparse
 import sys
@@ -14,9 +14,9 @@ from compress.pipeline.cache import Cache
 from compress.utils.units import size_text
 
 
-def main() -> int:
-    """Returns the exit status: 0, or 1 where `verify` found a stage that is not whole."""
-    options = _parse(sys.argv[1:])
+def main(arguments: list[str] | None = None) -> int:
+    """Runs `arguments`, by default the process's; returns 0, or 1 where `verify` found a stage that is not whole."""
+    options = _parse(arguments)
     cache = Cache(options.dir)
     if options.task == "list":
         _list(cache)
@@ -33,8 +33,8 @@ def main() -> int:
     return 0
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m compress.cache", description=__doc__)
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m compress cache", description=__doc__)
     parser.add_argument("--dir", type=Path, default=Path(CacheConfig().dir), help="cache.dir of the runs (%(default)s)")
     tasks = parser.add_subparsers(dest="task", required=True)
     tasks.add_parser("list", help="a line a stage, the one used last first")

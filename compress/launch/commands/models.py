@@ -1,4 +1,4 @@
-"""`python -m compress.models [NAME...]`: networks as a table, so that one can be chosen before anything is trained.
+"""`python -m compress models [NAME...]`: networks as a table, so that one can be chosen before anything is trained.
 
 Without a name the zoo; torchvision/* and timm/*edge* name those of the libraries.
 """
@@ -27,9 +27,9 @@ _MOST_BUILT = 25  # of more names only the names are shown: each is built for it
 _BYTES_A_FILTER = 12  # its bias in 32 bits, the scale of its weights, and that of the bias
 
 
-def main() -> int:
-    """Prints the table; returns the exit status."""
-    options = _parse(sys.argv[1:])
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the table that `arguments`, by default the process's, ask for; returns the exit status."""
+    options = _parse(arguments)
     try:
         names = _names(options.names)
     except UserError as error:
@@ -50,7 +50,7 @@ def main() -> int:
     print(
         f"for colour images of {options.image_size} pixels a side and {options.classes} classes; stem={stem}\n"
         "int8: a byte a weight, biases and scales; without the graph around them\n"
-        'torchvision/NAME and timm/NAME too: python -m compress.models "timm/*edge*"'
+        'torchvision/NAME and timm/NAME too: python -m compress models "timm/*edge*"'
     )
     return 0
 
@@ -101,8 +101,8 @@ def int8_bytes(network: nn.Module) -> int:
     return weights + _BYTES_A_FILTER * filters + 4 * floats
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m compress.models", description=__doc__)
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m compress models", description=__doc__)
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="names or patterns: resnet*, torchvision/*, timm/*edge*"
     )

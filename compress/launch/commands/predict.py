@@ -1,4 +1,4 @@
-"""`python -m compress.predict`: classifies images with a run's file."""
+"""`python -m compress predict`: classifies images with a run's file."""
 
 import argparse
 import sys
@@ -10,9 +10,9 @@ SHOWN = 3  # classes an image
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status, 2 for a user's own mistake."""
+    """Runs `arguments`, by default the process's; returns the exit status, 2 for a user's own mistake."""
     parser = argparse.ArgumentParser(
-        prog="python -m compress.predict", description="Classify images with a run's file."
+        prog="python -m compress predict", description="Classify images with a run's file."
     )
     parser.add_argument("run", help="the folder of a run, or of one of its stages")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")

@@ -15,12 +15,12 @@ from compress.launch.search.pareto import best_trial, is_feasible, pareto_set
 from compress.launch.search.trials import COMPLETE, RUNNING, Trial
 from compress.utils.file_lock import lock_file
 from compress.utils.files import FAILED, GIVEN_UP, write_bytes, write_json
+from compress.utils.metric import metric_of
 from compress.utils.units import count_text, setting_text, size_text
 
 PARETO, BEST = "pareto.json", "best.yaml"
 
 _WIDTH = 80  # columns of a terminal
-_TEST = ("deployed_top1_percent", "top1_delta_points")  # what a trial's file does on the test images
 
 
 def leave(folder: Path, study: dict[str, str], trials: list[Trial], goals: Goals, config: Config | None) -> None:
@@ -91,6 +91,12 @@ def _record(study: dict[str, str], trials: list[Trial], goals: Goals) -> dict[st
     }
 
 
+def _on_test(trial: Trial) -> tuple[str, str]:
+    """The figures that say what a trial's file does on the test images."""
+    key = metric_of(trial.figures).key
+    return f"deployed_{key}_percent", f"{key}_delta_points"
+
+
 def _row(trial: Trial, goals: Goals) -> dict[str, Any]:
     figures = {name: take_figure(trial.figures, name) for name in goals.figures}
     return {
@@ -98,7 +104,7 @@ def _row(trial: Trial, goals: Goals) -> dict[str, Any]:
         **({} if trial.copy_of is None else {"copy_of": trial.copy_of}),
         "figures": figures,
         "feasible": is_feasible(trial, goals),
-        "on_test": {name: trial.figures.get(name) for name in _TEST},
+        "on_test": {name: trial.figures.get(name) for name in _on_test(trial)},
     }
 
 
@@ -124,7 +130,7 @@ def _comments(best: Trial, trials: list[Trial], goals: Goals, config: Config) ->
 
 def _figures_table(shown: list[Trial], best: Trial, goals: Goals) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), width=_WIDTH)
-    columns = list(dict.fromkeys((*goals.figures, *(name for name in _TEST if name in best.figures))))
+    columns = list(dict.fromkeys((*goals.figures, *(name for name in _on_test(best) if name in best.figures))))
     table.add_column("trial", justify="right", no_wrap=True)
     for name in columns:
         table.add_column(name.replace("_", " ").replace(".", " "), justify="right", max_width=9)

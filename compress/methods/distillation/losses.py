@@ -1,4 +1,4 @@
-"""What the stages minimise: cross-entropy for a teacher, Hinton's mixture for a student."""
+"""What the stages minimise: the task's loss for a teacher, Hinton's mixture for a student."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,43 +8,38 @@ from torch import nn
 from torch.nn import functional as F
 
 from compress.data.dataset import Examples
+from compress.tasks import CLASSIFICATION, Task
 from compress.training.step import Loss
 from compress.training.train_outputs import TrainOutputs
 from compress.utils.errors import UserError
 
 
 def distillation(
-    logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, temperature: float, alpha: float
+    logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float,
+    alpha: float,
+    task: Task = CLASSIFICATION,
 ) -> torch.Tensor:
-    """alpha T^2 KL(teacher || student), both softened by T, plus (1 - alpha) cross-entropy; logits (N, K), labels (N,).
+    """alpha T^2 distance(teacher, student), both softened by T, plus (1 - alpha) of the task's loss; logits (N, K).
 
     Hinton et al. 2015, section 2: T^2 keeps the gradients' size as T changes.
     """
-    return alpha * temperature**2 * softened_kl(logits, teacher_logits, temperature) + (1 - alpha) * F.cross_entropy(
-        logits, labels
-    )
+    soft = task.distance(logits, teacher_logits, temperature).mean()
+    return alpha * temperature**2 * soft + (1 - alpha) * task.loss(logits, labels)
 
 
-def label_loss(smoothing: float) -> Loss:
+def label_loss(smoothing: float, task: Task = CLASSIFICATION) -> Loss:
     """The loss of a network that learns from labels alone; `smoothing` is the share spread over all classes."""
 
     outputs = TrainOutputs()
 
     def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
         logits = outputs.logits(network, examples.images)
-        return F.cross_entropy(logits, examples.labels, label_smoothing=smoothing), logits
+        return task.loss(logits, examples.labels, smoothing), logits
 
     return loss
-
-
-def softened_kl(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """KL(teacher || student) in nats an image, of the distributions at `temperature`; logits (N, K)."""
-    return F.kl_div(
-        F.log_softmax(logits / temperature, 1),
-        F.log_softmax(teacher_logits / temperature, 1),
-        reduction="batchmean",
-        log_target=True,
-    )
 
 
 def relative_error(features: torch.Tensor, teacher_features: torch.Tensor) -> torch.Tensor:
@@ -58,6 +53,7 @@ def teacher_loss(
     alpha: float,
     hints: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {}),
     hint_weight: float = 0.0,
+    task: Task = CLASSIFICATION,
 ) -> Loss:
     """The loss of a student that learns from a teacher's logits (N, K), which `answer` gives.
 
@@ -74,7 +70,7 @@ def teacher_loss(
             outputs.clear()  # a step that ran out of memory left its own here, with all that they hold on to
         teacher_logits = answer(examples)
         logits = student.logits(network, examples.images)
-        value = distillation(logits, teacher_logits, examples.labels, temperature, alpha)
+        value = distillation(logits, teacher_logits, examples.labels, temperature, alpha, task)
         for layer, features in own.items():
             value = value + hint_weight * relative_error(features.float(), wanted[layer].float())
         return value, logits

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.nn import functional as F
 
 from compress.export.onnx import export_onnx
 from compress.export.onnx_inspect import inspect_quantization
@@ -23,8 +22,10 @@ from compress.export.onnx_session import open_session
 from compress.methods.quantization.mixed_precision import WeightedLayer, weighted_layers
 from compress.methods.quantization.mixed_precision_onnx import exclude_layers_onnx
 from compress.methods.quantization.pt2e import convert
+from compress.tasks import CLASSIFICATION, Task
 from compress.utils.console import progress
 from compress.utils.errors import UserError
+from compress.utils.metric import Metric
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # of images (N, C, H, W
 class Quality:
     """How well a file with some layers in float does on the images."""
 
-    top1_percent: float
+    score_percent: float  # the task's metric
     kl_nats: float  # mean divergence of its predictions from those of the float network
 
 
@@ -51,6 +52,7 @@ class MixedPrecisionFiles:
         shape: tuple[int, int, int],
         batches: Batches,
         wanted: Tensor,
+        task: Task = CLASSIFICATION,
     ):
         """`prepared` is calibrated, corrected or trained; `wanted` holds the float network's logits (N, K).
 
@@ -62,7 +64,7 @@ class MixedPrecisionFiles:
             self._exported = path.read_bytes()
             int8 = {layer.name for layer in inspect_quantization(path) if layer.quantized}
         self.layers = {layer.name: layer for layer in weighted_layers(uncorrected) if layer.name in int8}
-        self._batches, self._wanted = batches, F.log_softmax(wanted.double(), 1)
+        self._batches, self._wanted, self._task = batches, wanted.double(), task
         self.images = len(wanted)
         self._known: dict[frozenset[str], Quality] = {}
 
@@ -82,39 +84,35 @@ class MixedPrecisionFiles:
             for images, labels in self._batches()
         ]
         logits, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
-        found = F.log_softmax(logits.double(), 1)
-        divergence = F.kl_div(found, self._wanted, reduction="batchmean", log_target=True).item()
-        return Quality(top1_percent(logits, labels), divergence)
+        divergence = self._task.distance(logits.double(), self._wanted).mean().item()
+        return Quality(self._task.score(logits, labels), divergence)
 
 
-def top1_percent(logits: Tensor, labels: Tensor) -> float:
-    """Share of images (N,) whose label has the largest logit (N, K)."""
-    return 100 * int((logits.argmax(1) == labels).sum()) / len(labels)
-
-
-def control_accuracy(files: MixedPrecisionFiles, float_top1_percent: float, max_drop_points: float) -> dict[str, Any]:
+def control_accuracy(
+    files: MixedPrecisionFiles, float_percent: float, max_drop_points: float, metric: Metric = CLASSIFICATION.metric
+) -> dict[str, Any]:
     """The table of sensitivity.json: each layer's cost as int8, and which stay float so that the drop is kept.
 
     Raises UserError where no number of float layers keeps it.
     """
     int8 = files.quality([])
     ranked = _rank(files)
-    log.info("sensitivity: int8 has %.2f %% on validation, float %.2f %%", int8.top1_percent, float_top1_percent)
-    kept = _choose(files, ranked, float_top1_percent - max_drop_points)
+    log.info("sensitivity: int8 has %.2f %% on validation, float %.2f %%", int8.score_percent, float_percent)
+    kept = _choose(files, ranked, float_percent - max_drop_points)
     if kept is None:
-        raise _unreachable(files, ranked, float_top1_percent, max_drop_points)
+        raise _unreachable(files, ranked, float_percent, max_drop_points, metric)
     final = files.quality(kept)
-    log.info("sensitivity: %d of %d layers stay float, %.2f %%", len(kept), len(ranked), final.top1_percent)
+    log.info("sensitivity: %d of %d layers stay float, %.2f %%", len(kept), len(ranked), final.score_percent)
     return {
         "split": "val",
         "images": files.images,
         "max_drop_points": max_drop_points,
-        "float_top1_percent": float_top1_percent,
-        "int8_top1_percent": int8.top1_percent,
+        f"float_{metric.key}_percent": float_percent,
+        f"int8_{metric.key}_percent": int8.score_percent,
         "int8_kl_nats": int8.kl_nats,
-        "chosen_top1_percent": final.top1_percent,
+        f"chosen_{metric.key}_percent": final.score_percent,
         "chosen_kl_nats": final.kl_nats,
-        "layers": [_row(layer, _alone(files, name), name in kept) for name, layer in files.layers.items()],
+        "layers": [_row(layer, _alone(files, name), name in kept, metric.key) for name, layer in files.layers.items()],
     }
 
 
@@ -133,15 +131,15 @@ def _rank(files: MixedPrecisionFiles) -> list[str]:
     return sorted(files.layers, key=lambda name: -_alone(files, name).kl_nats)
 
 
-def _choose(files: MixedPrecisionFiles, ranked: list[str], least_top1_percent: float) -> list[str] | None:
-    """Few layers which in float keep `least_top1_percent`; None where no number of the first of `ranked` does.
+def _choose(files: MixedPrecisionFiles, ranked: list[str], least_percent: float) -> list[str] | None:
+    """Few layers which in float keep `least_percent`; None where no number of the first of `ranked` does.
 
     Greedy, not exhaustive: it takes the shortest beginning of `ranked` that suffices, then gives back to int8, from
     its end, each layer that can be spared. None of what is left can be spared alone, but another set may be smaller.
     """
 
     def suffices(names: list[str]) -> bool:
-        return files.quality(names).top1_percent >= least_top1_percent - ROUNDING
+        return files.quality(names).score_percent >= least_percent - ROUNDING
 
     count = next((count for count in range(len(ranked) + 1) if suffices(ranked[:count])), None)
     if count is None:
@@ -155,25 +153,25 @@ def _choose(files: MixedPrecisionFiles, ranked: list[str], least_top1_percent: f
 
 
 def _unreachable(
-    files: MixedPrecisionFiles, ranked: list[str], float_top1_percent: float, max_drop_points: float
+    files: MixedPrecisionFiles, ranked: list[str], float_percent: float, max_drop_points: float, metric: Metric
 ) -> UserError:
-    best = max(range(len(ranked) + 1), key=lambda count: files.quality(ranked[:count]).top1_percent)
-    lost = float_top1_percent - files.quality(ranked[:best]).top1_percent
+    best = max(range(len(ranked) + 1), key=lambda count: files.quality(ranked[:count]).score_percent)
+    lost = float_percent - files.quality(ranked[:best]).score_percent
     return UserError(
         f"quantize.max_drop_points={max_drop_points:g}, while the best, {best} of {len(ranked)} layers in float, loses "
-        f"{lost:.2f} points of validation top-1",
+        f"{lost:.2f} points of validation {metric.label}",
         "a drop that some number of float layers keeps",
         f"set it to {lost:.2f} or more, train longer (quantize.epochs), or calibrate only (quantize.mode=ptq)",
     )
 
 
-def _row(layer: WeightedLayer, alone: Quality, kept: bool) -> dict[str, Any]:
+def _row(layer: WeightedLayer, alone: Quality, kept: bool, key: str) -> dict[str, Any]:
     return {
         "layer": layer.name,
         "operator": layer.operator,
         "weights": layer.weight.numel(),
         "macs": layer.macs,
         "kl_nats": alone.kl_nats,
-        "top1_percent": alone.top1_percent,
+        f"{key}_percent": alone.score_percent,
         "kept_float": kept,
     }

@@ -64,7 +64,7 @@ def test_an_image_that_never_changes_is_shown_once(
     """In two epochs; not where the logits would take too much memory."""
     seen, augmentation = [], Augmentation(padding, False)
     monkeypatch.setattr(module, "_MOST_BYTES", most)
-    monkeypatch.setattr(module, "folded", lambda network: network)
+    monkeypatch.setattr(module, "fold_batch_norm", lambda network: network)
     network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     answer = answers(context_of(data, network, augmentation))
     assert seen == []  # nor where no epoch comes

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from compress.methods.quantization.mixed_precision import WeightedLayer, weighted_layers
-from compress.methods.quantization.sensitivity import MixedPrecisionFiles, Quality, control_accuracy, top1_percent
+from compress.methods.quantization.sensitivity import MixedPrecisionFiles, Quality, control_accuracy
+from compress.tasks import CLASSIFICATION
 from compress.utils.errors import UserError
 
 from .conftest import SHAPE
@@ -87,6 +88,6 @@ def test_quality_is_that_of_the_file_on_all_images(quantized, run_onnx, images, 
     p, q = wanted.double().softmax(1), found.double().softmax(1)
     quality = files.quality([])
     assert quality.kl_nats == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-6)
-    assert quality.top1_percent == top1_percent(found, labels)
+    assert quality.score_percent == CLASSIFICATION.score(found, labels)
     assert files.quality(files.layers).kl_nats < 1e-9 < quality.kl_nats
-    assert files.quality(files.layers).top1_percent == top1_percent(wanted, labels)
+    assert files.quality(files.layers).score_percent == CLASSIFICATION.score(wanted, labels)

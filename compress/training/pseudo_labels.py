@@ -6,20 +6,22 @@ import torch
 from torch import nn
 
 from compress.data.dataset import NO_LABEL, Data, Split
+from compress.tasks import TASKS
 from compress.utils.tensors import to_device
 
 
 @torch.no_grad()
 def add_pseudo_labels(teacher: nn.Module, data: Data, device: torch.device) -> Data:
-    """`data` with the likeliest class of `teacher` where an image has none, in train and in what was held out of it.
+    """`data` with what `teacher` says of an image where it has no target, in train and in what was held out of it.
 
     "Accuracy" on these is agreement with the teacher. The test split keeps its own labels.
     """
-    pixels = data.train.pixels
-    unknown = torch.nonzero(pixels.labels == NO_LABEL).flatten()
+    pixels, task = data.train.pixels, TASKS[data.task]
+    unknown = torch.nonzero((pixels.labels == NO_LABEL).reshape(len(pixels.labels), -1).any(1)).flatten()
     images = replace(data.train, index=unknown)
     labels = pixels.labels.clone()
-    labels[unknown] = torch.cat([teacher(to_device(batch, device)).argmax(1).cpu() for batch, _ in images.batches()])
+    answers = (teacher(to_device(batch, device)) for batch, _ in images.batches())
+    labels[unknown] = torch.cat([task.pseudo_targets(answer).cpu() for answer in answers])
 
     def told(split: Split) -> Split:
         return replace(split, pixels=replace(pixels, labels=labels)) if split.pixels is pixels else split

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from compress.config.schema import Config, DataConfig
 from compress.data import load_data
 from compress.data.dataset import NO_LABEL
-from compress.data.pseudo_labels import add_pseudo_labels
 from compress.models import Architecture, build
 from compress.pipeline.run import run_pipeline
+from compress.training.pseudo_labels import add_pseudo_labels
 from compress.utils.errors import UserError
 from compress.utils.files import MODEL, STAGE, read_json
 from tests.conftest import tiny_arrays

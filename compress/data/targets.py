@@ -1,0 +1,29 @@
+"""How targets are read and checked, by the task that data.task names."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from compress.data.dataset import check_labels
+from compress.data.labels import match_classes, to_labels
+from compress.data.multilabel import check_rows, name_labels, rarest, to_rows
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The targets of one task."""
+
+    read: Callable[[Any, int, str], np.ndarray]  # of so many images, with a name for errors
+    # Names of the classes; turns labels that are names into numbers, in place.
+    name: Callable[[dict[str, np.ndarray], dict[str, Sequence[str] | None]], list[str]]
+    check: Callable[[dict[str, torch.Tensor], int, str], None]
+    strata: Callable[[torch.Tensor], torch.Tensor]  # (N, ...) -> (N,): what a seeded split keeps the shares of
+
+
+TARGETS = {
+    "classification": Targets(to_labels, match_classes, check_labels, lambda labels: labels),
+    "multilabel": Targets(to_rows, name_labels, check_rows, rarest),
+}

@@ -1,0 +1,104 @@
+"""One class an image: targets are class numbers (N,), the likeliest class is the prediction."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from compress.tasks.base import Figures, Predictions
+from compress.utils.metric import TOP1
+from compress.utils.missing import Missing
+from compress.utils.statistics import mcnemar_p_value, paired_difference, wilson_interval
+
+
+class Classification:
+    """Cross-entropy and top-1."""
+
+    name = "classification"
+    metric = TOP1
+
+    def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy; `smoothing` is the share spread over all classes."""
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of each image, (N,)."""
+        return F.cross_entropy(logits, targets, reduction="none")
+
+    def distance(self, logits: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
+        """KL(reference || network) of the softmaxes at `temperature`, (N,) (Hinton et al. 2015, section 2)."""
+        return F.kl_div(
+            F.log_softmax(logits / temperature, 1),
+            F.log_softmax(reference / temperature, 1),
+            reduction="none",
+            log_target=True,
+        ).sum(1)
+
+    def mistakes(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """1 where the likeliest class is not the target, else 0."""
+        return (logits.argmax(1) != targets).double()
+
+    def score(self, logits: Tensor, targets: Tensor) -> float:
+        """Top-1 accuracy in percent."""
+        return 100 * int((logits.argmax(1) == targets).sum()) / len(targets)
+
+    def difference(self, logits: Tensor, reference: Tensor, targets: Tensor) -> tuple[float, tuple[float, float]]:
+        """Points of top-1, with the interval of Agresti and Min (2005)."""
+        return paired_difference(*_discordant(logits.argmax(1), reference.argmax(1), targets), len(targets))
+
+    def pseudo_targets(self, logits: Tensor) -> Tensor:
+        """The likeliest class."""
+        return logits.argmax(1)
+
+    def predictions(self, targets: Tensor, logits: Tensor, deployed: dict[str, Tensor]) -> Predictions:
+        """Class numbers (N,) each: `labels`, `top1`, `deployed_top1`, and NAME_top1 of each further target."""
+        files = {f"{'deployed' if name == 'onnx' else name}_top1": found.argmax(1) for name, found in deployed.items()}
+        return {"labels": targets, "top1": logits.argmax(1)} | files
+
+    def figures(self, logits: Tensor, deployed: Tensor, targets: Tensor) -> Figures:
+        """Top-1 and top-5 with Wilson's intervals, the loss, and how often torch and the file agree."""
+        count, top1, own = len(targets), logits.argmax(1), deployed.argmax(1)
+        right, deployed_right = int((top1 == targets).sum()), int((own == targets).sum())
+        top5: float | Missing = Missing("top-5 says nothing with 5 classes or fewer")
+        if logits.shape[1] > 5:
+            top5 = 100 * float((logits.topk(5, 1).indices == targets[:, None]).any(1).double().mean())
+        return {
+            "top1_percent": 100 * right / count,
+            "top1_ci95_percent": list(wilson_interval(right, count)),
+            "top5_percent": top5,
+            "loss": self.loss(logits, targets).item(),
+            "images": count,
+            "deployed_top1_percent": 100 * deployed_right / count,
+            "deployed_top1_ci95_percent": list(wilson_interval(deployed_right, count)),
+            "deployed_agreement_percent": 100 * int((top1 == own).sum()) / count,
+        }
+
+    def target_figures(self, logits: Tensor, deployed: Tensor, targets: Tensor) -> Figures:
+        """Top-1 of a further target's file, and how often it agrees with torch."""
+        own, count = deployed.argmax(1), len(targets)
+        right = int((own == targets).sum())
+        return {
+            "top1_percent": 100 * right / count,
+            "top1_ci95_percent": list(wilson_interval(right, count)),
+            "agreement_percent": 100 * int((own == logits.argmax(1)).sum()) / count,
+        }
+
+    def compare(self, found: Predictions, teacher: Predictions | None) -> Figures:
+        """Agreement, and the points gained with their interval and McNemar's test."""
+        labels, own = found["labels"], found["deployed_top1"]
+        theirs = (teacher or found)["deployed_top1"]
+        gained, lost = _discordant(own, theirs, labels)
+        delta, interval = paired_difference(gained, lost, len(labels))
+        return {
+            "teacher_agreement_percent": 100 * int((own == theirs).sum()) / len(labels),
+            "top1_delta_points": delta,
+            "top1_delta_ci95_points": list(interval),
+            "mcnemar_p_value": mcnemar_p_value(gained, lost)
+            if teacher
+            else Missing("the teacher is compared to itself"),
+        }
+
+
+def _discordant(own: Tensor, theirs: Tensor, labels: Tensor) -> tuple[int, int]:
+    """Images that only `own` has right, and images that only `theirs` has right."""
+    gained = int(((own == labels) & (theirs != labels)).sum())
+    lost = int(((own != labels) & (theirs == labels)).sum())
+    return gained, lost
