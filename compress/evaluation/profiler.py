@@ -1,6 +1,7 @@
 """Where the time of a deployable file goes: ONNX Runtime's own profile, a figure a node. Needs no torch."""
 
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -8,11 +9,14 @@ import numpy
 import onnxruntime
 
 _SUFFIX = "_kernel_time"
+# What ONNX Runtime appends to the name of a node, or of its output, when it replaces the node by a faster one.
+_RUNTIME = re.compile(r"((?<=/BatchNormalization)_bn)?(_nchwc)?(_token_\d+)?$")
 
 
 def node_times(path: str, image: numpy.ndarray, options: onnxruntime.SessionOptions, runs: int) -> list[dict]:
     """Each node that is executed, in order: its name, operator, mean milliseconds of `runs` runs, and share of all.
 
+    The names are those of the file's nodes; of several nodes with one name, later ones have a number behind it.
     `image` is float32 (1, C, H, W). The first run is left out. `options` are the session's otherwise.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -31,6 +35,16 @@ def node_times(path: str, image: numpy.ndarray, options: onnxruntime.SessionOpti
     means = {name: sum(node["microseconds"][1:]) / runs / 1000 for name, node in nodes.items()}
     total = sum(means.values())
     return [
-        {"name": name, "operator": nodes[name]["operator"], "ms": ms, "share_percent": 100 * ms / total}
-        for name, ms in means.items()
+        {"name": name, "operator": nodes[found]["operator"], "ms": ms, "share_percent": 100 * ms / total}
+        for name, (found, ms) in zip(_file_names(list(means)), means.items(), strict=True)
     ]
+
+
+def _file_names(names: list[str]) -> list[str]:
+    """The names that the file has, of those that the runtime has made of them."""
+    found: dict[str, None] = {}
+    for name in names:
+        name = _RUNTIME.sub("", name.rstrip("/"))
+        numbered = (f"{name}_{number}" for number in range(1, len(names) + 1))
+        found[name if name not in found else next(other for other in numbered if other not in found)] = None
+    return list(found)

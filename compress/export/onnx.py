@@ -14,11 +14,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 from torch.fx import GraphModule
 
+from compress.export.onnx_names import name_by_layer, name_uniquely
 from compress.export.onnx_rewrites import (
     add_fourth_channel,
     fold_padding,
     merge_slices,
-    name_uniquely,
     pad_integers,
     protect_float_layers,
     strip_descriptions,
@@ -34,7 +34,8 @@ def export_onnx(module: nn.Module, path: Path, input_shape: tuple[int, int, int]
     """Write `module`, a float network or what `convert` returned, to `path` with its weights inside.
 
     `input_shape` is (C, H, W). The file's input is `image`, float32 (N, C, H, W) with N free; its output is `logits`.
-    Batch norm is folded. The same module gives the same bytes; no path or stack trace of this machine goes in.
+    Batch norm is folded, nodes have the names of the layers. The same module gives the same bytes; no path or stack
+    trace of this machine goes in.
     """
     example = torch.zeros(2, *input_shape)
     # Behind weights in channels_last the exporter writes an average pooling as a gather of strided elements.
@@ -56,6 +57,7 @@ def export_onnx(module: nn.Module, path: Path, input_shape: tuple[int, int, int]
             verbose=False,
         )
     model = program.model
+    name_by_layer(model)
     use_global_average_pool(model)
     merge_slices(model)
     pad_integers(model)

@@ -3,6 +3,8 @@
 import numpy as np
 import onnx_ir as ir
 
+from compress.export.onnx_names import name_beside
+
 FOURTH_CHANNEL = "fourth_channel"  # the initializer that says where the channel goes
 
 
@@ -12,16 +14,15 @@ def use_global_average_pool(model: ir.Model) -> None:
         if node.op_type != "ReduceMean" or not _is_spatial(node):
             continue
         keep = node.attributes.get_int("keepdims", 1)
-        pool = ir.node("GlobalAveragePool", [node.inputs[0]], name=node.name)
-        pool.outputs[0].name = f"{node.name}_pooled"
+        pool = ir.node("GlobalAveragePool", [node.inputs[0]], name=name_beside(node, "GlobalAveragePool"))
         _describe(pool.outputs[0], node.inputs[0], [*node.inputs[0].shape[:2], 1, 1])
         tail = pool
         added = [pool]
         result = node.outputs[0]
         if not keep:
             grid = _grid_after(result)
-            added += _requantize(pool.outputs[0], grid) if grid else []
-            tail = ir.node("Flatten", [added[-1].outputs[0]], {"axis": 1}, name=f"{node.name}_flatten")
+            added += _requantize(pool, grid) if grid else []
+            tail = ir.node("Flatten", [added[-1].outputs[0]], {"axis": 1}, name=name_beside(node, "Flatten"))
             added.append(tail)
         replace_node(model, node, added)
 
@@ -113,7 +114,8 @@ def add_fourth_channel(model: ir.Model) -> None:
             continue
         _set_weight(filters, np.pad(stored.numpy(), ((0, 0), (0, 1), (0, 0), (0, 0))))
         ends = add_initializer(model, FOURTH_CHANNEL, np.array([0, 0, 0, 0, 0, 1, 0, 0]))
-        pad = ir.node("Pad", [image.inputs[0], ends, image.inputs[2]], {"mode": "constant"}, name=f"{node.name}_widen")
+        inputs, name = [image.inputs[0], ends, image.inputs[2]], f"{node.name}/{FOURTH_CHANNEL}"
+        pad = ir.node("Pad", inputs, {"mode": "constant"}, name=name)
         rows = image.inputs[0].shape
         shape = [rows[0], 4, *rows[2:]]
         _describe(pad.outputs[0], image.inputs[0], shape)
@@ -155,32 +157,11 @@ def protect_float_layers(model: ir.Model) -> None:
             for part, value in zip(("scale", "zero_point"), before.inputs[1:], strict=True)
         ]
         dequantize = ir.node(
-            "DequantizeLinear", [before.inputs[0], *grid], {"axis": axis}, name=f"{node.name}_dequantize"
+            "DequantizeLinear", [before.inputs[0], *grid], {"axis": axis}, name=f"{node.name}/scale_a_channel"
         )
         _describe(dequantize.outputs[0], node.inputs[0], shape)
         model.graph.insert_before(node, dequantize)
         node.replace_input_with(0, dequantize.outputs[0])
-
-
-def name_uniquely(model: ir.Model) -> None:
-    """Give each node and each value a name that no other one has, in place: the runtime refuses a file otherwise."""
-    nodes: set[str] = set()
-    values = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values())}
-    results = {id(value) for value in model.graph.outputs}
-    values |= {value.name for value in model.graph.outputs}
-    for node in model.graph:
-        node.name = _unused(node.name or node.op_type, nodes)
-        nodes.add(node.name)
-        for value in node.outputs:
-            if id(value) not in results and value.name != "":  # "" is an output that is left out
-                value.name = _unused(value.name or f"{node.name}_output", values)
-                values.add(value.name)
-
-
-def _unused(name: str, used: set[str]) -> str:
-    return (
-        name if name not in used else next(f"{name}_{n}" for n in range(1, len(used) + 2) if f"{name}_{n}" not in used)
-    )
 
 
 def strip_descriptions(model: ir.Model) -> None:
@@ -242,10 +223,14 @@ def _grid_after(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     return None
 
 
-def _requantize(value: ir.Value, grid: tuple[ir.Value, ir.Value]) -> list[ir.Node]:
-    """Quantize and dequantize on `grid`: the runtime fuses an operator only between the two."""
-    quantize = ir.node("QuantizeLinear", [value, *grid], name=f"{value.name}_quantize")
-    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *grid], name=f"{value.name}_dequantize")
+def _requantize(node: ir.Node, grid: tuple[ir.Value, ir.Value]) -> list[ir.Node]:
+    """Quantize and dequantize what `node` makes on `grid`: the runtime fuses an operator only between the two."""
+    value = node.outputs[0]
+    quantize, dequantize = (
+        ir.node(operator, [value, *grid], name=name_beside(node, operator))
+        for operator in ("QuantizeLinear", "DequantizeLinear")
+    )
+    dequantize.replace_input_with(0, quantize.outputs[0])
     _describe(quantize.outputs[0], grid[1], value.shape)
     _describe(dequantize.outputs[0], value, value.shape)
     return [quantize, dequantize]

@@ -10,12 +10,11 @@ from compress.evaluation.emissions import require_country
 from compress.export import require_installed
 from compress.models import check_model
 from compress.pipeline.compute import Run, prepare, stage_inputs
-from compress.pipeline.summary import log_hparams, summary_rows
+from compress.pipeline.summary import log_stages, summary_rows
 from compress.report.seen_validation import seen_validation
 from compress.report.write import write_run
 from compress.stages import check_order, networks
 from compress.training.early_stopping import check_early_stopping
-from compress.training.tensorboard import TensorBoardWriter
 from compress.utils import files
 from compress.utils.console import print_summary
 
@@ -80,8 +79,7 @@ def _finished(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], 
                 return record
         log.info("%s: taken from the cache", name)
         files.finish_stage(stage, record | {"config": asdict(run.config)})
-        with TensorBoardWriter(stage.parent / "tensorboard" / stage.name) as curves:
-            log_hparams(curves, name, stage, run.config)  # curves and pictures are with the run that computed it
+        log_stages([*done, stage], run.config)  # its curves are with the run that computed it
     if not done and run.config.teacher.factory:
         from compress.methods.restore import restore_float
 
@@ -90,7 +88,8 @@ def _finished(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], 
         log.info("%s: its files are written and measured anew", name)
         from compress.pipeline.stage_runner import reexport_stage  # seconds, as `_make_stage`
 
-        return reexport_stage(name, stage, done, record, run)
+        record = reexport_stage(name, stage, done, record, run)
+        log_stages([*done, stage], run.config)
     return record
 
 
@@ -99,7 +98,9 @@ def _make_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any]
         compute_and_evaluate,  # imports for seconds what a run that computes nothing does without
     )
 
-    return compute_and_evaluate(name, stage, done, inputs, run)
+    record = compute_and_evaluate(name, stage, done, inputs, run)
+    log_stages([*done, stage], run.config)
+    return record
 
 
 def _identity(record: dict[str, Any]) -> dict[str, str]:

@@ -23,9 +23,7 @@ from compress.methods.quantization.float_share import INT8_MACS, read_float_shar
 from compress.methods.restore import restore_float
 from compress.models.artifact import Artifact, write_model, write_tensors
 from compress.pipeline.compute import Job, Run, compute_stage, stage_seed
-from compress.pipeline.summary import log_hparams
-from compress.report.plots import plot_widths, stage_figures
-from compress.report.sensitivity_plot import plot_sensitivity, to_png
+from compress.report.html import sensitivity_page
 from compress.stages import networks
 from compress.tasks import TASKS
 from compress.training.tensorboard import TensorBoardWriter
@@ -66,13 +64,8 @@ def compute_and_evaluate(name: str, stage: Path, done: list[Path], inputs: dict[
         metrics = _deploy(name, stage, done[0] if done else stage, spent | int8, run)
         if result.spec.quantization:
             _tell_loss(stage, done[-1], result, run)
-        for title, figure in stage_figures([*done, stage]).items():
-            curves.figure(title, figure)
         if filters := result.notes.get("filters"):
-            curves.filters_left(filters)
-            if narrower := {layer: pair for layer, pair in filters.items() if pair[1] < pair[0]}:
-                curves.figure("widths", plot_widths(narrower))
-        log_hparams(curves, name, stage, run.config)
+            curves.by_layer("filters_left_percent", (100 * after / before for before, after in filters.values()))
     record = {
         "key": files.digest_of(inputs),
         "inputs": inputs,
@@ -106,7 +99,7 @@ def _is_tried(config: Config) -> bool:
 def reexport_stage(name: str, stage: Path, done: list[Path], record: dict[str, Any], run: Run) -> dict[str, Any]:
     """Writes and measures a whole stage for other targets, beside its folder, and then puts it in its place.
 
-    What was trained is never at risk: until the very end the old folder is whole. TensorBoard keeps its row.
+    What was trained is never at risk: until the very end the old folder is whole.
     """
     anew = stage.with_name(f"{stage.name}.anew")
     files.fresh_folder(anew)
@@ -181,8 +174,7 @@ def _tell_loss(stage: Path, before: Path, result: Artifact, run: Run) -> None:
 
 
 def _write_sensitivity(table: dict[str, Any], stage: Path, curves: TensorBoardWriter) -> None:
-    """The table and its plot, into the stage's folder and TensorBoard."""
-    figure = plot_sensitivity(table)
+    """The table and its chart, into the stage's folder, and its figures into TensorBoard."""
     files.write_json(stage / files.SENSITIVITY, table)
-    files.write_bytes(stage / files.SENSITIVITY_PLOT, to_png(figure))
-    curves.figure("sensitivity", figure)
+    files.write_bytes(stage / files.SENSITIVITY_PLOT, sensitivity_page(table, stage.name).encode())
+    curves.by_layer("int8_kl_nats", (row["kl_nats"] for row in table["layers"]))

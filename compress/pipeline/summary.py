@@ -1,4 +1,4 @@
-"""A stage's figures as others read them: the rows of summary.json, and of TensorBoard's table of runs."""
+"""The stages' figures as others read them: the rows of summary.json, and TensorBoard's lines and table of runs."""
 
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,21 @@ def summary_rows(done: list[Path]) -> list[dict[str, Any]]:
     return rows
 
 
-def log_hparams(curves: TensorBoardWriter, name: str, stage: Path, config: Config) -> None:
-    """The stage `name`, whose folder is `stage`, as a row of TensorBoard's table of all runs."""
-    curves.table_row(table_settings(config, name), table_figures(files.read_json(stage / files.METRICS)))
+def log_stages(done: list[Path], config: Config) -> None:
+    """The stages so far as TensorBoard's run `stages`: a line a figure over their numbers, and a row in HPARAMS."""
+    with TensorBoardWriter(done[0].parent / "tensorboard" / "stages") as writer:
+        writer.settings(table_settings(config))
+        for number, stage in enumerate(done, 1):
+            writer.by_stage(number, stage_figures(files.read_json(stage / files.METRICS)))
 
 
-def table_settings(config: Config, stage: str) -> dict[str, bool | int | float | str]:
+def table_settings(config: Config) -> dict[str, bool | int | float | str]:
     """TensorBoard's hparams: the settings of the stages that are run, and of the others those that are not the default.
 
-    TensorBoard shows the first few: those that differ between runs, by name. The capital brings the stage to the front.
+    TensorBoard shows the first few: those that differ between runs, by name.
     What only says when to give up is left out.
     """
-    flat: dict[str, bool | int | float | str] = {"Stage": stage}
+    flat: dict[str, bool | int | float | str] = {}
     for (name, value, _), (_, default, _) in zip(describe(config), describe(type(config)()), strict=True):
         section = name.split(".")[0]
         other = section not in STAGES and section != "stop_below" and value != default
@@ -53,12 +56,12 @@ def table_settings(config: Config, stage: str) -> dict[str, bool | int | float |
     return flat
 
 
-def table_figures(metrics: dict[str, Any]) -> dict[str, float]:
+def stage_figures(metrics: dict[str, Any]) -> dict[str, float]:
     """The numbers of metrics.json by their tags.
 
-    TensorBoard's table shows the first five by name: the capital brings what ships to the front.
+    TensorBoard orders tags by name, and its table shows the first five: what ships comes first, behind the curves.
     """
     key = metric_of(metrics).key
     first = (f"deployed_{key}_percent", f"{key}_delta_points", "size_bytes", "latency_ms_p50", "speedup_vs_teacher")
     numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-    return {f"{'Key_figures' if name in first else 'figures'}/{name}": value for name, value in numbers.items()}
+    return {f"{'summary' if name in first else 'summary_more'}/{name}": value for name, value in numbers.items()}

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from compress.report.run_files import Run
 
 _MOST_CLASSES = 100  # drawn as a matrix; of more, only the most frequent mistakes are listed
-WITH_COUNTS, WITH_NAMES = 15, 40  # up to so many classes a cell shows its count, and an axis its names
+_WITH_COUNTS, _WITH_NAMES = 15, 40  # up to so many classes a cell shows its count, and an axis its names
 _LETTERS = 14  # of a class's name beside the matrix
 _SHOWN = 8  # rows of each list
 
@@ -81,7 +81,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
     return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
-def opacities(counts: np.ndarray) -> np.ndarray:
+def _opacities(counts: np.ndarray) -> np.ndarray:
     """How strongly each cell (K, K) is coloured, 0 to 1: by its share of its class's images; 0 without one.
 
     Of a mistake, the root of its share: one image in a hundred must still be seen.
@@ -91,7 +91,7 @@ def opacities(counts: np.ndarray) -> np.ndarray:
     return np.where(counts > 0, strengths, 0.0)
 
 
-def short_names(names: Sequence[str]) -> list[str]:
+def _short_names(names: Sequence[str]) -> list[str]:
     """Classes' names cut to the room beside a matrix."""
     return [name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…" for name in names]
 
@@ -145,9 +145,9 @@ def _loss_takeaway(losses: list[ClassLoss]) -> str:
 def _matrix(counts: np.ndarray, names: list[str]) -> Markup:
     """The matrix as SVG: grey on the diagonal, the accent where the file is wrong, darker for a larger share."""
     size = len(names)
-    cell = 36 if size <= WITH_COUNTS else 16 if size <= WITH_NAMES else 7
-    shown = short_names(names)
-    margin = 30 + (7 * max(len(name) for name in shown) if size <= WITH_NAMES else 0)
+    cell = 36 if size <= _WITH_COUNTS else 16 if size <= _WITH_NAMES else 7
+    shown = _short_names(names)
+    margin = 30 + (7 * max(len(name) for name in shown) if size <= _WITH_NAMES else 0)
     side = margin + cell * size + 2
     parts = [
         Markup('<text class="axis-label" x="{}" y="12">predicted</text>').format(margin),
@@ -156,9 +156,9 @@ def _matrix(counts: np.ndarray, names: list[str]) -> Markup:
         ).format(margin),
         Markup('<rect class="frame" x="{0}" y="{0}" width="{1}" height="{1}"/>').format(margin, cell * size),
     ]
-    if size <= WITH_NAMES:
+    if size <= _WITH_NAMES:
         parts += [_class_name(name, margin, margin + cell * (at + 0.5), cell) for at, name in enumerate(shown)]
-    strengths = opacities(counts)
+    strengths = _opacities(counts)
     for row, column in zip(*np.nonzero(counts), strict=True):
         parts.append(_cell(counts, strengths, int(row), int(column), margin, cell, names))
     return Markup(
@@ -186,7 +186,7 @@ def _cell(
     images, of = int(counts[row, column]), int(counts[row].sum())
     x, y = margin + cell * column, margin + cell * row
     text = Markup("")
-    if len(names) <= WITH_COUNTS:
+    if len(names) <= _WITH_COUNTS:
         text = Markup('<text class="count" x="{}" y="{}" text-anchor="middle">{}</text>').format(
             x + cell / 2, y + cell / 2 + 4, images
         )

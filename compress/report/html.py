@@ -25,6 +25,7 @@ from compress.report.stage_table import (
     trade_offs,
     unavailable,
 )
+from compress.utils.units import setting_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _BEFORE_A_UNIT = re.compile(r"(?<=\d) (?=(?:%|ms|[KMG]iB|[kMG]\b))")
@@ -46,7 +47,7 @@ def run_page(run: Run) -> str:
         trade_offs=trade_offs(run),
         widths=width_chart(run),
         profile=profile_chart(run),
-        sensitivity=sensitivity_chart(run),
+        sensitivity=sensitivity_chart(run.last.sensitivity),
         classes=class_figures(run),
         gallery=gallery(run),
         left_out=left_out(run),
@@ -55,6 +56,11 @@ def run_page(run: Run) -> str:
         versions=versions(run),
         digests=digests(run),
     )
+
+
+def sensitivity_page(table: dict[str, Any], stage: str) -> str:
+    """The chart of sensitivity.json alone, as the page of a run has it."""
+    return render("sensitivity.html.j2", sensitivity=sensitivity_chart(table), stage=stage)
 
 
 def render(template: str, script: str = "", **values: Any) -> str:
@@ -70,7 +76,7 @@ def render(template: str, script: str = "", **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": verdict.signed, "percent": verdict.percent}
+    environment.filters |= {"signed": verdict.signed, "percent": verdict.percent, "setting": setting_text}
     code = _read(script) if script else ""
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     if code:

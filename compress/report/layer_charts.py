@@ -11,7 +11,7 @@ from compress.report.run_files import Run, Stage
 from compress.utils.files import MODEL
 from compress.utils.units import threads_text, three_digits
 
-SHOWN_NODES = 20  # of the nodes of a profile, the slowest; the others are summed
+_SHOWN_NODES = 20  # of the nodes of a profile, the slowest; the others are summed
 _LEAST_SHARE = 0.01  # of a file's time: operators with less in both files are summed
 
 
@@ -87,12 +87,12 @@ def profile_chart(run: Run) -> Chart | None:
     nodes = sorted(profile["nodes"], key=lambda node: -node["ms"])
     total, longest = sum(node["ms"] for node in nodes), nodes[0]["ms"] or 1.0
     bars = [
-        Bar(node["name"], time_text(node["ms"], total), 100 * node["ms"] / longest, note=node["operator"], strong=True)
-        for node in nodes[:SHOWN_NODES]
+        Bar(node["name"], _time_text(node["ms"], total), 100 * node["ms"] / longest, note=node["operator"], strong=True)
+        for node in nodes[:_SHOWN_NODES]
     ]
-    if rest := nodes[SHOWN_NODES:]:
+    if rest := nodes[_SHOWN_NODES:]:
         ms = sum(node["ms"] for node in rest)
-        bars.append(Bar(f"the other {len(rest)} nodes", time_text(ms, total), 0.0, note="summed, no bar"))
+        bars.append(Bar(f"the other {len(rest)} nodes", _time_text(ms, total), 0.0, note="summed, no bar"))
     operators = _operators(profile, run.teacher.profile if len(run.stages) > 1 else None)
     threads = threads_text(profile["threads"])
     return Chart(
@@ -104,7 +104,7 @@ def profile_chart(run: Run) -> Chart | None:
     )
 
 
-def time_text(value: float, total: float) -> str:
+def _time_text(value: float, total: float) -> str:
     return f"{three_digits(value)} ms · {100 * value / total:.1f} %"
 
 
@@ -144,9 +144,8 @@ def _by_operator(profile: dict[str, Any]) -> dict[str, tuple[int, float]]:
     return {operator: (len(values), sum(values)) for operator, values in times.items()}
 
 
-def sensitivity_chart(run: Run) -> Chart | None:
-    """What each layer costs as int8, in the network's order; None where it was not measured."""
-    table = run.last.sensitivity
+def sensitivity_chart(table: dict[str, Any] | None) -> Chart | None:
+    """What each layer costs as int8, in the network's order, by sensitivity.json; None where it was not measured."""
     if not table or not table["layers"]:
         return None
     rows = table["layers"]
@@ -163,10 +162,11 @@ def sensitivity_chart(run: Run) -> Chart | None:
         for row in rows
     ]
     kept = sum(row["kept_float"] for row in rows)
-    whole, int8, chosen = (f"{table[f'{name}_top1_percent']:.2f} %" for name in ("float", "int8", "chosen"))
+    figure = next(name.removeprefix("float") for name in table if name.startswith("float_"))  # "_top1_percent" for one
+    whole, int8, chosen = (f"{table[name + figure]:.2f} %" for name in ("float", "int8", "chosen"))
     return Chart(
         f"{kept} of {len(rows)} layers stay float, to lose at most {table['max_drop_points']:g} points. On "
-        f"{table['images']:,} validation images the float network has {whole}, all of it as int8 {int8}, "
-        f"the chosen mix {chosen}.",
+        f"{table['images']:,} validation images the float network has {whole}, all of it as int8 {int8} "
+        f"({table['int8_kl_nats']:.3g} nats away), the chosen mix {chosen}.",
         bars,
     )

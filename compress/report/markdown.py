@@ -9,6 +9,7 @@ from compress.report.layer_charts import profile_chart, sensitivity_chart, width
 from compress.report.run_files import Run
 from compress.report.settings import changed_settings, command, versions
 from compress.report.stage_table import cautions, energy_rows, kept_epochs, left_out, stage_rows, unavailable
+from compress.utils.units import setting_text
 
 _SHOWN = 10  # rows of a list; the page has all
 
@@ -143,7 +144,7 @@ def _time(run: Run) -> str:
 
 
 def _sensitivity(run: Run) -> str:
-    chart = sensitivity_chart(run)
+    chart = sensitivity_chart(run.last.sensitivity)
     if chart is None:
         return ""
     rows = ((bar.name, bar.note or "int8", bar.value) for bar in chart.bars)
@@ -180,7 +181,8 @@ def _controls(run: Run) -> str:
 
 def _repeat(run: Run) -> str:
     line = command(run)
-    settings = table(("setting", "value", "default"), ((s.name, s.value, s.default) for s in changed_settings(run)), 3)
+    rows = ((row.name, setting_text(row.value), row.default) for row in changed_settings(run))
+    settings = table(("setting", "value", "default"), rows, 3)
     named = ", ".join(f"{name} {version}" for name, version in versions(run).items())
     parts = [code(line)] if line else []
     return "\n\n".join(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 460, 310
-LEFT, RIGHT, TOP, BOTTOM = 46, 440, 40, 262  # of the plotted area
+_WIDTH, _HEIGHT = 460, 310
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 440, 40, 262  # of the plotted area
 _LETTER, _LINE = 8.0, 13  # pixels that a letter and a line of a label take
 _LONGEST = 22  # letters of a label
 
@@ -77,7 +77,7 @@ def scatter(
         '<svg class="chart" viewBox="0 0 {} {}" role="{}" aria-labelledby="{}-title {}-desc">'
         '<title id="{}-title">{}</title><desc id="{}-desc">{}</desc>{}</svg>'
     ).format(
-        WIDTH, HEIGHT, "group" if any(point.href for point in points) else "img",
+        _WIDTH, _HEIGHT, "group" if any(point.href for point in points) else "img",
         name, name, name, title, name, described, Markup("").join(parts),
     )  # fmt: skip
 
@@ -104,8 +104,8 @@ def scales(points: Sequence[Point]) -> tuple[Axis, Axis]:
     """The cost's axis, from 0, and the accuracy's, around all intervals."""
     low, high = min(point.low for point in points), max(point.high for point in points)
     room = 0.08 * max(high - low, 1.0)
-    cost = Axis(0.0, 1.12 * max(point.x for point in points) or 1.0, LEFT, RIGHT)
-    return cost, Axis(max(0.0, low - room), min(100.0, high + room), BOTTOM, TOP)
+    cost = Axis(0.0, 1.12 * max(point.x for point in points) or 1.0, _LEFT, _RIGHT)
+    return cost, Axis(max(0.0, low - room), min(100.0, high + room), _BOTTOM, _TOP)
 
 
 def place_labels(points: Sequence[Point], x: Axis, y: Axis, lines: Sequence[Box] = ()) -> list[Label]:
@@ -128,14 +128,14 @@ def place_labels(points: Sequence[Point], x: Axis, y: Axis, lines: Sequence[Box]
 def _grid(x: Axis, y: Axis, x_label: str, y_label: str) -> Markup:
     lines = []
     for value in ticks(y.low, y.high):
-        lines.append(_line(LEFT, y.at(value), RIGHT, y.at(value), "grid"))
-        lines.append(_text(LEFT - 8, y.at(value) + 4, f"{value:g}", "tick", "end"))
+        lines.append(_line(_LEFT, y.at(value), _RIGHT, y.at(value), "grid"))
+        lines.append(_text(_LEFT - 8, y.at(value) + 4, f"{value:g}", "tick", "end"))
     for value in ticks(x.low, x.high):
-        lines.append(_line(x.at(value), BOTTOM, x.at(value), BOTTOM + 4, "axis"))
-        lines.append(_text(x.at(value), BOTTOM + 18, f"{value:g}", "tick", "middle"))
-    lines.append(_line(LEFT, BOTTOM, RIGHT, BOTTOM, "axis"))
+        lines.append(_line(x.at(value), _BOTTOM, x.at(value), _BOTTOM + 4, "axis"))
+        lines.append(_text(x.at(value), _BOTTOM + 18, f"{value:g}", "tick", "middle"))
+    lines.append(_line(_LEFT, _BOTTOM, _RIGHT, _BOTTOM, "axis"))
     lines.append(_text(0, 16, y_label, "axis-label", "start"))
-    lines.append(_text(RIGHT, BOTTOM + 40, x_label, "axis-label", "end"))
+    lines.append(_text(_RIGHT, _BOTTOM + 40, x_label, "axis-label", "end"))
     return Markup("").join(lines)
 
 
@@ -154,9 +154,9 @@ def _mark(point: Point, x: Axis, y: Axis) -> Markup:
 
 def _front(front: Sequence[Point], x: Axis, y: Axis) -> Markup:
     """Stairs: at each cost, the best accuracy that a run of that cost or less reaches."""
-    path = f"M{x.at(front[0].x):.1f} {BOTTOM}V{y.at(front[0].y):.1f}"
+    path = f"M{x.at(front[0].x):.1f} {_BOTTOM}V{y.at(front[0].y):.1f}"
     path += "".join(f"H{x.at(point.x):.1f}V{y.at(point.y):.1f}" for point in front[1:])
-    return Markup('<path class="front" d="{}H{}"/>').format(path, RIGHT)
+    return Markup('<path class="front" d="{}H{}"/>').format(path, _RIGHT)
 
 
 def _stairs(front: Sequence[Point], x: Axis, y: Axis) -> list[Box]:
@@ -164,7 +164,7 @@ def _stairs(front: Sequence[Point], x: Axis, y: Axis) -> list[Box]:
     boxes: list[Box] = []
     for at, point in enumerate(front):
         left, height = x.at(point.x), y.at(point.y)
-        right, top = (x.at(front[at + 1].x), y.at(front[at + 1].y)) if at + 1 < len(front) else (RIGHT, height)
+        right, top = (x.at(front[at + 1].x), y.at(front[at + 1].y)) if at + 1 < len(front) else (_RIGHT, height)
         boxes += [(left, height - 1, right, height + 1), (right - 1, top, right + 1, height)]
     return boxes
 
@@ -185,7 +185,7 @@ def _places(x: float, y: float, width: float) -> list[tuple[float, Box]]:
         corners = [(right, y - _LINE / 2), (left, y - _LINE / 2), (x - width / 2, above), (x - width / 2, below)]
         corners += [(right, above), (left, above), (right, below), (left, below)]
         found += [(cost, (left, top, left + width, top + _LINE)) for left, top in corners]
-    inside = [(c, b) for c, b in found if b[0] >= LEFT and b[2] <= WIDTH and b[1] >= 20 and b[3] <= BOTTOM]
+    inside = [(c, b) for c, b in found if b[0] >= _LEFT and b[2] <= _WIDTH and b[1] >= 20 and b[3] <= _BOTTOM]
     return inside or found[:1]
 
 

@@ -15,7 +15,7 @@ from compress.report.stage_table import ACCURACY_LABEL, LATENCY_LABEL, TradeOff,
 from compress.report.svg import Point, pareto_front, scatter
 from compress.report.verdict import interval, percent, signed, times_smaller, times_text
 from compress.utils.errors import UserError
-from compress.utils.units import count_text, size_text, threads_text, three_digits
+from compress.utils.units import count_text, setting_text, size_text, threads_text, three_digits
 
 _BETTER = {"latency": "faster", "size": "smaller"}
 _NAMED = 8  # runs of a front that its sentence names
@@ -215,8 +215,10 @@ def _figures(entry: Entry) -> list[Cell]:
 
 
 def _setting(text: str) -> Cell:
-    """A setting, sorted as a number where it is one."""
-    return Cell(text, float(text) if re.fullmatch(r"-?\d+(\.\d*)?(e[-+]?\d+)?", text) else text)
+    """A setting to four digits, sorted as a number where it is one; all of it where the pointer rests."""
+    short = setting_text(text)
+    value = float(text) if re.fullmatch(r"-?\d+(\.\d*)?(e[-+]?\d+)?", text) else text
+    return Cell(short, value, text if short != text else "")
 
 
 def _trade_offs(sweep: Sweep) -> list[TradeOff]:

@@ -1,16 +1,16 @@
-"""TensorBoard: the curves and pictures of a stage, and its row in the table of hparams."""
+"""TensorBoard: the curves of a stage, and of a whole run its figures and its row in the table of hparams.
+
+TensorBoard orders its cards by tag: `epoch/` and `step/` come first, and what is written once is behind them.
+"""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class TensorBoardWriter:
-    """Writes one stage's curves to `folder`, or nowhere; what an interrupted run left there is replaced."""
+    """Writes curves to `folder`, a run of TensorBoard's, or nowhere; what was there is replaced."""
 
     def __init__(self, folder: Path | None):
         if folder is None:
@@ -39,17 +39,18 @@ class TensorBoardWriter:
         for name, value in values.items():
             self._writer.add_scalar(f"epoch/{name}", value, epoch)
 
-    def filters_left(self, layers: dict[str, tuple[int, int]]) -> None:
-        """The share of its filters that each layer keeps, a scalar a layer, from their numbers before and after."""
-        for position, (before, after) in enumerate(layers.values()):
-            self._writer.add_scalar("widths/share_left_by_layer", after / before, position)
+    def by_layer(self, name: str, values: Iterable[float]) -> None:
+        """A figure of each layer, as a line over their positions in the network."""
+        for position, value in enumerate(values):
+            self._writer.add_scalar(f"summary_by_layer/{name}", value, position)
 
-    def figure(self, name: str, figure: "Figure") -> None:
-        """A matplotlib picture."""
-        self._writer.add_figure(name, figure)
+    def by_stage(self, number: int, figures: dict[str, float]) -> None:
+        """The figures of the stage `number`, by tag: each a point of its line over the stages."""
+        for tag, value in figures.items():
+            self._writer.add_scalar(tag, value, number)
 
-    def table_row(self, settings: dict[str, bool | int | float | str], figures: dict[str, float]) -> None:
-        """The stage as a row of TensorBoard's HPARAMS tab: its settings, and `figures` by the tags of their scalars.
+    def settings(self, settings: dict[str, bool | int | float | str]) -> None:
+        """This run's row in the HPARAMS tab, which takes its figures from the last point of each line.
 
         Written as this writer's own summaries: `SummaryWriter.add_hparams` would open a second, timestamped run. The
         summary of a whole experiment is left out: TensorBoard then reads all runs and shows first what differs.
@@ -59,15 +60,11 @@ class TensorBoardWriter:
         _, start, end = hparams(settings, {})
         for summary in (start, end):
             self._writer.file_writer.add_summary(summary)
-        for name, value in figures.items():
-            self._writer.add_scalar(name, value)
 
 
 class _Nowhere:
     """What a stage asks of a SummaryWriter, in a process that only helps to train."""
 
     def add_scalar(self, *_: object) -> None: ...
-
-    def add_figure(self, *_: object) -> None: ...
 
     def close(self) -> None: ...

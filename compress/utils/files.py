@@ -11,7 +11,7 @@ from compress.utils.errors import UserError
 
 MODEL, SPEC, ONNX = "model.safetensors", "model.json", "model.onnx"
 METRICS, PREDICTIONS, STAGE = "metrics.json", "predictions.safetensors", "stage.json"
-SENSITIVITY, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.png"
+SENSITIVITY, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.html"
 OUTPUTS = "outputs.safetensors"  # what the network gives for fixed images, to know it by when it is loaded
 PROFILE, EXAMPLES = "profile.json", "examples.safetensors"
 TRAINING = "training.safetensors"  # of a stage under way, behind the name of its folder

@@ -1,6 +1,9 @@
 """Numbers as people read them, alike on the terminal and in the report."""
 
+import re
 from collections.abc import Sequence
+
+_FRACTION = re.compile(r"-?\d*\.\d+(e[-+]?\d+)?")
 
 
 def size_text(count: float) -> str:
@@ -16,6 +19,15 @@ def count_text(count: float) -> str:
 def three_digits(value: float) -> str:
     """Three significant digits and never an exponent, e.g. "0.294", "17.0", "1020"."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def setting_text(text: str) -> str:
+    """A setting as a table shows it: a number, or one in a list, with four significant digits, anything else whole."""
+    if text.startswith("[") and text.endswith("]"):
+        return f"[{','.join(map(setting_text, text[1:-1].split(',')))}]"
+    if not _FRACTION.fullmatch(text) or float(f"{float(text):.4g}") == float(text):
+        return text
+    return f"{float(text):.4g}" if abs(float(text)) < 1000 else f"{float(text):.0f}"
 
 
 def threads_text(count: int) -> str:

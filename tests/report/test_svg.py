@@ -6,7 +6,6 @@ import pytest
 from compress.report.classification import class_losses, confusion
 from compress.report.gallery import overlay
 from compress.report.svg import Point, pareto_front, scatter, ticks
-from compress.utils.units import count_text, size_text, three_digits
 
 
 def point(x: float, y: float, label: str = "a") -> Point:
@@ -71,17 +70,3 @@ def test_an_overlay_is_brighter_where_there_is_heat() -> None:
     heat = np.array([[0, 255], [0, 0]], np.uint8)
     found = overlay(image, heat).sum(2, dtype=int)
     assert found[0, 1] > found[0, 0] == found[1, 1]
-
-
-def test_numbers_never_take_an_exponent() -> None:
-    assert [three_digits(value) for value in (0.2941, 17.0, 99.96, 1020.4, 0.0)] == [
-        "0.294",
-        "17.0",
-        "100",
-        "1020",
-        "0.00",
-    ]
-    assert size_text(1020 * 1024) == "1020 KiB"
-    assert size_text(2**20) == "1.00 MiB"
-    assert count_text(999_999) == "1000 k"
-    assert count_text(12) == "12"

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from compress.report.html import run_page
+from compress.report.markdown import run_markdown
+from compress.report.run_files import load_run
 from compress.report.sweep import cautions, load_sweep, sweep_markdown, sweep_page, sweep_rows, sweep_verdict
 from compress.report.write import write_report
 from compress.utils.errors import UserError
@@ -52,6 +55,19 @@ def test_every_run_is_there_in_the_order_of_the_jobs(sweep_folder: Path) -> None
 
 def test_settings_that_differ_are_columns(sweep_folder: Path) -> None:
     assert load_sweep(sweep_folder, "report.html").differing == ["prune.ratio", "seed"]
+
+
+def test_a_setting_is_shown_with_four_digits_and_kept_whole(tmp_path: Path) -> None:
+    for name, ratio in (("0", 0.6436378296983221), ("1", 0.5)):
+        write_tiny_run(tmp_path / name, settings={"prune.ratio": ratio})
+    sweep = load_sweep(tmp_path, "report.html")
+    cells = [row.cells[0] for row in sweep_rows(sweep)]
+    assert [(cell.text, cell.value) for cell in cells] == [("0.6436", 0.6436378296983221), ("0.5", 0.5)]
+    assert 'title="0.6436378296983221"' in sweep_page(sweep)
+    assert "0.6436378296983221" not in sweep_markdown(sweep)
+    run = load_run(tmp_path / "0")
+    assert '<td class="text" title="0.6436378296983221">0.6436</td>' in run_page(run)
+    assert "| prune.ratio | 0.6436 | 0.5 |" in run_markdown(run)
 
 
 def test_each_front_is_marked(sweep_folder: Path) -> None:

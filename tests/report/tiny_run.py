@@ -132,7 +132,10 @@ def _write_extras(place: Path, predictions: dict[str, np.ndarray]) -> None:
         {"layer": "fc", "kl_nats": 0.001, "kept_float": False},
     ]
     accuracies = {"float_top1_percent": 96.0, "int8_top1_percent": 94.0, "chosen_top1_percent": 95.5}
-    _write(place / "sensitivity.json", {"images": 20, "max_drop_points": 0.5, "layers": layers} | accuracies)
+    _write(
+        place / "sensitivity.json",
+        {"images": 20, "max_drop_points": 0.5, "int8_kl_nats": 0.0336, "layers": layers} | accuracies,
+    )
 
 
 def _write_run_extras(folder: Path, stages: tuple[str, ...]) -> None:

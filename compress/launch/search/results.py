@@ -6,6 +6,7 @@ from typing import Any
 from rich import get_console
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from compress.config.schema import Config
 from compress.launch.search.best_recipe import recipe_text
@@ -15,9 +16,11 @@ from compress.launch.search.trials import COMPLETE, RUNNING, Trial
 from compress.utils.file_lock import lock_file
 from compress.utils.files import FAILED, GIVEN_UP, write_bytes, write_json
 from compress.utils.metric import metric_of
-from compress.utils.units import count_text, size_text
+from compress.utils.units import count_text, setting_text, size_text
 
 PARETO, BEST = "pareto.json", "best.yaml"
+
+_WIDTH = 80  # columns of a terminal
 
 
 def leave(folder: Path, study: dict[str, str], trials: list[Trial], goals: Goals, config: Config | None) -> None:
@@ -38,7 +41,7 @@ def show(folder: Path, trials: list[Trial], goals: Goals) -> None:
     console, best = get_console(), best_trial(trials, goals)
     shown = pareto_set(trials, goals) or ([best] if best else [])
     if shown:
-        console.print(_table(shown, best, goals))
+        console.print(_figures_table(shown, best, goals), _settings_table(shown))
     console.print(_tally(trials))
     for trial in trials:
         if trial.state in (FAILED, GIVEN_UP):
@@ -125,18 +128,27 @@ def _comments(best: Trial, trials: list[Trial], goals: Goals, config: Config) ->
     ]
 
 
-def _table(shown: list[Trial], best: Trial, goals: Goals) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), width=80)
+def _figures_table(shown: list[Trial], best: Trial, goals: Goals) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), width=_WIDTH)
     columns = list(dict.fromkeys((*goals.figures, *(name for name in _on_test(best) if name in best.figures))))
     table.add_column("trial", justify="right", no_wrap=True)
     for name in columns:
         table.add_column(name.replace("_", " ").replace(".", " "), justify="right", max_width=9)
-    table.add_column("settings", overflow="fold", min_width=24)
     for trial in shown:
         mark = "* " if trial.number == best.number else ""
         figures = (_text(name, take_figure(trial.figures, name)) for name in columns)
-        settings = "\n".join(f"{key} {_short(value)}" for key, value in trial.settings.items())
-        table.add_row(f"{mark}{trial.number}", *figures, settings)
+        table.add_row(f"{mark}{trial.number}", *figures)
+    return table
+
+
+def _settings_table(shown: list[Trial]) -> Table:
+    """A line a trial, and more where its settings need them: beside the figures there is no room for long names."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), width=_WIDTH)
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("settings", overflow="fold", ratio=1)
+    for trial in shown:
+        settings = (f"{key} {setting_text(str(value))}" for key, value in trial.settings.items())
+        table.add_row(str(trial.number), Text(", ".join(settings)))  # no markup: a list has brackets
     return table
 
 
@@ -157,10 +169,6 @@ def _text(name: str, value: float) -> str:
     if name.endswith("_bytes"):
         return size_text(value)
     return count_text(value) if name.endswith(("params", "macs")) else f"{value:.4g}"
-
-
-def _short(value: float | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _texts(goals: list) -> str:

@@ -79,7 +79,7 @@ def flatten_linear_inputs(module: GraphModule) -> None:
         for reader in readers:
             reader.replace_input_with(node, tokens)
         tokens.meta = dict(node.meta)
-        rows.meta = {"val": x.meta["val"].flatten(0, -2)}
+        rows.meta = dict(node.meta) | {"val": x.meta["val"].flatten(0, -2)}
         node.meta = node.meta | {"val": node.meta["val"].flatten(0, -2)}
     module.recompile()
 
@@ -173,6 +173,7 @@ def hard_sigmoid_as_sum(module: GraphModule) -> None:
             sixth = module.graph.call_function(DEQUANTIZE, (x.args[0], x.args[1] / 6, *x.args[2:]))
             half = module.graph.call_function(DEQUANTIZE, (module.graph.get_attr(name), 0.5 / 255, *HALF_GRID))
             total = module.graph.call_function(aten.add.Tensor, (sixth, half))
+        total.meta = dict(node.meta)  # which module calls it, for one
         node.replace_all_uses_with(total)
         module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
