@@ -148,7 +148,7 @@ class QuantizeConfig:
     correct_bias: bool = option(True, "ptq: let each bias take up the mean error of its channel, layer by layer")
     max_drop_points: Optional[float] = option(
         None,
-        "points of validation top-1 that int8 may lose; layers stay float to keep it; null: none does",
+        "points of the validation metric that int8 may lose; layers stay float to keep it; null: none does",
         low=0,
         high=100,
     )
@@ -216,6 +216,14 @@ class RepeatConfig:
 
 
 @dataclass
+class Inputs:
+    """What a run starts from."""
+
+    stages: list[str] = option(["teacher", "prune", "distill", "quantize"], "the order")
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
 class StageSections:
     """The settings of each stage, under its name."""
 
@@ -225,7 +233,7 @@ class StageSections:
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
 
 
-_FLOORS = "validation top-1 in percent, an epoch of the stage each: a run ends below it; []: nowhere"
+_FLOORS = "the validation metric in percent, an epoch of the stage each: a run ends below it; []: nowhere"
 StopBelowConfig = make_dataclass(
     "StopBelowConfig",
     [(stage.name, list[float], option([], _FLOORS, low=0, high=100)) for stage in fields(StageSections)],
@@ -234,11 +242,9 @@ StopBelowConfig = make_dataclass(
 
 
 @dataclass
-class Config(StageSections):
-    """A whole run."""
+class Config(StageSections, Inputs):
+    """A whole run; the inputs come first."""
 
-    stages: list[str] = option(["teacher", "prune", "distill", "quantize"], "the order")
-    data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)

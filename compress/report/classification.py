@@ -53,7 +53,7 @@ class Classes:
 
 def class_figures(run: Run) -> Classes | None:
     """Of the last stage's file; None where no predictions were kept."""
-    if run.last.predictions is None:
+    if run.last.predictions is None or "deployed_top1" not in run.last.predictions:
         return None
     names, labels = run.last.spec["classes"], run.last.predictions["labels"]
     counts = confusion(labels, run.last.predictions["deployed_top1"], len(names))

@@ -76,7 +76,8 @@ def gallery(run: Run) -> Gallery | None:
 
 def disagreement(run: Run) -> str:
     """How often teacher and last stage disagree on all test images, and who is right then; empty where not known."""
-    if len(run.stages) == 1 or run.last.predictions is None or run.teacher.predictions is None:
+    kept = [stage.predictions for stage in (run.last, run.teacher)]
+    if len(run.stages) == 1 or any(found is None or "deployed_top1" not in found for found in kept):
         return ""
     labels = run.last.predictions["labels"]
     own, theirs = (stage.predictions["deployed_top1"] for stage in (run.last, run.teacher))

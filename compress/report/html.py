@@ -13,6 +13,7 @@ from compress.report import verdict
 from compress.report.classification import class_figures
 from compress.report.gallery import gallery
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
+from compress.report.multilabel import label_figures
 from compress.report.run_files import Run
 from compress.report.settings import changed_settings, command, digests, versions
 from compress.report.stage_table import (
@@ -49,6 +50,7 @@ def run_page(run: Run) -> str:
         profile=profile_chart(run),
         sensitivity=sensitivity_chart(run.last.sensitivity),
         classes=class_figures(run),
+        labels=label_figures(run),
         gallery=gallery(run),
         left_out=left_out(run),
         command=command(run),

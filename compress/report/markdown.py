@@ -6,6 +6,7 @@ from compress.report import verdict
 from compress.report.classification import class_figures
 from compress.report.gallery import disagreement
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
+from compress.report.multilabel import label_figures
 from compress.report.run_files import Run
 from compress.report.settings import changed_settings, command, versions
 from compress.report.stage_table import cautions, energy_rows, kept_epochs, left_out, stage_rows, unavailable
@@ -24,6 +25,7 @@ def run_markdown(run: Run) -> str:
     parts += [_not_taken(names, cause) for names, cause in unavailable(run)]
     parts += [
         _classes(run),
+        _labels(run),
         escape(disagreement(run)),
         _widths(run),
         _time(run),
@@ -71,7 +73,7 @@ def code(text: str) -> str:
 def _stages(run: Run) -> str:
     heads = (
         "stage",
-        "top-1 %",
+        f"{run.last.metric.label} %",
         "95 % interval",
         "points",
         "95 % interval",
@@ -86,7 +88,7 @@ def _stages(run: Run) -> str:
         heads,
         (
             (
-                row.name, row.top1, row.top1_interval, row.delta, row.delta_interval, row.p_value,
+                row.name, row.percent, row.percent_interval, row.delta, row.delta_interval, row.p_value,
                 row.size, row.smaller, row.latency, row.faster, row.macs,
             )
             for row in stage_rows(run)
@@ -103,6 +105,15 @@ def _energy(run: Run) -> str:
 def _not_taken(names: list[str], cause: str) -> str:
     listed = ", ".join(f"`{name}`" for name in names)
     return f"{listed} {'was' if len(names) == 1 else 'were'} not taken: {escape(cause)}."
+
+
+def _labels(run: Run) -> str:
+    found = label_figures(run)
+    if found is None:
+        return ""
+    heads = ("label", "images", "AUROC %", "95 % interval", "teacher %")
+    rows = ((row.name, row.images, row.auroc, row.auroc_interval, row.teacher) for row in found.rows)
+    return f"{escape(found.takeaway)}\n\n{fold('AUROC of each label', table(heads, rows))}"
 
 
 def _classes(run: Run) -> str:
@@ -155,12 +166,15 @@ def _sensitivity(run: Run) -> str:
 def _seeds(run: Run) -> str:
     if run.repeats is None:
         return ""
-    figures = ("deployed_top1_percent", "top1_delta_points", "latency_ms_p50")
+    key = run.last.metric.key
+    figures = (f"deployed_{key}_percent", f"{key}_delta_points", "latency_ms_p50")
     rows = (
         (row["stage"], *(f"{row['figures'][name]['mean']:.2f} ± {row['figures'][name]['std']:.2f}" for name in figures))
         for row in run.repeats["stages"]
     )
-    return f"Over {len(run.repeats['seeds'])} seeds:\n\n" + table(("stage", "top-1 %", "points", "ms"), rows)
+    return f"Over {len(run.repeats['seeds'])} seeds:\n\n" + table(
+        ("stage", f"{run.last.metric.label} %", "points", "ms"), rows
+    )
 
 
 def _controls(run: Run) -> str:
@@ -168,12 +182,12 @@ def _controls(run: Run) -> str:
         return ""
     rows = (
         (
-            row["name"].replace("_", " "), row["against"], row["what"], f"{row['deployed_top1_percent']:.2f}",
+            row["name"].replace("_", " "), row["against"], row["what"], f"{run.last.metric.percent(row):.2f}",
             verdict.signed(row["delta_points"]), verdict.interval(*row["delta_ci95_points"]),
         )
         for row in run.controls["controls"]
     )  # fmt: skip
-    heads = ("control", "against", "what it is", "top-1 %", "points", "95 % interval")
+    heads = ("control", "against", "what it is", f"{run.last.metric.label} %", "points", "95 % interval")
     budget = f"Plainer ways to a network of the same shape, {run.controls['budget_epochs']} epochs each:"
     left_out = [f"{row['control'].replace('_', ' ')}: {row['reason']}" for row in run.controls["left_out"]]
     return "\n\n".join(filter(None, (budget, table(heads, rows, 3), bullets(left_out, "Left out"))))

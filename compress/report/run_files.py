@@ -25,6 +25,7 @@ from compress.utils.files import (
     digest_of_file,
     inside,
 )
+from compress.utils.metric import Metric, metric_of
 
 SUMMARY, LOG = "summary.json", "compress.log"
 
@@ -51,6 +52,31 @@ class Stage:
     def short(self) -> str:
         """Without its number, e.g. quantize."""
         return self.name.partition("_")[2]
+
+    @property
+    def metric(self) -> Metric:
+        """The figure by which its file is compared."""
+        return metric_of(self.metrics)
+
+    @property
+    def percent(self) -> float:
+        """That figure of its file, on the test images."""
+        return self.metric.percent(self.metrics)
+
+    @property
+    def percent_interval(self) -> tuple[float, float]:
+        """Its 95 % interval."""
+        return self.metric.interval(self.metrics)
+
+    @property
+    def delta(self) -> float:
+        """Points against the teacher's file."""
+        return self.metric.delta(self.metrics)
+
+    @property
+    def delta_interval(self) -> tuple[float, float]:
+        """Their 95 % interval."""
+        return self.metric.delta_interval(self.metrics)
 
 
 @dataclass

@@ -6,6 +6,8 @@ On images that a teacher knows by heart a student looks worse the better it does
 import math
 from typing import Any
 
+from compress.utils.metric import TOP1, metric_of
+
 _P_VALUE = 0.001  # one-sided: a remark that is wrong once in a thousand runs
 
 
@@ -17,9 +19,10 @@ def seen_validation(record: dict[str, Any], metrics: dict[str, Any]) -> str | No
     """
     teacher, source = record["config"]["teacher"], record.get("validation", {}).get("from")
     brought = not teacher["epochs"] or teacher["checkpoint"] or teacher["weights"]
-    if not brought or source not in ("train", "own"):
+    if not brought or source not in ("train", "own") or metric_of(metrics) is not TOP1:  # the test is one of shares
         return None
-    validation, test = metrics["deployed_val_top1_percent"], metrics["deployed_top1_percent"]
+    metric = metric_of(metrics)
+    validation, test = metric.validation_percent(metrics), metric.percent(metrics)
     if _p_value(validation, metrics["val_images"], test, metrics["images"]) >= _P_VALUE:
         return None
     origin = {

@@ -34,8 +34,8 @@ class Row:
     """A row of the table of stages."""
 
     name: str
-    top1: str
-    top1_interval: str
+    percent: str  # the metric of the task
+    percent_interval: str
     delta: str
     delta_interval: str
     p_value: str
@@ -73,10 +73,12 @@ class TradeOff:
 def key_figures(run: Run) -> list[KeyFigure]:
     """Accuracy, size, latency and MACs of the last stage's file."""
     own, theirs = run.last.metrics, run.teacher.metrics
-    delta = f"{signed(own['top1_delta_points'])} points" if run.last is not run.teacher else "the teacher itself"
+    metric = run.last.metric
+    title = f"{metric.name[0].upper()}{metric.name[1:]}"
+    delta = f"{signed(run.last.delta)} points" if run.last is not run.teacher else "the teacher itself"
     size, fewer = times_smaller(run, run.last), theirs["macs"] / own["macs"]
     return [
-        _figure("Top-1 accuracy", "deployed_top1_percent", run, percent, delta, "higher"),
+        _figure(title, f"deployed_{metric.key}_percent", run, percent, delta, "higher"),
         _figure("File size", "size_bytes", run, size_text, times_text(size, "smaller", "larger", "as large"), "lower"),
         _figure(
             "Latency, one image", "latency_ms_p50", run, milliseconds,
@@ -131,13 +133,13 @@ def stage_rows(run: Run) -> list[Row]:
 
 def _row(run: Run, stage: Stage) -> Row:
     metrics, first = stage.metrics, stage is run.teacher
-    p_value, memory = metrics.get("mcnemar_p_value"), metrics["peak_memory_bytes"]
+    p_value, memory = metrics.get(stage.metric.p_value), metrics["peak_memory_bytes"]
     return Row(
         name=stage.name,
-        top1=f"{metrics['deployed_top1_percent']:.2f}",
-        top1_interval=interval(*metrics["deployed_top1_ci95_percent"]),
-        delta="–" if first else signed(metrics["top1_delta_points"]),
-        delta_interval="" if first else interval(*metrics["top1_delta_ci95_points"]),
+        percent=f"{stage.percent:.2f}",
+        percent_interval=interval(*stage.percent_interval),
+        delta="–" if first else signed(stage.delta),
+        delta_interval="" if first else interval(*stage.delta_interval),
         p_value="–" if p_value is None else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
         size=size_text(metrics["size_bytes"]),
         smaller=f"{times_smaller(run, stage):.2f}×",
@@ -193,11 +195,16 @@ def byte_scale(sizes: Any) -> tuple[int, str]:
 
 def _chart(run: Run, name: str, key: str, scale: float, x_label: str) -> Markup:
     points = [_point(run, stage, stage.metrics[key] / scale) for stage in run.stages]
-    title = f"Top-1 accuracy of each stage's file against its {name}, with 95 % intervals"
-    return scatter(points, f"chart-{name}", title, x_label, ACCURACY_LABEL)
+    metric = run.last.metric.name
+    title = f"{metric[0].upper()}{metric[1:]} of each stage's file against its {name}, with 95 % intervals"
+    return scatter(points, f"chart-{name}", title, x_label, accuracy_label(metric))
 
 
-ACCURACY_LABEL = "top-1 accuracy, %, with 95 % interval  (up is better)"
+def accuracy_label(metric: str) -> str:
+    """What stands at the upward axis of a chart."""
+    return f"{metric}, %, with 95 % interval  (up is better)"
+
+
 LATENCY_LABEL = "latency of one image, median, ms  (left is better)"
 
 
@@ -207,17 +214,16 @@ def size_label(unit: str) -> str:
 
 def _point(run: Run, stage: Stage, x: float) -> Point:
     kind = "teacher" if stage is run.teacher else "chosen" if stage is run.last else "plain"
-    low, high = stage.metrics["deployed_top1_ci95_percent"]
-    return Point(x, stage.metrics["deployed_top1_percent"], low, high, stage.short, describe_stage(stage), kind)
+    low, high = stage.percent_interval
+    return Point(x, stage.percent, low, high, stage.short, describe_stage(stage), kind)
 
 
 def describe_stage(stage: Stage) -> str:
     """Accuracy with interval, latency and size in a line."""
     metrics = stage.metrics
     return (
-        f"{stage.short}: {percent(metrics['deployed_top1_percent'])} "
-        f"({interval(*metrics['deployed_top1_ci95_percent'])}), {milliseconds(metrics['latency_ms_p50'])}, "
-        f"{size_text(metrics['size_bytes'])}"
+        f"{stage.short}: {percent(stage.percent)} ({interval(*stage.percent_interval)}), "
+        f"{milliseconds(metrics['latency_ms_p50'])}, {size_text(metrics['size_bytes'])}"
     )
 
 

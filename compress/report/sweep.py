@@ -11,10 +11,11 @@ from compress.report.html import render
 from compress.report.markdown import bullets, escape, table
 from compress.report.run_files import Run, failure, is_run, load_run, stage_folders
 from compress.report.settings import flat
-from compress.report.stage_table import ACCURACY_LABEL, LATENCY_LABEL, TradeOff, byte_scale, milliseconds, size_label
+from compress.report.stage_table import LATENCY_LABEL, TradeOff, accuracy_label, byte_scale, milliseconds, size_label
 from compress.report.svg import Point, pareto_front, scatter
 from compress.report.verdict import interval, percent, signed, times_smaller, times_text
 from compress.utils.errors import UserError
+from compress.utils.metric import TOP1
 from compress.utils.units import count_text, setting_text, size_text, threads_text, three_digits
 
 _BETTER = {"latency": "faster", "size": "smaller"}
@@ -40,13 +41,13 @@ class Entry:
         return self.run.last.metrics["size_bytes"]
 
     @property
-    def top1_percent(self) -> float:
-        return self.run.last.metrics["deployed_top1_percent"]
+    def percent(self) -> float:
+        return self.run.last.percent
 
     @property
     def loses(self) -> bool:
         """Whether the images tell a loss of accuracy against its teacher."""
-        return self.run.last.metrics["top1_delta_ci95_points"][1] < 0
+        return self.run.last.delta_interval[1] < 0
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,13 @@ def sweep_verdict(sweep: Sweep) -> str:
     kept = [entry for entry in sweep.entries if not entry.loses]
     count = f"{len(sweep.entries)} finished run" + ("s" if len(sweep.entries) > 1 else "")
     if not kept:
-        best = max(sweep.entries, key=lambda entry: entry.run.last.metrics["top1_delta_points"])
-        lost = -best.run.last.metrics["top1_delta_points"]
+        best = max(sweep.entries, key=lambda entry: entry.run.last.delta)
+        lost = -best.run.last.delta
         return f"Of {count} all lose accuracy; run {best.name} loses least, {lost:.2f} points: {_won(best)}."
     best = min(kept, key=lambda entry: entry.latency_ms)
     return (
         f"Of {count}, run {best.name} is the fastest in which no loss of accuracy can be told: {_won(best)}, "
-        f"{percent(best.top1_percent)} top-1."
+        f"{percent(best.percent)} {best.run.last.metric.label}."
     )
 
 
@@ -190,21 +191,22 @@ def sweep_rows(sweep: Sweep) -> list[Row]:
 
 
 def _heads(sweep: Sweep) -> list[str]:
-    figures = ("top-1, %", "95 % interval", "points", "ms", "faster", "size", "smaller", "MACs")
+    label = sweep.entries[0].run.last.metric.label if sweep.entries else TOP1.label
+    figures = (f"{label}, %", "95 % interval", "points", "ms", "faster", "size", "smaller", "MACs")
     return [*sweep.differing, *figures]
 
 
 def _figures(entry: Entry) -> list[Cell]:
     metrics = entry.run.last.metrics
-    low, high = metrics["deployed_top1_ci95_percent"]
+    low, high = entry.run.last.percent_interval
     smaller = times_smaller(entry.run, entry.run.last)
     return [
-        Cell(f"{entry.top1_percent:.2f}", entry.top1_percent),
+        Cell(f"{entry.percent:.2f}", entry.percent),
         Cell(interval(low, high), low),
         Cell(
-            signed(metrics["top1_delta_points"]),
-            metrics["top1_delta_points"],
-            f"95 % interval {interval(*metrics['top1_delta_ci95_points'])}",
+            signed(entry.run.last.delta),
+            entry.run.last.delta,
+            f"95 % interval {interval(*entry.run.last.delta_interval)}",
         ),
         Cell(three_digits(entry.latency_ms), entry.latency_ms),
         Cell(f"{metrics['speedup_vs_teacher']:.2f}×", metrics["speedup_vs_teacher"]),
@@ -225,13 +227,14 @@ def _trade_offs(sweep: Sweep) -> list[TradeOff]:
     scale, unit = byte_scale(entry.size_bytes for entry in sweep.entries)
     fast = [_point(entry, entry.latency_ms) for entry in sweep.entries]
     small = [_point(entry, entry.size_bytes / scale) for entry in sweep.entries]
+    metric = sweep.entries[0].run.last.metric.name
     return [
-        _trade_off("latency", fast, LATENCY_LABEL),
-        _trade_off("size", small, size_label(unit)),
+        _trade_off("latency", fast, LATENCY_LABEL, metric),
+        _trade_off("size", small, size_label(unit), metric),
     ]
 
 
-def _trade_off(name: str, points: list[Point], x_label: str) -> TradeOff:
+def _trade_off(name: str, points: list[Point], x_label: str, metric: str) -> TradeOff:
     front = pareto_front(points)
     chosen = {point.label for point in front}
     drawn = [
@@ -244,19 +247,20 @@ def _trade_off(name: str, points: list[Point], x_label: str) -> TradeOff:
         f"On the Pareto front, {len(front)} of {len(points)} runs: {named}. No other run is both more accurate and "
         f"{_BETTER[name]} than one of these.",
         scatter(
-            drawn, f"chart-{name}", f"Top-1 accuracy of each run's file against its {name}, with 95 % intervals",
-            x_label, ACCURACY_LABEL, front, labelled=len(points) <= _LABELLED,
+            drawn, f"chart-{name}",
+            f"{metric[0].upper()}{metric[1:]} of each run's file against its {name}, with 95 % intervals",
+            x_label, accuracy_label(metric), front, labelled=len(points) <= _LABELLED,
         ),
     )  # fmt: skip
 
 
 def _point(entry: Entry, x: float) -> Point:
-    low, high = entry.run.last.metrics["deployed_top1_ci95_percent"]
+    low, high = entry.run.last.percent_interval
     note = (
-        f"{entry.name}: {percent(entry.top1_percent)} ({interval(low, high)}), {milliseconds(entry.latency_ms)}, "
+        f"{entry.name}: {percent(entry.percent)} ({interval(low, high)}), {milliseconds(entry.latency_ms)}, "
         f"{size_text(entry.size_bytes)}"
     )
-    return Point(x, entry.top1_percent, low, high, entry.name, note, href=entry.href)
+    return Point(x, entry.percent, low, high, entry.name, note, href=entry.href)
 
 
 def _won(entry: Entry) -> str:

@@ -11,10 +11,9 @@ _SAME = 0.05  # a ratio this near to 1 is called the same
 def verdict(run: Run) -> str:
     """One sentence on the last stage's file against the teacher's: times smaller, times faster, points lost."""
     if len(run.stages) == 1:
-        metrics = run.last.metrics
         return (
-            f"The teacher's file has {percent(metrics['deployed_top1_percent'])} top-1 accuracy "
-            f"(95 % interval {interval(*metrics['deployed_top1_ci95_percent'])}); nothing has been compressed yet."
+            f"The teacher's file has {percent(run.last.percent)} {run.last.metric.name} "
+            f"(95 % interval {interval(*run.last.percent_interval)}); nothing has been compressed yet."
         )
     smaller = times_text(times_smaller(run, run.last), "smaller", "larger", "as large")
     faster = times_text(run.last.metrics["speedup_vs_teacher"], "faster", "slower", "as fast")
@@ -28,15 +27,13 @@ def int8_warnings(notes: dict[str, Any]) -> list[str]:
 
 
 def points_text(stage: Stage) -> str:
-    """The points of top-1 lost or gained against the teacher, with the interval and what it allows to say."""
-    metrics = stage.metrics
-    delta = metrics["top1_delta_points"]
-    low, high = metrics["top1_delta_ci95_points"]
+    """The points lost or gained against the teacher, with the interval and what it allows to say."""
+    delta, (low, high) = stage.delta, stage.delta_interval
     word, sign = ("lost", -1) if delta <= 0 else ("gained", 1)
     span = interval(*sorted((sign * low, sign * high)))
-    text = f"{sign * delta + 0.0:.2f} points of top-1 accuracy {word} (95 % interval {span})"
+    text = f"{sign * delta + 0.0:.2f} points of {stage.metric.name} {word} (95 % interval {span})"
     if low <= 0 <= high:
-        return f"{text}: on {metrics['images']:,} test images no difference can be told"
+        return f"{text}: on {stage.metrics['images']:,} test images no difference can be told"
     return text
 
 

@@ -6,7 +6,7 @@ from compress.utils.errors import EarlyStopped
 def check_early_stopping(stage: str, curve: list[float], floors: list[float]) -> None:
     """Raises EarlyStopped at the first epoch whose best accuracy so far is below its floor.
 
-    `curve` and `floors` are validation top-1 in percent, an epoch each; an epoch without a floor cannot fail.
+    `curve` and `floors` are the validation metric in percent, an epoch each; an epoch without a floor cannot fail.
     """
     for epoch, floor in enumerate(floors[: len(curve)], 1):
         best = max(curve[:epoch])

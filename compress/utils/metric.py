@@ -11,7 +11,8 @@ class Metric:
 
     key: str
     train_key: str  # of what each training step counts, which needs no whole split
-    label: str  # in tables and sentences
+    label: str  # in the heads of tables
+    name: str  # in sentences
     p_value: str  # the key of the paired test against the teacher
 
     def percent(self, metrics: Mapping[str, Any]) -> float:
@@ -37,8 +38,8 @@ class Metric:
         return low, high
 
 
-TOP1 = Metric("top1", "top1", "top-1", "mcnemar_p_value")
-AUROC = Metric("auroc", "label_accuracy", "AUROC", "bootstrap_p_value")
+TOP1 = Metric("top1", "top1", "top-1", "top-1 accuracy", "mcnemar_p_value")
+AUROC = Metric("auroc", "label_accuracy", "AUROC", "mean AUROC", "bootstrap_p_value")
 _METRICS = {metric.key: metric for metric in (TOP1, AUROC)}
 
 
