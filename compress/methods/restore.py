@@ -1,5 +1,6 @@
 """A stage's folder -> the network it holds, rebuilt from model.json and model.safetensors alone."""
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ def _loaded(spec: Spec, tensors: dict[str, torch.Tensor]) -> nn.Module:
         network = _REBUILD["quantize"](network, spec.quantization, spec)
     else:
         _untie(network, tensors)
-    network.load_state_dict(tensors)
+    state = OrderedDict(tensors)
+    state._metadata = network.state_dict()._metadata  # the versions of its layers, which some classes refuse to miss
+    network.load_state_dict(state)
     return network
 
 

@@ -283,3 +283,22 @@ def test_settings_in_an_object_make_another_network() -> None:
     first = net(order=types.SimpleNamespace(width=1))
     second = net(order=types.SimpleNamespace(width=2))
     assert user_model_digest(first) != user_model_digest(second)
+
+
+class Versioned(Net):
+    """Refuses tensors that come without the version of its class, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, *rest: Any) -> None:
+        if metadata.get("version") is None:
+            raise ValueError("version should be set")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_a_class_that_wants_its_version_is_loaded(tmp_path: Path, own_name: str) -> None:
+    torch.manual_seed(0)
+    network = Versioned()
+    USER_MODELS[own_name] = network
+    restored = restore_float(stage(tmp_path, network, own_name))
+    assert difference(fixed_outputs(restored, SHAPE), fixed_outputs(network.eval(), SHAPE)) < 1e-6

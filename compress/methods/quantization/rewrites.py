@@ -109,8 +109,8 @@ def requantize_moves(module: GraphModule) -> None:
     """
     for node in list(module.graph.nodes):
         source = node.args[0] if is_move(node) else None
-        while source is not None and not is_call(source, {DEQUANTIZE}) and not is_float(source):
-            source = source.args[0]
+        while isinstance(source, Node) and not is_call(source, {DEQUANTIZE}) and not is_float(source):
+            source = source.args[0] if source.args else None
         if not is_call(source, {DEQUANTIZE}) or not is_float(node) or _only_returned(node):
             continue
         readers = list(node.users)

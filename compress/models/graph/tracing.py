@@ -112,6 +112,23 @@ class _Constant:
         return self._value
 
 
+@contextlib.contextmanager
+def _attributes_kept(network: nn.Module) -> Iterator[None]:
+    """Takes back what a forward pass stores in modules, such as a cache: in a trace that is no tensor but a proxy."""
+    before = [(module, dict(vars(module))) for module in network.modules()]
+    containers = [value for _, held in before for value in held.values() if type(value) in (dict, list)]
+    contents = [(value, value.copy()) for value in containers]
+    try:
+        yield
+    finally:
+        for module, held in before:
+            vars(module).clear()
+            vars(module).update(held)
+        for value, content in contents:
+            value.clear()
+            value.update(content) if isinstance(value, dict) else value.extend(content)
+
+
 @torch.no_grad()
 def trace(network: nn.Module, image: Tensor | None = None) -> fx.Graph:
     """The calls of `network` in eval mode, as deep as they can be traced.
@@ -120,7 +137,8 @@ def trace(network: nn.Module, image: Tensor | None = None) -> fx.Graph:
     """
     whole = nn.Sequential()  # so that the network itself is a module among others
     whole.network = network
-    graph = _Tracer(image).trace(whole)
+    with _attributes_kept(network):
+        graph = _Tracer(image).trace(whole)
     for node in graph.nodes:
         if node.op == "get_attr" and not node.target.startswith(
             "network"

@@ -273,6 +273,13 @@ def test_parts_of_a_concatenation_share_the_range_of_all(qat: bool, tmp_path, ru
     quantized(network, tmp_path / "model.onnx", run_onnx, qat)
 
 
+def test_a_moved_table_of_positions_stays_as_it_is(tmp_path, run_onnx) -> None:
+    """A view of whole numbers that no operator made: attention looks up its biases by one."""
+    network = Net(pooled(lambda net, x: net.a(x) + net.table[torch.arange(8).view(-1)].view(1, 8, 1, 1)), a=conv())
+    network.table = nn.Parameter(torch.rand(8))
+    quantized(network, tmp_path / "model.onnx", run_onnx)
+
+
 def transformers() -> dict[str, nn.Module]:
     models = pytest.importorskip("torchvision").models
     blocks = models.convnext.CNBlockConfig

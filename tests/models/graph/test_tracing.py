@@ -95,3 +95,26 @@ def test_tensors_that_the_forward_pass_makes_are_part_of_the_trace() -> None:
     last = next(node for node in graph.nodes if node.op == "output").args[0]
     with torch.no_grad():
         assert torch.equal(pair.new(last)[0], network(images))
+
+
+class Caching(nn.Module):
+    """Keeps what its forward pass computed, as networks keep the biases of their attention in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.cache: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache["last"] = self.fc(x)
+        self.result = self.cache["last"] + 1
+        return self.result
+
+
+def test_a_trace_leaves_nothing_in_the_networks_attributes() -> None:
+    network = Caching()
+    kept = network.cache
+    trace(network.eval(), torch.zeros(1, 4))
+    assert network.cache is kept
+    assert kept == {}
+    assert not hasattr(network, "result")
