@@ -237,7 +237,10 @@ _FLOORS = "the validation metric in percent, an epoch of the stage each: a run e
 StopBelowConfig = make_dataclass(
     "StopBelowConfig",
     [(stage.name, list[float], option([], _FLOORS, low=0, high=100)) for stage in fields(StageSections)],
-    namespace={"__doc__": "Below which accuracy a training ends its run early; a search sets them for its trials."},
+    namespace={
+        "__doc__": "Below which accuracy a training ends its run early; a search sets them for its trials.",
+        "__module__": __name__,  # processes send it to each other
+    },
 )
 
 

@@ -24,8 +24,9 @@ def write_counters(folder: Path, **microjoules: int) -> Path:
     for name, label in (("0", "package-0"), ("0:0", "core"), ("1", "package-1")):
         place = folder / "intel-rapl" / f"intel-rapl:{name[0]}" / (f"intel-rapl:{name}" if ":" in name else "")
         place.mkdir(parents=True, exist_ok=True)
-        (place / "name").write_text(f"{label}\n")
-        (place / "max_energy_range_uj").write_text(f"{WRAPS_AT}\n")
+        for name_of_file, text in (("name", label), ("max_energy_range_uj", WRAPS_AT)):
+            if not (place / name_of_file).exists():  # a reader would find it empty for a moment
+                (place / name_of_file).write_text(f"{text}\n")
         part = place / "energy_uj.part"
         part.write_text(f"{microjoules[label.replace('-', '')]}\n")
         part.replace(place / "energy_uj")  # whole at any time, as the kernel's

@@ -186,5 +186,5 @@ class Settings:
 
 
 def test_a_pickled_class_is_named_and_stays_unread(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a Python object of tests\.models\.test_checkpoint\.Settings.*never run here"):
+    with pytest.raises(UserError, match=r"a Python object of tests\.models\.test_weights\.Settings.*never run here"):
         load({"state_dict": STATE, "config": Settings()}, tmp_path)
