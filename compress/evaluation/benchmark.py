@@ -1,90 +1,105 @@
-"""Time and memory of a deployable file, taken in a fresh process and beside the teacher's file."""
+"""Time, memory, energy and profile of a deployable file, taken in one fresh process and beside the teacher's file."""
 
 import json
-import os
 import statistics
 import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from compress.config.schema import MeasureConfig
+from compress.evaluation.benchmark_job import ENERGY, MEMORY, PROFILE, TIME, BenchmarkJob, worker_command
 from compress.evaluation.energy import COUNTERS, no_counter
 from compress.utils.missing import Missing
 
 
-def deployed_figures(
-    path: Path, teacher: Path, shape: tuple[int, int, int], config: MeasureConfig, threads: int
-) -> dict[str, object]:
-    """Latency at batch 1, throughput at `config.batch_size`, peak memory, and the speed-up over the teacher's file.
+@dataclass(frozen=True)
+class Benchmark:
+    """What a measuring process found out about a file."""
 
-    The two files take turns in one process: the speed-up is a ratio of medians from one run.
+    figures: dict[str, Any]  # of metrics.json
+    profile: dict[str, Any]  # profile.json: where one image spends its time in the file, node by node
+
+
+def benchmark(
+    path: Path,
+    teacher: Path,
+    shape: tuple[int, int, int],
+    config: MeasureConfig,
+    threads: int,
+    no_energy: str | None = None,
+    counters: Path = COUNTERS,
+) -> Benchmark:
+    """All that is measured of the file `path`; its energy is not where `no_energy` says why, or nothing counts it.
+
     Raises RuntimeError where the process fails.
     """
-    job = {
-        "shape": shape,
+    no_energy = no_energy or no_counter(counters)
+    tasks = (MEMORY, TIME, PROFILE, *(() if no_energy else (ENERGY,)))
+    answer = _run(_job(tasks, path, teacher, shape, config, threads, counters))
+    joules = Missing(no_energy) if no_energy else _joule_per_image(answer[ENERGY], counters)
+    profile = {
+        "runtime": "onnxruntime",
+        "version": onnxruntime.__version__,
         "threads": threads,
-        "batch_size": config.batch_size,
-        "repetitions": config.repetitions,
+        "runs": config.repetitions,
+        **answer[PROFILE],
     }
-    rivals = [path] if path == teacher else [path, teacher]
-    times = _run(job | {"task": "time", "files": [str(file) for file in rivals]})
-    memory = _run(job | {"task": "memory", "files": [str(path)]})
-    own, theirs = times["single_ms"][0], times["single_ms"][-1]
+    return Benchmark(_time_and_memory(path, answer, config) | {"energy_joule_per_image": joules}, profile)
+
+
+def time_and_memory(
+    path: Path, teacher: Path, shape: tuple[int, int, int], config: MeasureConfig, threads: int
+) -> dict[str, Any]:
+    """Size, latency at batch 1, throughput at `config.batch_size`, peak memory, and the speed-up over the teacher's.
+
+    Raises RuntimeError where the process fails.
+    """
+    return _time_and_memory(path, _run(_job((MEMORY, TIME), path, teacher, shape, config, threads)), config)
+
+
+def _job(
+    tasks: tuple[str, ...],
+    path: Path,
+    teacher: Path,
+    shape: tuple[int, int, int],
+    config: MeasureConfig,
+    threads: int,
+    counters: Path = COUNTERS,
+) -> BenchmarkJob:
+    rival = None if path == teacher else str(teacher)
+    return BenchmarkJob(
+        tasks, str(path), shape, threads, rival, config.batch_size, config.repetitions, counters=str(counters)
+    )
+
+
+def _time_and_memory(path: Path, answer: dict[str, dict[str, Any]], config: MeasureConfig) -> dict[str, Any]:
+    """The two files took turns in one process: the speed-up is a ratio of medians from one run."""
+    own, theirs = (answer[TIME]["single_ms"][at] for at in (0, -1))
     return {
         "size_bytes": path.stat().st_size,
         "latency_ms_p50": statistics.median(own),
         "latency_ms_p95": float(np.percentile(own, 95)),
-        "throughput_images_per_s": 1000 * config.batch_size / statistics.median(times["batch_ms"][0]),
+        "throughput_images_per_s": 1000 * config.batch_size / statistics.median(answer[TIME]["batch_ms"][0]),
         "speedup_vs_teacher": statistics.median(theirs) / statistics.median(own),
-        "peak_memory_bytes": memory["peak_memory_bytes"]
+        "peak_memory_bytes": answer[MEMORY]["peak_memory_bytes"]
         or Missing("this system does not tell a process its high-water mark"),
     }
 
 
-def joule_per_image(
-    path: Path, shape: tuple[int, int, int], threads: int, counters: Path = COUNTERS
-) -> float | Missing:
-    """Joules that all CPU packages draw for an image at batch 1, counted over a few seconds of images.
-
-    Raises RuntimeError where the process fails.
-    """
-    if cause := no_counter(counters):
-        return Missing(cause)
-    job = {"task": "energy", "files": [str(path)], "shape": shape, "threads": threads, "counters": str(counters)}
-    counted = _run(job)
+def _joule_per_image(counted: dict[str, float], counters: Path) -> float | Missing:
+    """Joules that all CPU packages drew for an image at batch 1, counted over a few seconds of images."""
     if not counted["joules"]:
         return Missing(f"the counters in {counters} did not move while the file ran")
     return counted["joules"] / counted["images"]
 
 
-def profile(path: Path, shape: tuple[int, int, int], config: MeasureConfig, threads: int) -> dict[str, object]:
-    """profile.json's content: where one image spends its time in the file, node by node.
-
-    Raises RuntimeError where the process fails.
-    """
-    job = {"task": "profile", "shape": shape, "threads": threads, "repetitions": config.repetitions}
-    return {
-        "runtime": "onnxruntime",
-        "version": onnxruntime.__version__,
-        "threads": threads,
-        "runs": config.repetitions,
-        **_run(job | {"files": [str(path)]}),
-    }
-
-
-def worker(job: dict) -> tuple[list[str], dict[str, str]]:
-    """The command line and the environment of a measuring process."""
-    package = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "compress.evaluation.benchmark_worker", json.dumps(job)]
-    return command, os.environ | {"PYTHONPATH": path}
-
-
-def _run(job: dict) -> dict:
-    command, environment = worker(job)
+def _run(job: BenchmarkJob) -> dict[str, dict[str, Any]]:
+    """What the process answers: a record a task."""
+    command, environment = worker_command(job)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"the measuring process ended with {done.returncode}: {done.stderr.strip()[-2000:]}")

@@ -1,7 +1,7 @@
 """A process that only loads and runs deployable files, so that nothing else is in its time and memory.
 
-`python -m compress.measure.worker '<JSON>'` prints a line of JSON for `compress.evaluation.benchmark`, and for
-`compress.evaluation.runtimes` one after each line that it is sent.
+`python -m compress.evaluation.benchmark_worker JOB` prints a line of JSON for `compress.evaluation.benchmark`, and for
+`compress.evaluation.runtimes` one after each line that it is sent; `benchmark_job` makes that command.
 """
 
 import json
@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import onnxruntime
 
+from compress.evaluation.benchmark_job import ENERGY, MEMORY, PROFILE, TIME, BenchmarkJob, TurnsJob, parse_job
 from compress.evaluation.energy import count_joules
 from compress.evaluation.profiler import node_times
 from compress.export import load_target
@@ -22,54 +24,53 @@ _SETTLING_S = 0.05  # what a turn begins with, unmeasured: the threads of the ru
 
 
 def main() -> None:
-    job = json.loads(sys.argv[1])
-    if job["task"] == "turns":
+    job = parse_job(sys.argv[1])
+    if isinstance(job, TurnsJob):
         _take_turns(job)
     else:
         _take_figures(job)
 
 
-def _take_figures(job: dict) -> None:
-    """Time of the files of a job, all in ONNX Runtime, or the memory, the energy or the profile of one."""
+def _take_figures(job: BenchmarkJob) -> None:
+    """Each task of a job, in ONNX Runtime, the memory first: the process holds nothing but `job.file` then."""
     # One pool of threads for all files: a session's own would go on spinning while the next one is timed, which on
     # two cores made every figure 1.7 times as long.
-    onnxruntime.set_global_thread_pool_sizes(job["threads"], 1)
-    image = _images(1, job["shape"])
-    if job["task"] == "profile":
-        (path,) = job["files"]
-        print(json.dumps({"nodes": node_times(path, image, _options(), job["repetitions"])}))
-        return
-    sessions = [_open(path) for path in job["files"]]
-    if job["task"] == "memory":
-        sessions[0].run(None, {"image": image})
-        answer = {"peak_memory_bytes": _peak_memory_bytes()}
-    elif job["task"] == "energy":
-        answer = _energy(sessions[0], image, Path(job["counters"]))
-    else:
-        answer = {
-            "single_ms": _interleaved(sessions, image, job["repetitions"]),
-            "batch_ms": _interleaved(
-                sessions, _images(job["batch_size"], job["shape"]), max(3, job["repetitions"] // 4)
-            ),
-        }
-    print(json.dumps(answer))
+    onnxruntime.set_global_thread_pool_sizes(job.threads, 1)
+    image, session = _images(1, job.shape), _open(job.file)
+    session.run(None, {"image": image})
+    peak_memory = _peak_memory_bytes()
+    take: dict[str, Callable[[], dict[str, Any]]] = {
+        MEMORY: lambda: {"peak_memory_bytes": peak_memory},
+        TIME: lambda: _time(job, session, image),
+        PROFILE: lambda: {"nodes": node_times(job.file, image, _options(), job.repetitions)},
+        ENERGY: lambda: _energy(session, image, Path(job.counters)),
+    }
+    print(json.dumps({task: take[task]() for task in job.tasks}))
 
 
-def _take_turns(job: dict) -> None:
+def _time(job: BenchmarkJob, session: onnxruntime.InferenceSession, image: numpy.ndarray) -> dict[str, Any]:
+    """Milliseconds of the calls with one image and with a batch, a list for the file and one for its rival."""
+    sessions = [session, *([_open(job.rival)] if job.rival else [])]
+    return {
+        "single_ms": _interleaved(sessions, image, job.repetitions),
+        "batch_ms": _interleaved(sessions, _images(job.batch_size, job.shape), max(3, job.repetitions // 4)),
+    }
+
+
+def _take_turns(job: TurnsJob) -> None:
     """The time of one file in its own runtime: for each line of input some calls, as a line of milliseconds."""
-    (path,) = job["files"]
-    if job["target"] == "onnx":
-        onnxruntime.set_global_thread_pool_sizes(job["threads"], 1)
-        session = _open(path)
+    if job.target == "onnx":
+        onnxruntime.set_global_thread_pool_sizes(job.threads, 1)
+        session = _open(job.file)
         run = lambda image: session.run(None, {"image": image})
     else:
-        run = load_target(job["target"]).open_runner(Path(path), job["threads"])
-    image = _images(1, job["shape"])
+        run = load_target(job.target).open_runner(Path(job.file), job.threads)
+    image = _images(1, job.shape)
     for _ in sys.stdin:
         start = time.perf_counter()
         while time.perf_counter() - start < _SETTLING_S:
             run(image)
-        print(json.dumps([_milliseconds(run, image) for _ in range(job["calls"])]), flush=True)
+        print(json.dumps([_milliseconds(run, image) for _ in range(job.calls)]), flush=True)
 
 
 def _milliseconds(run: Callable[[numpy.ndarray], object], image: numpy.ndarray) -> float:
@@ -78,7 +79,7 @@ def _milliseconds(run: Callable[[numpy.ndarray], object], image: numpy.ndarray) 
     return 1000 * (time.perf_counter() - start)
 
 
-def _images(count: int, shape: list[int]) -> numpy.ndarray:
+def _images(count: int, shape: tuple[int, int, int]) -> numpy.ndarray:
     return numpy.random.default_rng(0).standard_normal((count, *shape), dtype=numpy.float32)
 
 

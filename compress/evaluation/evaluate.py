@@ -8,7 +8,7 @@ import torch
 
 from compress.config.schema import MeasureConfig
 from compress.data.dataset import Data
-from compress.evaluation.benchmark import deployed_figures, joule_per_image, profile
+from compress.evaluation.benchmark import benchmark
 from compress.evaluation.concurrent_runs import runs_beside
 from compress.evaluation.cuda import cuda_latency
 from compress.evaluation.environment import environment
@@ -21,7 +21,7 @@ from compress.methods.restore import float_network, restore, restore_float
 from compress.models.artifact import read_tensors
 from compress.tasks import TASKS
 from compress.utils.files import METRICS, ONNX, PREDICTIONS, read_json
-from compress.utils.missing import Missing, with_causes
+from compress.utils.missing import with_causes
 
 
 @dataclass
@@ -65,6 +65,8 @@ def evaluate_stage(
     del runners  # with their threads, before anything is timed
     predictions = task.predictions(found.targets, found.logits, found.deployed)
     params, macs = count_cost(float_network(saved.spec), data.shape)
+    others = f"{beside} other runs drew from the same counters" if beside else None
+    measured = benchmark(folder / ONNX, teacher / ONNX, data.shape, config, threads, no_energy=others)
     figures = {
         "metric": task.metric.key,
         **task.figures(found.logits, found.deployed["onnx"], found.targets),
@@ -72,11 +74,8 @@ def evaluate_stage(
         **validation,
         "params": params,
         "macs": macs,
-        **deployed_figures(folder / ONNX, teacher / ONNX, data.shape, config, threads),
+        **measured.figures,
         "targets": target_figures(folder, left_out, found, task, data.shape, config, threads),
-        "energy_joule_per_image": Missing(f"{beside} other runs drew from the same counters")
-        if beside
-        else joule_per_image(folder / ONNX, data.shape, threads),
         **cuda_latency(folder, data.shape, device, config.repetitions),
         **spent,
         "environment": environment(threads) | {"runs_beside": max(beside, runs_beside())},
@@ -84,4 +83,4 @@ def evaluate_stage(
     shown = None
     if examples:
         shown = examples.tensors(restore_float(teacher), restore_float(folder), data.test, predictions["deployed_top1"])
-    return Evaluation(with_causes(figures), predictions, profile(folder / ONNX, data.shape, config, threads), shown)
+    return Evaluation(with_causes(figures), predictions, measured.profile, shown)

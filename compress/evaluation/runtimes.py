@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from compress.config.schema import MeasureConfig
-from compress.evaluation.benchmark import worker
+from compress.evaluation.benchmark_job import TurnsJob, worker_command
 from compress.evaluation.inference import Outputs
 from compress.export import TARGETS, load_target
 from compress.tasks import Task
@@ -54,12 +54,12 @@ def _latency(
 
     In one process, the threads of the runtime that waits would go on spinning for a while beside the other's.
     """
-    job = {"task": "turns", "shape": shape, "threads": threads, "calls": math.ceil(config.repetitions / _ROUNDS)}
+    calls = math.ceil(config.repetitions / _ROUNDS)
     own: list[float] = []
     onnx: list[float] = []
     with (
-        _turns(job | {"target": name, "files": [str(folder / TARGETS[name][0])]}) as own_turns,
-        _turns(job | {"target": "onnx", "files": [str(folder / ONNX)]}) as onnx_turns,
+        _turns(TurnsJob(name, str(folder / TARGETS[name][0]), shape, threads, calls)) as own_turns,
+        _turns(TurnsJob("onnx", str(folder / ONNX), shape, threads, calls)) as onnx_turns,
     ):
         for _ in range(_ROUNDS):
             own += next(own_turns)
@@ -72,12 +72,12 @@ def _latency(
 
 
 @contextmanager
-def _turns(job: dict[str, Any]) -> Iterator[Iterator[list[float]]]:
+def _turns(job: TurnsJob) -> Iterator[Iterator[list[float]]]:
     """A measuring process, for as long as the context lasts; each item is a turn of it, the milliseconds of its calls.
 
     The iterator raises RuntimeError where the process has failed.
     """
-    command, environment = worker(job)
+    command, environment = worker_command(job)
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
@@ -93,7 +93,7 @@ def _turns(job: dict[str, Any]) -> Iterator[Iterator[list[float]]]:
                 if not answer:
                     errors.seek(0)
                     cause = errors.read().decode(errors="replace").strip()[-2000:]
-                    raise RuntimeError(f"the measuring process of {job['target']} failed: {cause}")
+                    raise RuntimeError(f"the measuring process of {job.target} failed: {cause}")
                 yield json.loads(answer)
 
         yield turns()

@@ -24,6 +24,7 @@ from compress.export.onnx_rewrites import (
     strip_descriptions,
     use_global_average_pool,
 )
+from compress.export.torchlib import kept_registry, paused_garbage_collection
 from compress.models.graph.batch_norm import lift_modules, lower_conv_batch_norm
 from compress.models.graph.capture import capture
 
@@ -45,7 +46,7 @@ def export_onnx(module: nn.Module, path: Path, input_shape: tuple[int, int, int]
         lift_modules(module)
         lower_conv_batch_norm(module)
     module.eval()  # a dropout in training mode would go into the file: ONNX Runtime passes over it, others refuse it
-    with torch.no_grad(), _silence():
+    with torch.no_grad(), _silence(), kept_registry(), paused_garbage_collection():
         program = torch.onnx.export(
             module,
             (example,),

@@ -14,7 +14,7 @@ from torch import nn
 from compress.config.schema import Config
 from compress.data import load_data
 from compress.data.dataset import Data
-from compress.evaluation.benchmark import deployed_figures
+from compress.evaluation.benchmark import time_and_memory
 from compress.evaluation.flops import count_cost
 from compress.methods.pruning.reconstruction import skipped_layers
 from compress.models.artifact import Artifact
@@ -111,7 +111,7 @@ def _expected(
     network: nn.Module, file: Path, teacher: Path, data: Data, measure: Any, threads: int
 ) -> dict[str, float]:
     params, macs = count_cost(network, data.shape)
-    figures = deployed_figures(file, teacher, data.shape, measure, threads)
+    figures = time_and_memory(file, teacher, data.shape, measure, threads)
     return {"params": params, "macs": macs} | {name: figures[name] for name in _FIGURES}
 
 

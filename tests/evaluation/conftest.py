@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from compress.config.schema import MeasureConfig
 from compress.export.onnx import export_onnx
 from compress.models import Architecture, build
 
 SHAPE = (1, 8, 8)
+QUICK = MeasureConfig(batch_size=2, repetitions=3)
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from compress.evaluation import benchmark, energy
-from compress.evaluation.benchmark import joule_per_image
+from compress.evaluation.benchmark import Benchmark
+from compress.evaluation.benchmark_job import ENERGY, MEMORY, PROFILE, TIME, BenchmarkJob
 from compress.evaluation.energy import count_joules, no_counter
 from compress.utils.missing import Missing
 
-from .conftest import SHAPE
+from .conftest import QUICK, SHAPE
 
 WRAPS_AT = 262_143_328_850  # microjoules, as on a real CPU
 
@@ -36,6 +37,14 @@ def write_counters(folder: Path, **microjoules: int) -> Path:
     return folder
 
 
+def measure(file: Path, counters: Path, threads: int = 1) -> Benchmark:
+    return benchmark.benchmark(file, file, SHAPE, QUICK, threads, counters=counters)
+
+
+def joule_per_image(file: Path, counters: Path) -> float | Missing:
+    return measure(file, counters).figures["energy_joule_per_image"]
+
+
 @pytest.fixture
 def counters(tmp_path: Path) -> Path:
     return write_counters(tmp_path / "powercap", package0=5_000_000, core=1_000_000, package1=WRAPS_AT - 1_000_000)
@@ -51,9 +60,7 @@ def test_the_packages_are_added_up_past_their_wrap_and_their_parts_are_not(count
 @needs_codecarbon
 def test_counters_that_stand_still_are_no_figure(counters: Path, file: Path) -> None:
     assert count_joules(lambda: None, counters) == 0
-    assert joule_per_image(file, SHAPE, 1, counters) == Missing(
-        f"the counters in {counters} did not move while the file ran"
-    )
+    assert joule_per_image(file, counters) == Missing(f"the counters in {counters} did not move while the file ran")
 
 
 @needs_codecarbon
@@ -69,22 +76,30 @@ def test_a_file_is_counted_while_it_runs(counters: Path, file: Path) -> None:
     thread = threading.Thread(target=tick)
     thread.start()
     try:
-        assert joule_per_image(file, SHAPE, 1, counters) > 0
+        assert joule_per_image(file, counters) > 0
     finally:
         stop.set()
         thread.join()
 
 
 def test_joules_are_shared_among_the_images(counters: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = []
+    jobs: list[BenchmarkJob] = []
+    times = {"single_ms": [[1.0]], "batch_ms": [[1.0]]}
+    answer = {MEMORY: {"peak_memory_bytes": 1}, TIME: times, PROFILE: {}, ENERGY: {"joules": 6.0, "images": 4}}
     monkeypatch.setattr(energy, "find_spec", lambda name: "there")
-    monkeypatch.setattr(benchmark, "_run", lambda job: jobs.append(job) or {"joules": 6.0, "images": 4})
-    assert joule_per_image(file, SHAPE, 3, counters) == 1.5
-    assert (jobs[0]["task"], jobs[0]["threads"], jobs[0]["files"]) == ("energy", 3, [str(file)])
+    monkeypatch.setattr(benchmark, "_run", lambda job: jobs.append(job) or answer)
+    assert measure(file, counters, threads=3).figures["energy_joule_per_image"] == 1.5
+    (job,) = jobs
+    assert (job.tasks[-1], job.threads, job.file, job.counters) == (ENERGY, 3, str(file), str(counters))
+
+
+def test_nothing_is_counted_beside_other_runs(counters: Path, file: Path) -> None:
+    found = benchmark.benchmark(file, file, SHAPE, QUICK, 1, no_energy="2 other runs", counters=counters)
+    assert found.figures["energy_joule_per_image"] == Missing("2 other runs")
 
 
 def test_a_machine_without_counters_says_which_file_is_not_there(tmp_path: Path, file: Path) -> None:
-    missing = joule_per_image(file, SHAPE, 1, tmp_path)
+    missing = joule_per_image(file, tmp_path)
     assert missing.cause.startswith(f"{tmp_path}/intel-rapl:0/energy_uj is not there: ")
     assert missing.cause == no_counter(tmp_path)
 

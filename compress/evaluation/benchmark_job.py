@@ -1,0 +1,58 @@
+"""What a measuring process is asked for, and the command that starts one. Needs no torch."""
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_WORKER = "compress.evaluation.benchmark_worker"
+
+# Of a `BenchmarkJob`, in the order in which they are taken.
+MEMORY, TIME, PROFILE, ENERGY = "memory", "time", "profile", "energy"
+
+
+@dataclass(frozen=True)
+class BenchmarkJob:
+    """Figures of a file in ONNX Runtime, all taken by one process; it prints them as a line of JSON.
+
+    `rival`, where there is one, is the file that takes turns with it while both are timed. `counters` is the folder
+    of the CPU's energy counters.
+    """
+
+    tasks: tuple[str, ...]
+    file: str
+    shape: tuple[int, int, int]
+    threads: int
+    rival: str | None = None
+    batch_size: int = 1
+    repetitions: int = 1
+    counters: str | None = None
+
+
+@dataclass(frozen=True)
+class TurnsJob:
+    """The time of a file in the runtime `target`: for each line of input `calls` of it, as a line of milliseconds."""
+
+    target: str
+    file: str
+    shape: tuple[int, int, int]
+    threads: int
+    calls: int
+
+
+_JOBS = {kind.__name__: kind for kind in (BenchmarkJob, TurnsJob)}
+
+
+def worker_command(job: BenchmarkJob | TurnsJob) -> tuple[list[str], dict[str, str]]:
+    """The command line and the environment of a measuring process."""
+    package = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
+    text = json.dumps({"job": type(job).__name__, **asdict(job)})
+    return [sys.executable, "-m", _WORKER, text], os.environ | {"PYTHONPATH": path}
+
+
+def parse_job(text: str) -> BenchmarkJob | TurnsJob:
+    """The job of `worker_command`'s last argument."""
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
+    return _JOBS[fields.pop("job")](**fields)
