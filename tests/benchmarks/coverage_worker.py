@@ -72,7 +72,7 @@ def _take_through(name: str, place: Path, row: dict[str, Any]) -> None:
         _restore(name, network, images, place)
     with _stage("export", row):
         export_onnx(network, place / "float.onnx", shape)
-        _require_same(_run(place / "float.onnx", images), _outputs(network, images))
+        _require_exact(_run(place / "float.onnx", images), network, images)
     with _stage("quantize", row):
         bits = WEIGHT_BITS[choose_target("auto", cpu_flags())]
         prepared = prepare(network, images[:1], bits, qat=False)
@@ -131,6 +131,20 @@ def _require_same(found: Tensor, wanted: Tensor) -> None:
     share = _noise_share(found, wanted)
     if not share < 1e-2:
         raise ValueError(f"received outputs that differ by {100 * share:.2f} % of their spread; expected the same")
+
+
+def _require_exact(found: Tensor, network: nn.Module, images: Tensor) -> None:
+    """Raises ValueError where `found` is further from float64's outputs than 1 %, and than twice torch's float32 is.
+
+    A refit on few images may leave weights whose sums round badly, in torch as in ONNX Runtime.
+    """
+    exact = _outputs(copy.deepcopy(network).double(), images.double()).float()
+    own, share = _noise_share(_outputs(network, images), exact), _noise_share(found, exact)
+    if not share < max(1e-2, 2 * own):
+        raise ValueError(
+            f"received outputs that differ from float64's by {100 * share:.2f} % of their spread; expected at most "
+            f"{200 * own:.2f} %, twice what torch's float32 does"
+        )
 
 
 def _compare(found: Tensor, wanted: Tensor) -> dict[str, float]:
