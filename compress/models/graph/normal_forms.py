@@ -124,8 +124,13 @@ def products_as_linear(module: GraphModule) -> None:
 
 
 def attention_with_heads(module: GraphModule) -> None:
-    """Give attention on (N, T, C) a dimension of heads, of one, in place: the exporter knows no other."""
+    """Give attention four dimensions (N, H, T, C), in place: the exporter knows no other.
+
+    (N, T, C) gets a dimension of heads, of one; of (N, W, H, T, C), as windows have it, the first ones become one.
+    """
     for node in list(module.graph.nodes):
+        if is_call(node, _ATTENTION) and node.meta["val"].dim() > 4:
+            _flatten_windows(module, node)
         if not is_call(node, _ATTENTION) or node.meta["val"].dim() != 3:
             continue
         with module.graph.inserting_before(node):
@@ -142,6 +147,21 @@ def attention_with_heads(module: GraphModule) -> None:
         node.replace_all_uses_with(flat)
         module.graph.erase_node(node)
     module.recompile()
+
+
+def _flatten_windows(module: GraphModule, node: Node) -> None:
+    """Attention on more than four dimensions as on four; one with a mask of as many stays as it is."""
+    spare, masks = node.meta["val"].dim() - 4, node.args[3:4]
+    if any(isinstance(mask, Node) and mask.meta["val"].dim() > 4 for mask in masks):
+        return
+    with module.graph.inserting_before(node):
+        operands = [_call(module, aten.flatten.using_ints, (x, 0, spare), node) for x in node.args[:3]]
+        attention = _call(module, node.target, (*operands, *node.args[3:]), node, dict(node.kwargs))
+        shape = [-1, *(int(size) for size in node.meta["val"].shape[1:])]
+        whole = module.graph.call_function(aten.view.default, (attention, shape))
+    whole.meta = dict(node.meta)
+    node.replace_all_uses_with(whole)
+    module.graph.erase_node(node)
 
 
 @torch.no_grad()

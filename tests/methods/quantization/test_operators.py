@@ -280,6 +280,19 @@ def test_a_moved_table_of_positions_stays_as_it_is(tmp_path, run_onnx) -> None:
     quantized(network, tmp_path / "model.onnx", run_onnx)
 
 
+def test_attention_in_windows_is_written_as_attention(tmp_path, run_onnx) -> None:
+    """Two windows of tokens (N, W, H, T, C), as Hiera and NesT have them."""
+
+    def windows(net: Net, x: Tensor) -> Tensor:
+        y = net.a(x).flatten(2).transpose(1, 2)  # (N, T, C)
+        y = y.reshape(y.shape[0], 2, 1, -1, y.shape[-1])
+        y = F.scaled_dot_product_attention(y, y, y).flatten(1, 3)
+        return net.out(y.mean(1))
+
+    network = Net(windows, a=conv(), out=nn.Linear(8, 5))
+    quantized(network, tmp_path / "model.onnx", run_onnx)
+
+
 def transformers() -> dict[str, nn.Module]:
     models = pytest.importorskip("torchvision").models
     blocks = models.convnext.CNBlockConfig
