@@ -1,6 +1,5 @@
 """A stage's folder -> the network it holds, rebuilt from model.json and model.safetensors alone."""
 
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,9 @@ def _loaded(spec: Spec, tensors: dict[str, torch.Tensor]) -> nn.Module:
         network = _REBUILD["quantize"](network, spec.quantization, spec)
     else:
         _untie(network, tensors)
-    state = OrderedDict(tensors)
-    state._metadata = network.state_dict()._metadata  # the versions of its layers, which some classes refuse to miss
+    state = network.state_dict()  # with the versions of its layers, without which some classes refuse to load
+    state.clear()
+    state.update(tensors)
     network.load_state_dict(state)
     return network
 

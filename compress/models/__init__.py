@@ -110,8 +110,10 @@ def build(architecture: Architecture, weights: str | None = None) -> nn.Module:
     elif entry.timm:
         channels = architecture.in_channels if is_library(architecture.model) else 3
         network = from_timm(entry.timm, classes, weights, channels, size)
-    else:
+    elif entry.torchvision:
         network = from_torchvision(entry.torchvision, classes, weights, size)
+    else:
+        raise ValueError(f"received the entry {architecture.model}; expected one with own, timm or torchvision")
     if not weights:
         initialize(network)
     if architecture.stem == "small" and entry.small:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from compress.utils.errors import UserError
 
@@ -107,9 +107,9 @@ def _add_plain_values(network: nn.Module, memo: dict[int, Any]) -> None:
                 if tensor.grad_fn is not None:
                     memo[id(tensor)] = tensor.detach().clone()
     for tensor in (*network.parameters(), *network.buffers()):
-        if isinstance(tensor, UninitializedTensorMixin):  # of a lazy layer; torch copies its parameters alone
+        if is_lazy(tensor):  # torch copies the parameters of a lazy layer, not its buffers
             if not isinstance(tensor, nn.Parameter):
-                memo[id(tensor)] = UninitializedBuffer(device=tensor.device, dtype=tensor.dtype)
+                memo[id(tensor)] = nn.UninitializedBuffer(device=tensor.device, dtype=tensor.dtype)
             continue
         if tensor.is_inference():
             plain = tensor.clone()

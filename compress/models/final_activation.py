@@ -39,8 +39,10 @@ def without_final_activation(network: nn.Module, name: str, shape: tuple[int, in
         return network
     finally:
         network.train(training)
-    function = None if last is None else _operator(last)
-    if kind is None or (kind == "sigmoid" and function != "sigmoid"):
+    if kind is None or last is None:
+        return network
+    function = _operator(last)
+    if kind == "sigmoid" and function != "sigmoid":
         return network
     path = _module_path(last, network) if function == kind else None
     logits = None if path is None else _stripped(network, path, images, outputs, kind)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from compress.utils.files import digest_of, digest_of_file
 
@@ -31,7 +31,7 @@ def user_model_digest(network: nn.Module) -> str:
     """SHA-256 over what a network is: modules, source and compiled code of its classes, attributes, every tensor."""
     tensors = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
-        if isinstance(value, UninitializedTensorMixin):  # of a lazy layer that has seen no image yet
+        if is_lazy(value):  # its layer has seen no image yet
             tensors.update(f"{name} uninitialized".encode())
             continue
         tensors.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())

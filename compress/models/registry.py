@@ -61,6 +61,8 @@ def find_entry(name: str) -> Entry:
     Raises KeyError for a name of neither.
     """
     library, slash, network = name.partition("/")
-    if slash and library in LIBRARIES:
-        return Entry(library, small=None, **{library: network})
+    if slash and library == "torchvision":
+        return Entry(library, torchvision=network, small=None)
+    if slash and library == "timm":
+        return Entry(library, timm=network, small=None)
     return ZOO[name]

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from compress.models.copying import copy_network, unwrapped, without_wrappers
@@ -69,7 +70,7 @@ def _adopted(network: nn.Module, name: str, shape: tuple[int, int, int], seed: i
     if others:
         log.info("%s: its %s is converted to float32, which all stages compute in", name, " and ".join(sorted(others)))
         network.float()
-    if any(isinstance(value, nn.parameter.UninitializedTensorMixin) for value in network.state_dict().values()):
+    if any(map(is_lazy, network.state_dict().values())):
         if ":" not in name:
             log.warning("%s: its lazy layers have seen no image, so their weights are drawn now", name)
         with seeded(seed):
@@ -115,13 +116,11 @@ def _require_repeatable(name: str, shape: tuple[int, int, int], classes: int, se
     try:
         if state is not None:
             second.load_state_dict(state)
-        outputs = []
-        for network in (first, second):
-            with seeded(0):
-                outputs.append(_flat(_forward(network, name, fixed_images(shape), "")))
-    except (RuntimeError, UserError):  # other layers: the difference is infinite; a failure is `_require_fit`'s to say
-        outputs = None if state is not None else []
-    if outputs is None or (outputs and not difference(*outputs) <= _SAME):
+        outputs = [_seeded_outputs(network, name, shape) for network in (first, second)]
+        repeatable = difference(*outputs) <= _SAME
+    except (RuntimeError, UserError):  # other layers compute something else; a failure is `_require_fit`'s to report
+        repeatable = state is None
+    if not repeatable:
         raise UserError(
             f"teacher.factory={name}, which returns a network that computes something else at each call, with the same "
             "weights",
@@ -129,6 +128,12 @@ def _require_repeatable(name: str, shape: tuple[int, int, int], classes: int, se
             "draw its random choices from torch, numpy.random or random, whose seeds are set here (not from "
             "numpy.random.default_rng(), the time or the environment), or register them as buffers",
         )
+
+
+def _seeded_outputs(network: nn.Module, name: str, shape: tuple[int, int, int]) -> torch.Tensor:
+    """All numbers that `network` computes from fixed images, one after the other."""
+    with seeded(0):
+        return _flat(_forward(network, name, fixed_images(shape), ""))
 
 
 def _flat(value: Any) -> torch.Tensor:

@@ -53,7 +53,7 @@ def load_checkpoint(network: nn.Module, path: str, key: str | None = None) -> li
     chosen, remarks = choose(found, path, key)
     _require_fit(own, chosen, path)
     state = {name: chosen.tensors[name] for name in own if name in chosen.tensors}
-    wrong = [found for name, value in state.items() if (found := _wrong_kind(name, value, own[name]))]
+    wrong = [fault for name, value in state.items() if (fault := _wrong_kind(name, value, own[name]))]
     if wrong:
         raise UserError(
             f"{path} with {wrong[0]}{f' and {len(wrong) - 1} more' * (len(wrong) > 1)}",

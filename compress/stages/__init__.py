@@ -9,6 +9,8 @@ from compress.config.schema import Config
 from compress.utils.errors import UserError
 from compress.utils.nearest import did_you_mean
 
+StageFunction = Callable[..., Any]  # (artifact, settings, context) -> artifact
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -31,10 +33,11 @@ class Stage:
         """The full name of the module that it is in."""
         return self.run.partition(":")[0]
 
-    def load(self) -> Callable:
+    def load(self) -> StageFunction:
         """Its function."""
-        module, _, function = self.run.partition(":")
-        return getattr(importlib.import_module(module), function)
+        module, _, name = self.run.partition(":")
+        function: StageFunction = getattr(importlib.import_module(module), name)
+        return function
 
 
 def _teacher_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -109,6 +112,6 @@ def networks(config: Config) -> dict[str, str]:
     return {key: name for stage in config.stages for key, name in STAGES[stage].networks(config).items()}
 
 
-def load_stage(name: str) -> Callable:
+def load_stage(name: str) -> StageFunction:
     """The function of a stage."""
     return STAGES[name].load()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from compress.config.schema import DistillConfig
 from compress.methods.distillation.losses import record_outputs, teacher_loss
-from compress.methods.distillation.teacher_logits import answers, compute_logits
+from compress.methods.distillation.teacher_logits import answers, compute_logits, require_teacher
 from compress.models import Architecture, build
 from compress.models.artifact import Artifact
 from compress.training.context import Context
@@ -23,7 +23,7 @@ def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Arti
         network = build(architecture)
         spec = replace(spec, architecture=asdict(architecture), changes=[])
     network.to(context.device)
-    layers, teacher = config.hint_layers, context.teacher.network
+    layers, teacher = config.hint_layers, require_teacher(context)
     with record_outputs(network, layers) as own, record_outputs(teacher, layers) as wanted:
         _check_hints(network, teacher, own, wanted, context)
         answer = compute_logits(teacher) if layers else answers(context)

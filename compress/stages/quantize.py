@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from compress.config.schema import QuantizeConfig
 from compress.data.dataset import Split
 from compress.methods.distillation.losses import teacher_loss
-from compress.methods.distillation.teacher_logits import answers
+from compress.methods.distillation.teacher_logits import answers, require_teacher
 from compress.methods.quantization.correction import correct
 from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target
 from compress.methods.quantization.mixed_precision import exclude_layers
@@ -49,9 +49,12 @@ def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Ar
     for module in (prepared, uncorrected):
         module.cpu()
     sensitivity = _measure_sensitivity(artifact.network, prepared, uncorrected, config, context)
-    kept = [row for row in sensitivity["layers"] if row["kept_float"]] if sensitivity else []
-    exclude_layers(prepared, [row["layer"] for row in kept], uncorrected)
-    left_out += [{"layer": row["layer"], "reason": _reason(row, sensitivity, context.task.metric)} for row in kept]
+    float_layers: list[str] = []
+    if sensitivity is not None:
+        kept = [row for row in sensitivity["layers"] if row["kept_float"]]
+        float_layers = [row["layer"] for row in kept]
+        left_out += [{"layer": row["layer"], "reason": _reason(row, sensitivity, context.task.metric)} for row in kept]
+    exclude_layers(prepared, float_layers, uncorrected)
     quantization = {
         "mode": config.mode,
         "target": target,
@@ -61,7 +64,7 @@ def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Ar
         "equalize": config.equalize,
         "rounding": config.rounding,
         "correct_bias": config.correct_bias and not qat,
-        "float_layers": [row["layer"] for row in kept],
+        "float_layers": float_layers,
     }
     spec = artifact.spec.changed("quantize", **quantization)
     return Artifact(convert(prepared), spec, left_out, notes, sensitivity, prepared.state_dict())
@@ -118,6 +121,6 @@ def _train(prepared: GraphModule, config: QuantizeConfig, context: Context) -> l
     # bf16 has 8 bits itself: it would blur the very grid that is trained.
     context = replace(context, train=replace(context.train, precision="float32"))
     loss = teacher_loss(answers(context), config.temperature, config.alpha, task=context.task)
-    judge = context.teacher.network if config.alpha else None
+    judge = require_teacher(context) if config.alpha else None
     settings = TrainSettings("quantize", config.epochs, config.lr, freeze, teacher=judge)
     return train(prepared, loss, context, settings)

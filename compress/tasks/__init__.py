@@ -4,5 +4,7 @@ from compress.tasks.base import Task
 from compress.tasks.classification import Classification
 from compress.tasks.multilabel import Multilabel
 
+__all__ = ["CLASSIFICATION", "TASKS", "Task"]
+
 CLASSIFICATION = Classification()
 TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, Multilabel())}

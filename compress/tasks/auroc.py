@@ -12,7 +12,8 @@ def aurocs(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     `scores` (N, K) rank the images of a label, `targets` (N, K) are 1 where an image has it. It is the share of pairs
     of an image with and one without the label that are in order; equal scores count one half (Hanley and McNeil 1982).
     """
-    return _weighted(scores, targets, np.ones((1, len(scores))))[0]
+    by_label: np.ndarray = _weighted(scores, targets, np.ones((1, len(scores))))[0]
+    return by_label
 
 
 def bootstrap(*scores: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
@@ -29,8 +30,9 @@ def bootstrap(*scores: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
 def mean_auroc(by_label: np.ndarray) -> np.ndarray:
     """The mean over the labels that have an AUROC, along the last axis; NaN where none has one."""
     known = ~np.isnan(by_label)
-    total = np.where(known, by_label, 0).sum(-1)
-    return np.divide(total, known.sum(-1), out=np.full_like(total, np.nan), where=known.any(-1))
+    total: np.ndarray = np.where(known, by_label, 0).sum(-1)
+    mean: np.ndarray = np.divide(total, known.sum(-1), out=np.full_like(total, np.nan), where=known.any(-1))
+    return mean
 
 
 def interval(values: np.ndarray) -> list[float]:

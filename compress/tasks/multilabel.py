@@ -118,4 +118,4 @@ def _difference(logits: Tensor, reference: Tensor, targets: Tensor) -> tuple[flo
 
 
 def _agreement(logits: Tensor, others: Tensor) -> float:
-    return 100 * ((logits > 0) == (others > 0)).double().mean().item()
+    return 100 * float(((logits > 0) == (others > 0)).double().mean())

@@ -17,10 +17,17 @@ _MOST_BYTES = 2**30  # of logits that are kept
 
 def answers(context: Context) -> Answer:
     """Of the run's teacher, which is neither trained nor changed."""
-    teacher, data = fold_batch_norm(context.teacher.network), context.data
+    teacher, data = fold_batch_norm(require_teacher(context)), context.data
     if data.augmentation.changes or 4 * len(data.train) * len(data.classes) > _MOST_BYTES:
         return compute_logits(teacher)
     return cached_logits(teacher, data.train, context.device)
+
+
+def require_teacher(context: Context) -> nn.Module:
+    """The network of the run's teacher. Raises ValueError in the stage that makes it, where there is none yet."""
+    if context.teacher is None:
+        raise ValueError("received a context without a teacher; expected the artifact that the stage teacher returned")
+    return context.teacher.network
 
 
 def compute_logits(teacher: nn.Module) -> Answer:

@@ -95,9 +95,10 @@ def channel_dim(call: Call) -> int | None:
     if call.name in _ELEMENTWISE:
         return _of_elementwise(call)
     x = call.source
-    if not isinstance(x, Tensor) or call.dim_of(x) is None:
+    dim = call.dim_of(x) if isinstance(x, Tensor) else None
+    if dim is None:
         return None
-    rules = {
+    rules: dict[str, Callable[[Call, Tensor, int], int | None]] = {
         **dict.fromkeys(_ON_PLANES, _of_planes),
         **dict.fromkeys(_VIEWS, _of_view),
         **dict.fromkeys(_REDUCTIONS, _of_reduction),
@@ -109,7 +110,7 @@ def channel_dim(call: Call) -> int | None:
         "getitem": _of_index,
     }
     rule = rules.get(call.name)
-    return rule(call, x, call.dim_of(x)) if rule else None
+    return rule(call, x, dim) if rule else None
 
 
 def _of_concatenation(call: Call) -> int | None:

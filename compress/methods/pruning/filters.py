@@ -145,7 +145,8 @@ def _remove(
     if _fault(network, example, shapes) is None:
         return kept, {}
     _set_state(whole)
-    kept, refused = {}, {}
+    refused: dict[nn.Module, str] = {}
+    kept = {}
     for choice in choices:
         before = _state(graph)
         left = _prune(graph, choice)

@@ -81,5 +81,7 @@ def _padding(layer: nn.Conv2d, padding: str | int | tuple[int, ...]) -> list[tup
         return [(span // 2, span - span // 2) for span in spans]
     if padding == "valid":
         return [(0, 0), (0, 0)]
+    if isinstance(padding, str):
+        raise ValueError(f"received padding={padding!r}; expected 'same', 'valid' or numbers")
     sizes = (padding, padding) if isinstance(padding, int) else padding if len(padding) == 2 else padding * 2
     return [(size, size) for size in sizes]

@@ -96,7 +96,7 @@ def _source(node: fx.Node) -> fx.Node | None:
 
 def _refit(pair: PairedInterpreter, node: fx.Node, kept: Tensor) -> float:
     """Fits one convolution or linear layer, with the batch norm behind it; returns the share left unexplained."""
-    layer, _ = pair.layers(node)
+    layer = pair.network.get_submodule(node.target)
     follower = only_user(node)
     norm = _batch_norm(pair, follower)
     end = node if norm is None else follower
@@ -142,8 +142,9 @@ def _least_squares(layer: nn.Module, inputs: list[Tensor], targets: list[Tensor]
     """
     # Images are left out, not positions: gathering the positions costs more than the solution.
     step = max(1, math.ceil(sum(target.numel() / _outputs(layer) for target in targets) / _ROWS))
-    pairs = zip(inputs, targets, strict=True)
-    pairs = [(rows(layer, x[::step]).float(), pixels(layer, y[::step]).float()) for x, y in pairs]
+    pairs = [
+        (rows(layer, x[::step]).float(), pixels(layer, y[::step]).float()) for x, y in zip(inputs, targets, strict=True)
+    ]
     few = sum(len(seen) for seen, _ in pairs) < pairs[0][0].shape[1]
     solution = (_solve_for_places if few else _solve_for_weights)(pairs, intercept)
     found, goals = [_with_ones(seen) @ solution.float() for seen, _ in pairs], [goals for _, goals in pairs]
@@ -151,7 +152,7 @@ def _least_squares(layer: nn.Module, inputs: list[Tensor], targets: list[Tensor]
     wrong = sum((x - y).double().square().sum() for x, y in zip(found, goals, strict=True))
     unexplained = wrong / (spread.sum() * sum(map(len, goals))).clamp_min(1e-12)
     weight, intercepts = solution[:-1], solution[-1]
-    return _Fit(*(x.float() for x in (weight, intercepts, mean - intercepts, variance)), unexplained.item())
+    return _Fit(weight.float(), intercepts.float(), (mean - intercepts).float(), variance.float(), unexplained.item())
 
 
 def _moments(chunks: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -163,7 +164,7 @@ def _moments(chunks: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 def _solve_for_weights(pairs: list[tuple[Tensor, Tensor]], intercept: bool) -> Tensor:
     """The weights, and in the last row the intercepts (C_in k k + 1, C_out), by the matrix of the inputs' products."""
-    gram = cross = 0
+    gram = cross = torch.zeros(())
     for seen, goals in pairs:
         seen = _with_ones(seen)
         gram = gram + (seen.T @ seen).double()
@@ -211,8 +212,9 @@ def _batch_norm(pair: PairedInterpreter, node: fx.Node | None) -> nn.BatchNorm2d
     """The changed network's batch norm that `node` calls, where its statistics and its affine map can be set."""
     name = batch_norm_at(pair.network, node)
     norm = pair.network.get_submodule(name) if name else None
-    whole = norm is not None and norm.running_mean is not None and norm.affine
-    return norm if whole and node.target not in _repeated(node.graph) else None
+    if node is None or norm is None or norm.running_mean is None or not norm.affine:
+        return None
+    return norm if node.target not in _repeated(node.graph) else None
 
 
 def _lost_layers(network: nn.Module, original: nn.Module) -> list[str]:

@@ -63,7 +63,7 @@ def correct(
 
 def _mean_error(layer: Layer) -> Tensor:
     """(C,): by how much the quantized network falls short of the float one, in the mean over images and positions."""
-    short = count = 0
+    short, count = torch.zeros((), dtype=torch.float64), 0
     for new, old in zip(layer.sums(False), layer.sums(True), strict=True):
         short = short + (old - new).double().transpose(0, 1).flatten(1).sum(1)
         count += old.numel() // old.shape[1]

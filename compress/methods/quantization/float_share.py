@@ -122,7 +122,7 @@ def _macs(node: onnx.NodeProto, left: list[int], right: list[int], result: list[
         operands = equation.replace(" ", "").partition("->")[0].split(",")
         sizes = dict([*zip(operands[0], left, strict=True), *zip(operands[1], right, strict=True)])
         return int(np.prod(list(sizes.values())))
-    return int(np.prod(result) * np.prod(right) / max(1, result[-1] * np.prod(right[:-2])))
+    return int(np.prod(result) * np.prod(right) / max(1, result[-1] * int(np.prod(right[:-2]))))
 
 
 def _lines(network: GraphModule) -> list[str]:

@@ -43,7 +43,7 @@ def weighted_layers(prepared: GraphModule) -> list[WeightedLayer]:
     """The layers of `prepared` with a quantized weight, in the order in which they run. Copies it first."""
     module = copy.deepcopy(prepared)
     lower_conv_batch_norm(module)
-    layers = {}
+    layers: dict[str, WeightedLayer] = {}
     for node, name in _layers(module).items():
         weight, bias = (tensor_of(part, module) for part in (node.args[1].args[0], argument(node, "bias")))
         macs = weight[0].numel() * math.prod(int(size) for size in node.meta["val"].shape[1:])
@@ -118,8 +118,10 @@ def _layers(prepared: GraphModule) -> dict[Node, str]:
     """Every call of a layer with a quantized weight, and the layer's name."""
     layers = {}
     for node in prepared.graph.nodes:
-        if is_call(node, CONVOLUTIONS | LINEARS) and _is_observer(node.args[1], prepared) and weight_name(node):
-            layers[node] = weight_name(node).removesuffix(".weight")
+        if is_call(node, CONVOLUTIONS | LINEARS) and _is_observer(node.args[1], prepared):
+            name = weight_name(node)
+            if name is not None:
+                layers[node] = name.removesuffix(".weight")
         block = prepared.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(block, ConvBatchNorm) and not isinstance(block.weight_quantizer, nn.Identity):
             layers[node] = node.target

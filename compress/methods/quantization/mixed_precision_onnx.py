@@ -69,10 +69,10 @@ class _Graph:
                 self._add_kernel(node)
 
     def _add_quantize(self, node: ir.Node) -> None:
-        source = node.inputs[0].producer()
+        source = _input(node, 0).producer()
         while source is not None and source.op_type in CLAMPS | MOVES:
-            source = source.inputs[0].producer()
-        before = self._tensor(node.inputs[0])
+            source = _input(source, 0).producer()
+        before = self._tensor(_input(node, 0))
         if before is not None and same_grid(before, node):
             self.first_quantize[node] = before
             return
@@ -80,44 +80,56 @@ class _Graph:
         self.makers[node] = source if source in self.inputs else None
 
     def _add_kernel(self, node: ir.Node) -> None:
-        values = [node.inputs[0]] if node.op_type in LAYERS else [v for v in node.inputs if not _is_constant(v)]
-        tensors = [self._tensor(value) for value in values]
-        if any(tensor is None for tensor in tensors):
+        if node.op_type in LAYERS:
+            values = [_input(node, 0)]
+        else:
+            values = [value for value in node.inputs if value is not None and not _is_constant(value)]
+        tensors = [tensor for tensor in map(self._tensor, values) if tensor is not None]
+        if len(tensors) < len(values):  # it reads a float tensor
             return
         if node.op_type in LAYERS:
-            weight = node.inputs[1].producer()
-            if weight is None or weight.op_type != "DequantizeLinear" or not _is_constant(node.inputs[1]):
+            weight = _input(node, 1).producer()
+            if weight is None or weight.op_type != "DequantizeLinear" or not _is_constant(_input(node, 1)):
                 return
-            self.layers[node] = weight.inputs[0].name.removesuffix(".weight")
+            self.layers[node] = str(_input(weight, 0).name).removesuffix(".weight")
         self.inputs[node] = tensors
 
     def _tensor(self, value: ir.Value) -> ir.Node | None:
         """The quantized tensor that `value` is, at once or behind moves; None for a float one."""
         node = value.producer()
         while node is not None and node.op_type in MOVES | {"DequantizeLinear"}:
-            node = node.inputs[0].producer()
-        return self.first_quantize.get(node)
+            node = _input(node, 0).producer()
+        return None if node is None else self.first_quantize.get(node)
+
+
+def _input(node: ir.Node, position: int) -> ir.Value:
+    """The input at `position`, which the operator cannot do without."""
+    value = node.inputs[position]
+    if value is None:
+        raise ValueError(f"received {node.op_type} {node.name} without input {position}; expected a file that has it")
+    return value
 
 
 def _is_constant(value: ir.Value) -> bool:
     """Whether the value is dequantized from an initializer."""
     node = value.producer()
-    return node is not None and node.op_type == "DequantizeLinear" and node.inputs[0].const_value is not None
+    return node is not None and node.op_type == "DequantizeLinear" and _input(node, 0).const_value is not None
 
 
 def _leave_float(model: ir.Model, quantize: ir.Node) -> None:
     """Let what reads the dequantized values of `quantize` read its input instead."""
+    value = _input(quantize, 0)
     for reader in list(quantize.outputs[0].consumers()):
         if reader.op_type == "Pad":  # of integers, with the zero point
-            reader.replace_input_with(0, quantize.inputs[0])
-            reader.replace_input_with(2, add_initializer(model, f"{reader.name}_zero", np.float32(0)))
-            reader.outputs[0].dtype = quantize.inputs[0].dtype
+            reader.replace_input_with(0, value)
+            reader.replace_input_with(2, add_initializer(model, f"{reader.name}_zero", np.array(0, np.float32)))
+            reader.outputs[0].dtype = ir.DataType.FLOAT
             for dequantize in list(reader.outputs[0].consumers()):
                 _bypass(model, dequantize, reader.outputs[0])
         elif same_grid(quantize, reader):
-            _bypass(model, reader, quantize.inputs[0])
+            _bypass(model, reader, value)
         else:
-            _restore_hard_sigmoid(model, reader, quantize.inputs[0])
+            _restore_hard_sigmoid(model, reader, value)
 
 
 def _bypass(model: ir.Model, dequantize: ir.Node, value: ir.Value) -> None:

@@ -143,7 +143,7 @@ def _shared_ranges(module: GraphModule, wanted: set[Node]) -> dict[Node, Node]:
     for node in module.graph.nodes:
         if is_call(node, CONCATENATIONS) and node in wanted:
             members = {find(member) for member in [node, *map(origin, node.args[0])]}
-            first = min(members, key=order.get)
+            first = min(members, key=order.__getitem__)
             leader.update(dict.fromkeys(members, first))
     return {node: find(node) for node in leader}
 

@@ -92,6 +92,8 @@ def name_weights(module: GraphModule, names: list[str | None]) -> None:
     for node, name in zip(weighted_calls(module), names, strict=True):
         if not is_call(node.args[1], {DEQUANTIZE_CHANNELS}):
             continue
+        if name is None:
+            raise ValueError(f"received int8 weights for {node.name} from no parameter; expected those of a parameter")
         stored = node.args[1].args[0]
         path, _, leaf = name.rpartition(".")
         owner, int8 = module.get_submodule(path), tensor_of(stored, module)

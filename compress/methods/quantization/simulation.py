@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.observer import ObserverBase
 
-from compress.models.graph.aten_patterns import CLAMPS, LINEARS, SUMS, argument, is_call, only_user, own_parameter
+from compress.models.graph.aten_patterns import (
+    CLAMPS,
+    LINEARS,
+    SUMS,
+    argument,
+    is_call,
+    layer_name,
+    only_user,
+    own_parameter,
+)
 from compress.models.graph.paired_interpreter import PairedInterpreter
 
 
@@ -73,7 +82,10 @@ class Layer:
 
     def parameter(self, name: str) -> Tensor:
         """The quantized network's "weight" or "bias"."""
-        return self.pair.network.get_parameter(own_parameter(self.node, name).target)
+        source = own_parameter(self.node, name)
+        if source is None:
+            raise ValueError(f"received {name} of {layer_name(self.node)}; expected a parameter of the layer's own")
+        return self.pair.network.get_parameter(source.target)
 
     def grid(self) -> Grid:
         """That of the weight."""

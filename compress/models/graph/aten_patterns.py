@@ -1,6 +1,7 @@
 """Names the operators that ONNX Runtime can run in int8, and how they are read in an exported graph."""
 
 from collections.abc import Callable
+from typing import Any, TypeGuard, overload
 
 import torch
 import torch.ao.quantization.fx._decomposed
@@ -57,7 +58,7 @@ DEQUANTIZE = quantized.dequantize_per_tensor.default
 DEQUANTIZE_CHANNELS = quantized.dequantize_per_channel.default
 
 
-def is_call(node: object, targets: set[Callable]) -> bool:
+def is_call(node: object, targets: set[Callable]) -> TypeGuard[Node]:
     """Whether `node` is a call of one of `targets`."""
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
 
@@ -67,6 +68,10 @@ def only_user(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
+@overload
+def tensor_of(node: None, module: GraphModule) -> None: ...
+@overload
+def tensor_of(node: Node, module: GraphModule) -> torch.Tensor: ...
 def tensor_of(node: Node | None, module: GraphModule) -> torch.Tensor | None:
     """The parameter or buffer that a `get_attr` node reads; None for no node."""
     if node is None:
@@ -90,7 +95,7 @@ def weight_name(node: Node) -> str | None:
     return weight.target if weight.op == "get_attr" else None
 
 
-def argument(node: Node, name: str) -> object:
+def argument(node: Node, name: str) -> Any:
     """An argument of an aten call by its name in the operator's schema, its default where it was left out."""
     for position, parameter in enumerate(node.target._schema.arguments):
         if parameter.name == name:

@@ -20,8 +20,10 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     convolutions = [node for node in calls if _is_plain(network.get_submodule(node.target))]
     pairs = [(node.target, batch_norm_at(network, only_user(node))) for node in convolutions]
     for name, norm_name in pairs:
-        norm = network.get_submodule(norm_name) if norm_name else None
-        if norm_name and norm.running_mean is not None and times[name] == 1 >= times[norm_name]:
+        if norm_name is None:
+            continue
+        norm = network.get_submodule(norm_name)
+        if norm.running_mean is not None and times[name] == 1 >= times[norm_name]:
             network.set_submodule(name, fuse_conv_bn_eval(network.get_submodule(name), norm))
             network.set_submodule(norm_name, _rest(norm))
     return network

@@ -205,7 +205,9 @@ class _Constants:
     """The nodes of a graph that depend on parameters and buffers alone, and their values."""
 
     def __init__(self, module: GraphModule):
-        self._module, self._values, self._nodes = module, {}, set()
+        self._module = module
+        self._values: dict[Node, Tensor] = {}
+        self._nodes: set[Node] = set()
         for node in module.graph.nodes:
             sources = node.all_input_nodes
             computed = sources and node.op == "call_function" and self._nodes.issuperset(sources)
@@ -228,7 +230,8 @@ class _Constants:
 
 def _owner(source: Node, module: GraphModule) -> str:
     """The layer whose largest parameter goes into `source`."""
-    sizes, waiting, seen = {}, [source], set()
+    sizes: dict[str, int] = {}
+    waiting, seen = [source], set()
     while waiting:
         node = waiting.pop()
         if node in seen:
@@ -237,7 +240,7 @@ def _owner(source: Node, module: GraphModule) -> str:
         if node.op == "get_attr" and isinstance(tensor_of(node, module), Tensor):
             sizes[str(node.target)] = math.prod(tensor_of(node, module).shape)
         waiting += node.all_input_nodes
-    name = max(sorted(sizes), key=sizes.get)
+    name = max(sorted(sizes), key=sizes.__getitem__)
     if ".parametrizations." in name:
         return name.partition(".parametrizations.")[0]
     return name.rpartition(".")[0] or name

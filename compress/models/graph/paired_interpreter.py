@@ -15,17 +15,11 @@ class PairedInterpreter:
         self.network, self.original, self.images = network, original, images
         self._values: dict[tuple[bool, fx.Node], dict[int, Tensor]] = {}
         self._order = {node: position for position, node in enumerate(graph.nodes)}
-        self._last_use = {node: max(map(self._order.get, node.users), default=-1) for node in graph.nodes}
+        self._last_use = {node: max((self._order[user] for user in node.users), default=-1) for node in graph.nodes}
         self._constants: set[fx.Node] = set()
         for node in graph.nodes:
             if node.op != "placeholder" and self._constants.issuperset(node.all_input_nodes):
                 self._constants.add(node)
-
-    def layers(self, node: fx.Node) -> tuple[nn.Module | None, nn.Module | None]:
-        """The module that `node` calls, in the changed network and in the original."""
-        if not isinstance(node, fx.Node) or node.op != "call_module":
-            return None, None
-        return self.network.get_submodule(node.target), self.original.get_submodule(node.target)
 
     def new(self, node: fx.Node) -> list[Tensor]:
         """The changed network's value at `node`, a tensor a chunk of images."""
@@ -39,7 +33,7 @@ class PairedInterpreter:
         """Whether the value at `node` is final at the turn of `now`: no parameter that is read later goes into it."""
         if self._order[node] < self._order[now]:
             return node not in self._constants
-        module, _ = self.layers(node)
+        module = self.network.get_submodule(node.target) if node.op == "call_module" else None
         if node in self._constants or (module is not None and any(True for _ in module.parameters())):
             return False
         return all(self.is_settled(source, now) for source in node.all_input_nodes)

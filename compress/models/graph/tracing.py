@@ -2,6 +2,7 @@
 
 import contextlib
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,9 +21,12 @@ _SIZED = (nn.Conv2d, nn.Linear, nn.LayerNorm)
 class _Tracer(fx.Tracer):
     """Where a module's forward pass branches on values it stays one node, and what is inside stays as it is."""
 
+    module_stack: OrderedDict[str, Any]  # fx keeps here which modules are being called
+
     def __init__(self, image: Tensor | None):
         super().__init__()
-        self._image, self._values = image, {}
+        self._image = image
+        self._values: dict[fx.Node, Any] = {}
 
     def create_node(self, kind: str, *arguments: Any, **options: Any) -> fx.Node:
         """As fx does it; what the call gives for the image is kept, for branches on shapes."""
