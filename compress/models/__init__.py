@@ -11,11 +11,11 @@ from compress.models.initialization import initialize
 from compress.models.registry import LIBRARIES, ZOO, Entry, find_entry
 from compress.models.stems import set_input_channels
 from compress.models.third_party import (
+    build_error,
     check_library_name,
     from_timm,
     from_torchvision,
-    not_built,
-    require_takes,
+    require_logits,
     require_timm,
 )
 from compress.models.user_model import USER_MODELS
@@ -77,14 +77,14 @@ def require_model_fits(name: str, key: str, shape: tuple[int, int, int], classes
     for device in ("meta", "cpu"):
         try:
             with torch.device(device):
-                require_takes(build(architecture), name, key, shape, classes)
+                require_logits(build(architecture), name, key, shape, classes)
             return
         except UserError:
             if device == "cpu":
                 raise
         except Exception as error:  # whatever a library raises; on the meta device also for want of values
             if device == "cpu":
-                raise not_built(name, key, shape[1], error) from error
+                raise build_error(name, key, shape[1], error) from error
 
 
 def stem_for(stem: str, pixels: int) -> str:

@@ -11,7 +11,7 @@ def small_stem(network: nn.Module) -> None:
 
     As He et al. 2015 (section 4.2) start on 32 pixels. The middle of pretrained weights is their best start.
     """
-    halvings = [(name, module) for name, module in network.named_modules() if is_halving(module)]
+    halvings = [(name, module) for name, module in network.named_modules() if is_downsampling(module)]
     for name, module in halvings[:_LEFT_OUT]:
         if isinstance(module, nn.MaxPool2d):
             network.set_submodule(name, nn.Identity())
@@ -21,7 +21,7 @@ def small_stem(network: nn.Module) -> None:
             module.stride = (1, 1)
 
 
-def is_halving(module: nn.Module) -> bool:
+def is_downsampling(module: nn.Module) -> bool:
     """Whether rows and columns halve there."""
     return isinstance(module, (nn.Conv2d, nn.MaxPool2d)) and module.stride in (2, (2, 2))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.models.initialization import logits_layer
+from compress.models.initialization import last_defined_layer
 from compress.utils.errors import UserError
 
 _NEAREST = 5  # names in a message
@@ -110,7 +110,7 @@ def require_timm(name: str) -> None:
         raise UserError(f"{name} without the package timm", "the extra timm installed", 'pip install "compress[timm]"')
 
 
-def require_takes(network: nn.Module, name: str, key: str, shape: tuple[int, int, int], classes: int) -> None:
+def require_logits(network: nn.Module, name: str, key: str, shape: tuple[int, int, int], classes: int) -> None:
     """Raises UserError unless `network` gives logits (N, `classes`) for images (C, H, W) of `shape`.
 
     Some networks need images of a least size, or of one size.
@@ -121,13 +121,13 @@ def require_takes(network: nn.Module, name: str, key: str, shape: tuple[int, int
         with torch.no_grad():
             logits = network.eval()(torch.zeros(2, *shape, device=where))
     except Exception as error:  # whatever a library raises for a size that it does not take
-        raise not_built(name, key, shape[1], error) from error
+        raise build_error(name, key, shape[1], error) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(f"{key}={name}, which gives {found} for two images", expected, "name another network")
 
 
-def not_built(name: str, key: str, image_size: int | None, error: Exception) -> UserError:
+def build_error(name: str, key: str, image_size: int | None, error: Exception) -> UserError:
     """The refusal of a library's network that fails on images of this size."""
     cause = str(error).strip().splitlines()
     return UserError(
@@ -213,7 +213,7 @@ def _set_classes(network: nn.Module, classes: int) -> None:
 
     In all of torchvision's families the layer that is defined last gives the logits, once auxiliary heads are gone.
     """
-    name, last = logits_layer(network)
+    name, last = last_defined_layer(network)
     bias = last.bias is not None
     if isinstance(last, nn.Linear) and last.out_features != classes:
         network.set_submodule(name, nn.Linear(last.in_features, classes, bias=bias))

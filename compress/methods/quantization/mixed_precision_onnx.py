@@ -1,6 +1,6 @@
-"""Lets layers of an exported int8 file run in float by editing its graph: what a new export would give, in no time.
+"""Lets layers of an exported int8 file run in float by editing its graph, which is much faster than a new export.
 
-`mixed_precision.exclude_layers` does the same to the network before it is exported; both follow `tensors_left_float`.
+`mixed_precision.exclude_layers` does the same to the network before it is exported; both use `tensors_left_float`.
 """
 
 from collections.abc import Collection
@@ -27,7 +27,7 @@ WEIGHTLESS = {"Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool", "Sigmo
 
 
 def exclude_layers_onnx(exported: bytes, layers: Collection[WeightedLayer]) -> bytes:
-    """The file `exported`, all int8, with `layers` in float.
+    """Returns the file `exported`, which is all int8, with `layers` in float.
 
     Raises ValueError for a layer whose int8 weight is not in the file.
     """
@@ -41,10 +41,10 @@ def exclude_layers_onnx(exported: bytes, layers: Collection[WeightedLayer]) -> b
     dropped = tensors_left_float(graph.makers, graph.inputs, graph.layers, weights)
     for quantize, first in graph.first_quantize.items():
         if first in dropped:
-            _leave_float(model, quantize)
+            _remove_quantize(model, quantize)
     for node, name in graph.layers.items():
         if name in weights:
-            _give_float_weights(model, node, weights[name])
+            _set_float_weights(model, node, weights[name])
     add_fourth_channel(model)
     protect_float_layers(model)
     RemoveUnusedNodesPass()(model)
@@ -52,9 +52,9 @@ def exclude_layers_onnx(exported: bytes, layers: Collection[WeightedLayer]) -> b
 
 
 class _Graph:
-    """The quantized tensors and int8 kernels of a file, as `tensors_left_float` wants them.
+    """The quantized tensors and int8 kernels of a file, for `tensors_left_float`.
 
-    A tensor stands for its first QuantizeLinear; those that repeat it on its grid, behind a move, belong to it.
+    A tensor is represented by its first QuantizeLinear; those that repeat it on its grid after a move belong to it.
     """
 
     def __init__(self, model: ir.Model):
@@ -95,7 +95,7 @@ class _Graph:
         self.inputs[node] = tensors
 
     def _tensor(self, value: ir.Value) -> ir.Node | None:
-        """The quantized tensor that `value` is, at once or behind moves; None for a float one."""
+        """Returns the quantized tensor that `value` is, at once or after moves; None for a float one."""
         node = value.producer()
         while node is not None and node.op_type in MOVES | {"DequantizeLinear"}:
             node = _input(node, 0).producer()
@@ -116,8 +116,8 @@ def _is_constant(value: ir.Value) -> bool:
     return node is not None and node.op_type == "DequantizeLinear" and _input(node, 0).const_value is not None
 
 
-def _leave_float(model: ir.Model, quantize: ir.Node) -> None:
-    """Let what reads the dequantized values of `quantize` read its input instead."""
+def _remove_quantize(model: ir.Model, quantize: ir.Node) -> None:
+    """Lets the readers of the dequantized values of `quantize` read its input instead."""
     value = _input(quantize, 0)
     for reader in list(quantize.outputs[0].consumers()):
         if reader.op_type == "Pad":  # of integers, with the zero point
@@ -141,13 +141,13 @@ def _bypass(model: ir.Model, dequantize: ir.Node, value: ir.Value) -> None:
 
 
 def _restore_hard_sigmoid(model: ir.Model, sixth: ir.Node, value: ir.Value) -> None:
-    """Undo `rewrites.hard_sigmoid_as_sum`, whose clamp is the saturation of integers."""
+    """Undoes `rewrites.hard_sigmoid_as_sum`, whose clamp is the saturation of integers."""
     (total,) = sixth.outputs[0].consumers()
     gate = ir.node("HardSigmoid", [value], {"alpha": 1 / 6, "beta": 0.5}, name=f"{total.name}_gate")
     replace_node(model, total, [gate])
 
 
-def _give_float_weights(model: ir.Model, node: ir.Node, layer: WeightedLayer) -> None:
+def _set_float_weights(model: ir.Model, node: ir.Node, layer: WeightedLayer) -> None:
     for position, (part, values) in enumerate((("weight", layer.weight), ("bias", layer.bias)), 1):
         if values is not None:
             name = f"{layer.name}.float_{part}"  # the file has the int8 weight under the plain name
