@@ -63,7 +63,7 @@ def test_an_image_that_never_changes_is_shown_once(
 ) -> None:
     """In two epochs; not where the logits would take too much memory."""
     seen, augmentation = [], Augmentation(padding, False)
-    monkeypatch.setattr(module, "_MOST_BYTES", most)
+    monkeypatch.setattr(module, "_MAX_BYTES", most)
     monkeypatch.setattr(module, "fold_batch_norm", lambda network: network)
     network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     teacher_fn = teacher_function(context_of(data, network, augmentation))
@@ -93,7 +93,7 @@ def test_a_stage_ends_with_nearly_the_same_weights(
     settings = {"distill": DistillConfig(epochs=1, lr=0.001), "quantize": QuantizeConfig(epochs=1, lr=0.001)}[stage]
     ends: list[dict[str, Tensor]] = []
     for most in (2**30, 1):
-        monkeypatch.setattr(module, "_MOST_BYTES", most)
+        monkeypatch.setattr(module, "_MAX_BYTES", most)
         torch.manual_seed(0)
         made = {"distill": distill, "quantize": quantize}[stage](copy.deepcopy(context.teacher), settings, context)
         ends.append(made.tensors())
