@@ -1,4 +1,4 @@
-"""Calls the function of the user's that builds their network."""
+"""Calls the user's function that builds their network."""
 
 import difflib
 import importlib
@@ -17,7 +17,7 @@ _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _EXPECTED = "package.module:function, a function that returns a torch.nn.Module"
 _IMPORT_SEED = 0  # a module is imported once, whatever the seed of the run
 
-# Names of arguments that mean but one thing in a function that builds an image classifier.
+# Names of arguments that mean only one thing in a function that builds an image classifier.
 CLASSES_NAMES = (
     "num_classes", "n_classes", "nb_classes", "num_class", "n_class", "nb_class", "classes", "nclasses", "nclass",
     "numclasses", "class_num", "classes_num", "class_count", "n_cls", "num_cls", "num_labels", "n_labels", "numClasses",
@@ -32,10 +32,10 @@ SIZE_NAMES = ("image_size", "img_size", "input_size", "input_resolution", "img_d
 
 
 def call_factory(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
-    """What teacher.factory=`name` returns for images (C, H, W), with all global random numbers seeded by `seed`.
+    """Calls teacher.factory=`name` for images (C, H, W), with all global random numbers seeded by `seed`.
 
-    It gets the number of classes and channels, and the size of the images, where an argument of it has a name that
-    means that. Raises UserError for a function that is not there, that raises, or that returns no network.
+    The number of classes, the number of channels and the size of the images are passed where an argument has a name
+    for them. Raises UserError for a function that does not exist, that raises, or that returns no network.
     """
     build = _find(name)
     if isinstance(build, nn.Module):
@@ -63,7 +63,7 @@ def call_factory(name: str, shape: tuple[int, int, int], classes: int, seed: int
 
 
 def _find(name: str) -> Any:
-    """The object that is named. Raises UserError where it is not there, or its module cannot be imported."""
+    """Returns the object `name`. Raises UserError where it does not exist, or its module cannot be imported."""
     if not _FACTORY.fullmatch(name):
         raise UserError(f"teacher.factory={name}", _EXPECTED, "write it so")
     module_name, function = name.split(":")
@@ -93,10 +93,10 @@ def _find(name: str) -> Any:
 def _arguments(
     build: Callable[..., Any], name: str, shape: tuple[int, int, int], classes: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments that `build` names, and those that it may take under **kwargs."""
+    """Returns the arguments that `build` names, and those that it may accept under **kwargs."""
     try:
         parameters = inspect.signature(build).parameters
-    except (TypeError, ValueError):  # of a compiled function: it has none
+    except (TypeError, ValueError):  # a compiled function has no signature
         return {}, {}
     keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     by_name = {key: value for key, value in parameters.items() if value.kind in keywords}
@@ -128,16 +128,16 @@ def _arguments(
 
 
 def _size_like(default: Any, shape: tuple[int, int, int]) -> Any:
-    """The size of the images in the form of the argument's default: a side, (H, W) or (C, H, W)."""
+    """Returns the size of the images in the form of the argument's default: a side, (H, W) or (C, H, W)."""
     if isinstance(default, (tuple, list)):
         return type(default)(shape if len(default) == 3 else shape[1:])
     return shape[1]
 
 
 def _without(refused: str, spare: dict[str, Any]) -> dict[str, Any]:
-    """`spare` with the next usual name in place of the one that was refused, or without it."""
-    left = {key: value for key, value in spare.items() if key != refused}
+    """Returns `spare` with the next usual name in place of the refused one, or without it."""
+    remaining = {key: value for key, value in spare.items() if key != refused}
     for names in (CLASSES_NAMES[:3], CHANNELS_NAMES[:2]):
         if refused in names[:-1]:
-            left[names[names.index(refused) + 1]] = spare[refused]
-    return left
+            remaining[names[names.index(refused) + 1]] = spare[refused]
+    return remaining

@@ -1,4 +1,4 @@
-"""What a network's outputs mean: losses, figures and predictions, by the name that `Data` and model.json carry."""
+"""The tasks by name: each defines the losses, metrics and predictions for a network's outputs."""
 
 from compress.tasks.base import Task
 from compress.tasks.classification import Classification
