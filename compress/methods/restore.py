@@ -37,7 +37,7 @@ def restore_float(folder: Path) -> nn.Module:
     if spec.quantization is None:
         _require_same(folder, spec, network)
         return network
-    from compress.methods.quantization.pt2e import convert, without_rounding  # as in `restore`
+    from compress.methods.quantization.pt2e import convert, without_rounding  # imported here because it takes seconds
 
     _require_same(folder, spec, convert(network))
     return without_rounding(network)
@@ -77,7 +77,7 @@ def _rebuild_pruned(network: nn.Module, change: dict[str, Any], spec: Spec) -> n
 
 def _rebuild_quantized(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
     """Inserts observers or fake quantization into the float network, which `convert` then turns into int8."""
-    from compress.methods.quantization.mixed_precision import exclude_layers  # as in `restore`
+    from compress.methods.quantization.mixed_precision import exclude_layers  # imported here because it takes seconds
     from compress.methods.quantization.pt2e import prepare
 
     example = torch.zeros(1, *spec.input["shape"])

@@ -9,7 +9,7 @@ import torch
 
 from compress.utils.errors import UserError
 
-_DEPTH = 4  # of nested keys
+_DEPTH = 4  # keys inside keys, at most
 _AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa)(?:[._]|$)|averag|shadow", re.IGNORECASE)
 # Counters that wrappers and tools add to the weights, and that no network computes with.
 _COUNTERS = ("n_averaged", "total_ops", "total_params")
@@ -27,21 +27,21 @@ class Candidate:
     tensors: Tensors
     others: int = 0  # tensors under the same key without the prefix
 
-    def missing(self, own: Tensors) -> list[str]:
+    def missing(self, expected: Tensors) -> list[str]:
         """Returns the network's names that the set lacks; it may lack batch norm's counter, which changes nothing."""
-        return [name for name in own if name not in self.tensors and not name.endswith("num_batches_tracked")]
+        return [name for name in expected if name not in self.tensors and not name.endswith("num_batches_tracked")]
 
-    def extra(self, own: Tensors) -> list[str]:
+    def extra(self, expected: Tensors) -> list[str]:
         """Returns the names that the network lacks."""
-        return [name for name in self.tensors if name not in own]
+        return [name for name in self.tensors if name not in expected]
 
-    def fits(self, own: Tensors) -> bool:
+    def fits(self, expected: Tensors) -> bool:
         """Whether the set has all names of the network and no others."""
-        return not self.missing(own) and not self.extra(own)
+        return not self.missing(expected) and not self.extra(expected)
 
-    def shapes_fit(self, own: Tensors) -> bool:
+    def shapes_fit(self, expected: Tensors) -> bool:
         """Whether the set has all names and shapes of the network, and no other names."""
-        return self.fits(own) and all(value.shape == own[name].shape for name, value in self.tensors.items())
+        return self.fits(expected) and all(value.shape == expected[name].shape for name, value in self.tensors.items())
 
     @property
     def averaged(self) -> bool:
@@ -49,24 +49,24 @@ class Candidate:
         return bool(_AVERAGED.search(self.key))
 
 
-def candidates(content: object, own: Tensors) -> list[Candidate]:
-    """Returns the sets of weights in `content` that fit the names of `own`, or the one that is nearest to them.
+def candidates(content: object, expected: Tensors) -> list[Candidate]:
+    """Returns the sets of weights in `content` that fit the names of `expected`, or the one that is nearest to them.
 
-    A set also fits with a prefix before all its names, and without a prefix that all names of `own` share. A dict of
-    tensors has at least one set.
+    A set also fits with a prefix before all its names, and without a prefix that all names of `expected` share. A dict
+    of tensors has at least one set.
     """
     found = [
         fitting
         for key, tensors in _nested(content, "", _DEPTH)
-        for fitting in _forms(Candidate(key, _without_counters(tensors)), own)
+        for fitting in _forms(Candidate(key, _without_counters(tensors)), expected)
     ]
     distinct: dict[tuple[int, ...], Candidate] = {}
     for one in sorted(found, key=lambda one: one.others):
         distinct.setdefault(tuple(map(id, one.tensors.values())), one)
-    fitting = [one for one in distinct.values() if one.fits(own)]
-    fitting = [one for one in fitting if one.shapes_fit(own)] or fitting
-    # Of sets that do not fit, the one with most of the names says best what is wrong.
-    return fitting or sorted(found, key=lambda one: -len(one.tensors.keys() & own.keys()))[:1]
+    fitting = [one for one in distinct.values() if one.fits(expected)]
+    fitting = [one for one in fitting if one.shapes_fit(expected)] or fitting
+    # Where no set fits, the one with the most names of the network explains best what is wrong.
+    return fitting or sorted(found, key=lambda one: -len(one.tensors.keys() & expected.keys()))[:1]
 
 
 def choose(found: list[Candidate], path: str, key: str | None) -> tuple[Candidate, list[str]]:
@@ -130,8 +130,8 @@ def _without_counters(tensors: Tensors) -> Tensors:
     return {name: value for name, value in tensors.items() if name.rpartition(".")[2] not in _COUNTERS}
 
 
-def _forms(whole: Candidate, own: Tensors) -> list[Candidate]:
-    """Returns the forms of `whole` that fit `own`: unchanged, without wrappers' names, or the part with a prefix.
+def _forms(whole: Candidate, expected: Tensors) -> list[Candidate]:
+    """Returns the forms of `whole` that fit `expected`: unchanged, without wrappers' names, or the part with a prefix.
 
     Where none fits, it returns the form with the most names of the network.
     """
@@ -143,17 +143,17 @@ def _forms(whole: Candidate, own: Tensors) -> list[Candidate]:
             others = len(one.tensors) - len(inside)
             shown = ".".join(part for part in prefix.split(".") if part and part not in _WRAPPERS)
             tried.append(Candidate(f"{one.key}.{shown}".strip("."), inside, others))
-    shared = _shared_prefix(own)
+    shared = _shared_prefix(expected)
     if shared:
         tried += [
             Candidate(one.key, {shared + name: value for name, value in one.tensors.items()}, one.others)
             for one in list(tried)
         ]
-    fitting = {tuple(map(id, one.tensors.values())): one for one in reversed(tried) if one.fits(own)}
+    fitting = {tuple(map(id, one.tensors.values())): one for one in reversed(tried) if one.fits(expected)}
     if fitting:
         exact = [one for one in fitting.values() if not one.others]
         return (exact or list(fitting.values()))[::-1]
-    return [max(tried, key=lambda one: (len(one.tensors.keys() & own.keys()), -one.others))]
+    return [max(tried, key=lambda one: (len(one.tensors.keys() & expected.keys()), -one.others))]
 
 
 def _renamed(tensors: Tensors) -> Tensors:

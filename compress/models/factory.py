@@ -42,11 +42,11 @@ def call_factory(name: str, shape: tuple[int, int, int], classes: int, seed: int
         return build
     if not callable(build):
         raise UserError(f"teacher.factory={name}, which is {type(build).__name__}", _EXPECTED, "name a function")
-    given, spare = _arguments(build, name, shape, classes)
+    arguments, spare = _arguments(build, name, shape, classes)
     while True:
         with seeded(seed):
             try:
-                network = build(**given, **spare)
+                network = build(**arguments, **spare)
                 break
             except TypeError as error:
                 refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
@@ -100,19 +100,19 @@ def _arguments(
         return {}, {}
     keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     by_name = {key: value for key, value in parameters.items() if value.kind in keywords}
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for names, value in ((CLASSES_NAMES, classes), (CHANNELS_NAMES, shape[0])):
         found = [key for key in names if key in by_name]
-        given |= dict.fromkeys(found[:1], value)
+        arguments |= dict.fromkeys(found[:1], value)
     for key in SIZE_NAMES:
         if key in by_name:
-            given[key] = _size_like(by_name[key].default, shape)
+            arguments[key] = _size_like(by_name[key].default, shape)
     required = [
         key
         for key, value in parameters.items()
         if value.default is value.empty and value.kind not in (value.VAR_POSITIONAL, value.VAR_KEYWORD)
     ]
-    unknown = [key for key in required if key not in given]
+    unknown = [key for key in required if key not in arguments]
     if unknown:
         raise UserError(
             f"teacher.factory={name}, which needs {', '.join(unknown)}",
@@ -122,9 +122,9 @@ def _arguments(
         )
     spare: dict[str, Any] = {}
     if any(value.kind is value.VAR_KEYWORD for value in parameters.values()):
-        spare = {} if set(CLASSES_NAMES) & set(given) else {CLASSES_NAMES[0]: classes}
-        spare |= {} if set(CHANNELS_NAMES) & set(given) else {CHANNELS_NAMES[0]: shape[0]}
-    return given, spare
+        spare = {} if set(CLASSES_NAMES) & set(arguments) else {CLASSES_NAMES[0]: classes}
+        spare |= {} if set(CHANNELS_NAMES) & set(arguments) else {CHANNELS_NAMES[0]: shape[0]}
+    return arguments, spare
 
 
 def _size_like(default: Any, shape: tuple[int, int, int]) -> Any:

@@ -23,7 +23,7 @@ _VERSIONED = ("torch", "torchvision", "timm")  # their versions are in a stage's
 # Python's own modules whose objects hold settings; others, such as loggers and locks, hold values that change.
 _SETTINGS = ("types", "argparse", "enum", "pathlib", "collections", "dataclasses")
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
-_DEPTH = 6  # of nested attributes
+_DEPTH = 6  # attributes inside attributes, at most
 _PLAIN = (str, bytes, int, float, complex, bool, type(None))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from compress.models.initialization import last_defined_layer
 from compress.utils.errors import UserError
 
-_MAX_NAMES = 5  # in a message
+_MAX_NAMES = 5  # a message lists at most so many
 
 
 def torchvision_names() -> list[str]:

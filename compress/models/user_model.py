@@ -26,7 +26,7 @@ log = logging.getLogger("compress")
 # The networks by name. A model.json can name only a network in this dict, so no file brings code into a run.
 USER_MODELS: dict[str, nn.Module] = {}
 
-_SAME = 1e-4  # the largest difference of two forward passes of one network, as a share of the largest output
+_TOLERANCE = 1e-4  # the largest difference of two forward passes of one network, as a share of the largest output
 
 
 def register_user_model(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> None:
@@ -126,7 +126,7 @@ def _require_repeatable(name: str, shape: tuple[int, int, int], classes: int, se
         if state is not None:
             second.load_state_dict(state)
         outputs = [_seeded_outputs(network, name, shape) for network in (first, second)]
-        repeatable = difference(*outputs) <= _SAME
+        repeatable = difference(*outputs) <= _TOLERANCE
     except (RuntimeError, UserError):  # other layers compute something else; a failure is `_require_fit`'s to report
         repeatable = state is None
     if not repeatable:
@@ -175,7 +175,7 @@ def _require_fit(name: str, shape: tuple[int, int, int], classes: int) -> None:
         raise UserError(f"{name}, which gives {received} for two images", expected, "mend its head")
     with seeded(1):
         again = _forward(network, name, images, expected)
-    if not difference(again, logits) <= _SAME:
+    if not difference(again, logits) <= _TOLERANCE:
         raise UserError(
             f"{name}, which gives other logits for the same images at a second call in eval mode",
             "the same logits each time",

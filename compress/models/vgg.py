@@ -2,7 +2,7 @@
 
 from torch import nn
 
-_KEPT = 3  # of the five pooling layers
+_KEPT = 3  # pooling layers of the published five
 
 
 def small_vgg(network: nn.Module) -> None:

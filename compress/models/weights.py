@@ -17,7 +17,7 @@ from torch import nn
 from compress.models.candidates import Candidate, candidates, choose
 from compress.utils.errors import UserError
 
-_MAX_NAMES = 3  # in a message, which counts the rest
+_MAX_NAMES = 3  # a message lists these and counts the rest
 # Classes of plain values that training scripts store with the weights: the command line of torchvision and timm, a
 # NumPy number such as the best accuracy, a path. Reading them runs no code.
 _PLAIN_CLASSES = [
@@ -40,9 +40,9 @@ def load_checkpoint(network: nn.Module, path: str, key: str | None = None) -> li
     averaged one (EMA) is loaded, or the one that `key` names. Returns remarks on what was chosen and converted. Raises
     UserError for a file that is missing or broken, or holds pickled code, quantized weights or another architecture's.
     """
-    own = network.state_dict()
+    expected = network.state_dict()
     content = _read(Path(path))
-    found = candidates(content, own)
+    found = candidates(content, expected)
     if not found:
         keys = f" with {', '.join(map(str, list(content)[:_MAX_NAMES]))}" if isinstance(content, dict) else ""
         raise UserError(
@@ -51,35 +51,35 @@ def load_checkpoint(network: nn.Module, path: str, key: str | None = None) -> li
             "save model.state_dict()",
         )
     chosen, remarks = choose(found, path, key)
-    _require_fit(own, chosen, path)
-    state = {name: chosen.tensors[name] for name in own if name in chosen.tensors}
-    wrong = [fault for name, value in state.items() if (fault := _wrong_kind(name, value, own[name]))]
+    _require_fit(expected, chosen, path)
+    state = {name: chosen.tensors[name] for name in expected if name in chosen.tensors}
+    wrong = [fault for name, value in state.items() if (fault := _wrong_kind(name, value, expected[name]))]
     if wrong:
         raise UserError(
             f"{path} with {wrong[0]}{f' and {len(wrong) - 1} more' * (len(wrong) > 1)}",
             "floating-point weights of the network before it was quantized",
             "take the float checkpoint that these were made from",
         )
-    floats = {name: value for name, value in state.items() if own[name].is_floating_point()}
-    converted = sorted({str(value.dtype) for name, value in floats.items() if value.dtype != own[name].dtype})
-    state = {name: value.to_dense().to(own[name].dtype) for name, value in state.items()}
+    floats = {name: value for name, value in state.items() if expected[name].is_floating_point()}
+    converted = sorted({str(value.dtype) for name, value in floats.items() if value.dtype != expected[name].dtype})
+    state = {name: value.to_dense().to(expected[name].dtype) for name, value in state.items()}
     bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise UserError(f"{path}: {_some('not finite:', bad)}", "finite weights", "take another checkpoint")
-    network.load_state_dict(own | state)
+    network.load_state_dict(expected | state)
     if converted:
         remarks.append(f"{path}: {' and '.join(converted)} converted to float32")
     return remarks
 
 
-def _require_fit(own: dict[str, torch.Tensor], found: Candidate, path: str) -> None:
-    """Raises UserError, with missing, extra and nearest names, unless `found` has the names and shapes of `own`."""
-    missing, extra = found.missing(own), found.extra(own)
-    wrong = [name for name in own if name in found.tensors and own[name].shape != found.tensors[name].shape]
+def _require_fit(expected: dict[str, torch.Tensor], found: Candidate, path: str) -> None:
+    """Raises UserError, with missing, extra and nearest names, unless `found` has the expected names and shapes."""
+    missing, extra = found.missing(expected), found.extra(expected)
+    wrong = [name for name in expected if name in found.tensors and expected[name].shape != found.tensors[name].shape]
     if not (missing or extra or wrong):
         return
     shapes = ", ".join(
-        f"{tuple(found.tensors[name].shape)} for {tuple(own[name].shape)}" for name in wrong[:_MAX_NAMES]
+        f"{tuple(found.tensors[name].shape)} for {tuple(expected[name].shape)}" for name in wrong[:_MAX_NAMES]
     )
     near = {name: difflib.get_close_matches(name, extra, 1, 0.6) for name in missing[:_MAX_NAMES]}
     nearest = [f"{names[0]} for {name}" for name, names in near.items() if names]
@@ -109,21 +109,22 @@ def _fix_for(missing: list[str], extra: list[str], wrong: list[str]) -> str:
     )
 
 
-def _wrong_kind(name: str, value: torch.Tensor, own: torch.Tensor) -> str | None:
-    """Returns why the numbers in `value` cannot be converted to the type of `own`; None where they can."""
+def _wrong_kind(name: str, value: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """Returns why the numbers in `value` cannot be converted to the type of `expected`; None where they can."""
     if value.is_meta:
         return f"{name} without values (device meta)"
-    if value.is_quantized or (own.is_floating_point() and value.dtype in _QUANTIZED):
-        return f"{name} as {value.dtype}, which looks quantized, where the network has {own.dtype}"
-    if own.is_floating_point():
+    if value.is_quantized or (expected.is_floating_point() and value.dtype in _QUANTIZED):
+        return f"{name} as {value.dtype}, which looks quantized, where the network has {expected.dtype}"
+    if expected.is_floating_point():
         # Floats of eight bits need a separate scale; only 16 bits or more are a weight by themselves.
         if not value.is_floating_point() or value.element_size() < 2:
-            return f"{name} as {value.dtype} where the network has {own.dtype}"
+            return f"{name} as {value.dtype} where the network has {expected.dtype}"
         return None
-    if own.is_complex() != value.is_complex():
-        return f"{name} as {value.dtype} where the network has {own.dtype}"
-    if not own.is_complex() and not torch.equal(value.to(own.dtype).to(torch.float64), value.to(torch.float64)):
-        return f"{name} as {value.dtype} with values that {own.dtype} cannot hold"
+    if expected.is_complex() != value.is_complex():
+        return f"{name} as {value.dtype} where the network has {expected.dtype}"
+    converted = value.to(expected.dtype)
+    if not expected.is_complex() and not torch.equal(converted.to(torch.float64), value.to(torch.float64)):
+        return f"{name} as {value.dtype} with values that {expected.dtype} cannot hold"
     return None
 
 

@@ -23,10 +23,8 @@ class Stage:
     run: str
     participle: str  # the state of its network, for messages: "pruned"
     place: Literal["first", "last"] | None = None
-    epochs: Callable[[Any], int] = lambda settings: settings.epochs  # of its training; 0: it runs in one process
-    key: Callable[[Config, tuple[int, int, int]], dict[str, Any]] = (
-        lambda config, shape: {}
-    )  # what else decides its result
+    epochs: Callable[[Any], int] = lambda settings: settings.epochs  # that it trains; 0: it runs in one process
+    key: Callable[[Config, tuple[int, int, int]], dict[str, Any]] = lambda config, shape: {}  # what else decides it
     networks: Callable[[Config], dict[str, str]] = lambda config: {}  # setting key -> name of a network it builds
     dry_run: Callable[[int], dict[str, Any]] = lambda images: {}  # its settings for a dry run on so many images
 

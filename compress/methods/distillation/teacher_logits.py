@@ -9,7 +9,7 @@ from compress.models.graph.fold_batch_norm import fold_batch_norm
 from compress.training.context import Context
 from compress.utils.tensors import to_device
 
-_MAX_BYTES = 2**30  # of cached logits
+_MAX_BYTES = 2**30  # larger logits are not cached
 
 
 def teacher_function(context: Context) -> TeacherFn:

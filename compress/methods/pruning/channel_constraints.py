@@ -99,7 +99,7 @@ def _unrecorded(network: nn.Module) -> dict[nn.Module, str]:
 
 
 def _tied(network: nn.Module) -> dict[nn.Module, str]:
-    """The layers that share a parameter: cut in one, it would be another in the other."""
+    """Returns the layers that share a parameter, with the reason: pruning it in one layer would separate them."""
     owners: dict[int, list[str]] = {}
     for name, module in network.named_modules():
         for parameter in module.parameters(recurse=False):

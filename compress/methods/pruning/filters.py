@@ -15,7 +15,7 @@ from compress.methods.pruning.channel_constraints import LOGITS, TracedModel, re
 from compress.models.widths import read_widths
 
 _NORM = {"l1": 1, "l2": 2}
-_LEAST_LEFT = 0.05  # of a layer's filters: global scope must not cut a path through the network
+_LEAST_LEFT = 0.05  # share of a layer's filters that stays: global scope must not cut a path through the network
 _LAYERS = (nn.Conv2d, nn.Linear)
 
 

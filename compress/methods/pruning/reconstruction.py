@@ -14,13 +14,13 @@ from compress.methods.pruning.receptive import channel_dim, computes_weight, pix
 from compress.models.graph.paired_interpreter import PairedInterpreter
 from compress.models.graph.tracing import batch_norm_at, only_user, read_argument, trace
 
-_RIDGE = 1e-2  # of the mean squared input: less overfits a thousand images, and is then harder to fine-tune
-_LEAST_SQUARE = 1e-12  # so that inputs that are all zero have a solution
+_RIDGE = 1e-2  # share of the mean squared input: less overfits a thousand images and hinders fine-tuning
+_LEAST_SQUARE = 1e-12  # gives inputs that are all zero a solution
 _MAX_ROWS = 200_000  # positions on which a layer is fitted
 _CHUNK = 64  # images at a time
 
 _SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in eval mode
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)  # they change nothing in eval mode
 
 _GROUPS = "a convolution in groups"
 _COMPUTED = "its weight is computed from other parameters"

@@ -22,8 +22,8 @@ _REGULARIZATION = 1.0  # its weight; the error counts as a share of that of near
 _TRAVEL = 10.0  # how far the steps of Adam can move a weight's logit in all; 0 is undecided, 2.4 decided
 _BATCH = 512  # positions a step
 
-_MAX_POSITIONS = 16_384  # from which the rounding of a layer is learned
-_MAX_FLOATS = 2**26  # in the inputs of these positions: 256 MiB
+_MAX_POSITIONS = 16_384  # the rounding of a layer is learned from these
+_MAX_FLOATS = 2**26  # their inputs take at most 256 MiB
 
 
 @dataclass

@@ -56,7 +56,7 @@ def advise(network: nn.Module, images: Tensor, config: QuantizeConfig, drop: Acc
     spread = widest_spread(network, images)
     wide = spread is not None and spread.times >= _WIDE
     cause = (
-        f"; the loudest channel of {spread.layer} reaches {spread.times:.0f} times as far as its median one"
+        f"; the widest channel of {spread.layer} reaches {spread.times:.0f} times as far as its median one"
         if wide
         else ""
     )

@@ -22,8 +22,8 @@ from compress.utils.errors import UserError
 
 INT8_MACS = "int8_macs_percent"  # in metrics.json of a quantized stage: the share of the arithmetic that is int8
 
-_MOST_FLOAT_PERCENT = 50.0  # of the multiply-accumulates; above it the file is no int8 file
-_MAX_NAMES = 3  # in a message, for each reason
+_MOST_FLOAT_PERCENT = 50.0  # share of the multiply-accumulates above which a file is no int8 file
+_MAX_NAMES = 3  # a message lists at most so many for each reason
 _PRODUCTS = "it multiplies two activations"
 
 
@@ -33,7 +33,7 @@ class FloatLayer:
 
     layer: str
     reason: str
-    macs_percent: float  # of all multiply-accumulates of the file's layers
+    macs_percent: float  # its share of all multiply-accumulates of the file's layers
 
     @property
     def has_weights(self) -> bool:

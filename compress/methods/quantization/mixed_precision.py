@@ -32,11 +32,11 @@ K = TypeVar("K", bound=Hashable)
 class WeightedLayer:
     """A layer that `convert` would make int8, in its float form: batch norm folded, weights not rounded."""
 
-    name: str  # of the module: `layer1.0.conv1`
+    name: str  # the module's name: `layer1.0.conv1`
     operator: str
     weight: Tensor  # (C, C_in / groups, ...)
     bias: Tensor | None  # (C,)
-    macs: int  # of one image
+    macs: int  # multiply-accumulates for one image
 
 
 def weighted_layers(prepared: GraphModule) -> list[WeightedLayer]:

@@ -103,7 +103,7 @@ class _Graph:
 
 
 def _input(node: ir.Node, position: int) -> ir.Value:
-    """The input at `position`, which the operator cannot do without."""
+    """Returns the input at `position`. Raises ValueError where the node lacks it."""
     value = node.inputs[position]
     if value is None:
         raise ValueError(f"received {node.op_type} {node.name} without input {position}; expected a file that has it")
@@ -120,7 +120,7 @@ def _remove_quantize(model: ir.Model, quantize: ir.Node) -> None:
     """Lets the readers of the dequantized values of `quantize` read its input instead."""
     value = _input(quantize, 0)
     for reader in list(quantize.outputs[0].consumers()):
-        if reader.op_type == "Pad":  # of integers, with the zero point
+        if reader.op_type == "Pad":  # it pads integers with the zero point
             reader.replace_input_with(0, value)
             reader.replace_input_with(2, add_initializer(model, f"{reader.name}_zero", np.array(0, np.float32)))
             reader.outputs[0].dtype = ir.DataType.FLOAT

@@ -29,9 +29,9 @@ from compress.utils.metric import Metric
 
 log = logging.getLogger(__name__)
 
-ROUNDING = 1e-9  # of percents: a drop of exactly what is allowed is allowed
+ROUNDING = 1e-9  # percentage points: rounding must not refuse a drop of exactly what is allowed
 
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # of images (N, C, H, W) and labels (N,), in one order
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # -> images (N, C, H, W) and labels (N,), always in one order
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Grid(nn.Module):
         self.scale, zero_point = observer.calculate_qparams()
         self.zero_point = zero_point.int()
         self.low, self.high = observer.quant_min, observer.quant_max
-        self.axis = getattr(observer, "ch_axis", None)  # of the channels, where each has its scale
+        self.axis = getattr(observer, "ch_axis", None)  # the axis of the channels, where each has its scale
 
     def forward(self, x: Tensor) -> Tensor:
         """Rounds a float tensor of any shape."""
