@@ -1,7 +1,7 @@
 """The pipeline in Python, for notebooks: `compress.run` on a network and on images that are in memory."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from compress.data.builtin import ARRAYS
 from compress.data.in_memory import own_arrays
 from compress.data.targets import TARGETS
 from compress.export.predict import Classifier, load
-from compress.models.user_model import USER_MODELS, add_own
+from compress.models.user_model import user_model
 from compress.pipeline.experiment import run_experiment
 from compress.utils.errors import UserError
 from compress.utils.files import ONNX, read_json
@@ -69,23 +69,18 @@ def run(
 def _config(recipe: str, model: nn.Module | None, data: Sequence[Any] | None, overrides: list[str]) -> Iterator[Config]:
     """The config, with `model` and `data` known to the pipeline until the context ends."""
     own = []
-    if model is not None:
-        name = add_own(model)
-        own += [f"teacher.factory='{name}'", "teacher.epochs=0"]
-    else:
-        name = None
-    try:
+    with ExitStack() as stack:
+        if model is not None:
+            own += [f"teacher.factory='{stack.enter_context(user_model(model))}'", "teacher.epochs=0"]
         if data is not None:
             arrays, classes = own_arrays(data, _asked_size(overrides), _asked_task(overrides))
+            stack.callback(ARRAYS.pop, _DATA, None)
             ARRAYS[_DATA] = lambda config: (arrays, classes)
             own.append(f"data.image_size={min(arrays['train'][0].shape[1:3])}")
         config = compose_recipe(recipe, own + overrides)
         if data is not None:
             config.data.name = _DATA
         yield config
-    finally:
-        USER_MODELS.pop(name, None)
-        ARRAYS.pop(_DATA, None)
 
 
 def _asked_task(overrides: list[str]) -> str:

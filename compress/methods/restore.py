@@ -1,6 +1,5 @@
-"""A stage's folder -> the network it holds, rebuilt from model.json and model.safetensors alone."""
+"""Rebuilds the network of a stage's folder from model.json and model.safetensors alone."""
 
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ from compress.models.widths import set_widths
 
 
 def restore(folder: Path, device: torch.device) -> Artifact:
-    """The artifact of a whole stage, in eval mode on `device`.
+    """Returns the artifact of a finished stage, in eval mode on `device`.
 
     Raises UserError where its network computes something else than the stage recorded.
     """
     spec, tensors = read_model(folder)
     network = _loaded(spec, tensors)
     if spec.quantization is not None:
-        from compress.methods.quantization.pt2e import convert  # seconds, which a float stage does without
+        from compress.methods.quantization.pt2e import convert  # imported here because it takes seconds
 
         network = convert(network)
     _require_same(folder, spec, network)
@@ -29,7 +28,7 @@ def restore(folder: Path, device: torch.device) -> Artifact:
 
 
 def restore_float(folder: Path) -> nn.Module:
-    """The float network of a whole stage, in eval mode; of a quantized stage the weights that were to be rounded.
+    """Returns the float network of a finished stage, in eval mode; of a quantized stage the one before rounding.
 
     Raises UserError as `restore` does.
     """
@@ -38,16 +37,16 @@ def restore_float(folder: Path) -> nn.Module:
     if spec.quantization is None:
         _require_same(folder, spec, network)
         return network
-    from compress.methods.quantization.pt2e import convert, without_rounding  # as in `restore`
+    from compress.methods.quantization.pt2e import convert, without_rounding  # imported here because it takes seconds
 
     _require_same(folder, spec, convert(network))
     return without_rounding(network)
 
 
 def float_network(spec: Spec) -> nn.Module:
-    """The network before quantization, in eval mode, with its pruned widths and fresh weights.
+    """Builds the network before quantization, in eval mode, with its pruned widths and new weights.
 
-    Stages behind the teacher train all of its parameters, whatever was frozen when it was built.
+    All parameters require gradients: the stages after the teacher train all of them.
     """
     network = build(Architecture(**spec.architecture)).eval()
     set_widths(network, {})  # a state can then be loaded into buffers that were expanded
@@ -58,14 +57,15 @@ def float_network(spec: Spec) -> nn.Module:
 
 
 def _loaded(spec: Spec, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """The network that has these tensors: of a quantized stage the one prepared for it."""
+    """Builds the network and loads `tensors`; for a quantized stage the network prepared for quantization."""
     network = float_network(spec)
     if spec.quantization is not None:
         network = _REBUILD["quantize"](network, spec.quantization, spec)
     else:
         _untie(network, tensors)
-    state = OrderedDict(tensors)
-    state._metadata = network.state_dict()._metadata  # the versions of its layers, which some classes refuse to miss
+    state = network.state_dict()  # with the versions of its layers, without which some classes refuse to load
+    state.clear()
+    state.update(tensors)
     network.load_state_dict(state)
     return network
 
@@ -76,8 +76,8 @@ def _rebuild_pruned(network: nn.Module, change: dict[str, Any], spec: Spec) -> n
 
 
 def _rebuild_quantized(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
-    """The float network with observers or fake quantization in it, which `convert` makes int8."""
-    from compress.methods.quantization.mixed_precision import exclude_layers  # as in `restore`
+    """Inserts observers or fake quantization into the float network, which `convert` then turns into int8."""
+    from compress.methods.quantization.mixed_precision import exclude_layers  # imported here because it takes seconds
     from compress.methods.quantization.pt2e import prepare
 
     example = torch.zeros(1, *spec.input["shape"])
@@ -85,12 +85,12 @@ def _rebuild_quantized(network: nn.Module, change: dict[str, Any], spec: Spec) -
     return exclude_layers(prepared, change["float_layers"])
 
 
-# By the method of a change: what makes it anew, from the network before it, its record and the spec.
+# The method of a change -> the function that repeats it on the network before it, with its record and the spec.
 _REBUILD = {"prune": _rebuild_pruned, "quantize": _rebuild_quantized}
 
 
 def _untie(network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Gives layers that share a parameter one each where `tensors` has different values for them, in place."""
+    """Copies a parameter that layers share where `tensors` has different values for them, in place."""
     first: dict[int, str] = {}
     for name, value in list(network.named_parameters(remove_duplicate=False)):
         other = first.setdefault(id(value), name)

@@ -1,4 +1,4 @@
-"""The zoo: a name -> a network, for the classes, the channels and the size of image asked for."""
+"""Builds a network by its name, for a number of classes, channels and pixels."""
 
 import copy
 import difflib
@@ -11,11 +11,11 @@ from compress.models.initialization import initialize
 from compress.models.registry import LIBRARIES, ZOO, Entry, find_entry
 from compress.models.stems import set_input_channels
 from compress.models.third_party import (
+    build_error,
     check_library_name,
     from_timm,
     from_torchvision,
-    not_built,
-    require_takes,
+    require_logits,
     require_timm,
 )
 from compress.models.user_model import USER_MODELS
@@ -23,26 +23,26 @@ from compress.utils.errors import UserError
 
 __all__ = ["ZOO", "Architecture", "Entry", "build", "check_model", "is_library", "require_model_fits", "stem_for"]
 
-_SMALL_PIXELS = 64  # at 64 the published strides leave 2x2
-# Share of the newest batch in batch norm's statistics, at least: torch's default. MobileNetV3 has 0.01 and MNASNet
-# 0.0003, for days of training: after 12 epochs of digits MobileNetV3 had 99 % on train and, by statistics that were
-# still on their way, 10 % on validation; with 0.1 it has 97 %.
-_MOMENTUM = 0.1
+_SMALL_PIXELS = 64  # at 64 the published strides end at 2x2
+# The least share of the newest batch in batch norm's statistics: torch's default. MobileNetV3 has 0.01 and MNASNet
+# 0.0003, for days of training: after 12 epochs of digits MobileNetV3 had 99 % on train and 10 % on validation, because
+# its statistics were still far from those of the data; with 0.1 it has 97 %.
+_LEAST_MOMENTUM = 0.1
 
 
 @dataclass
 class Architecture:
-    """What `build` needs to make the same network again; a part of model.json."""
+    """What `build` needs to rebuild the same network; a part of model.json."""
 
     model: str
     stem: str  # small or imagenet
     in_channels: int
     classes: int
-    image_size: int | None = None  # pixels a side, for networks that are made for one; None: written before there was
+    image_size: int | None = None  # pixels a side; None in files of versions that did not record it
 
 
 def check_model(name: str, key: str) -> None:
-    """Raises UserError where no library, zoo or user has that name, or where the package behind it is missing."""
+    """Raises UserError where no registry, library or user has that name, or where its package is missing."""
     if name in USER_MODELS:
         return
     if is_library(name):
@@ -50,25 +50,26 @@ def check_model(name: str, key: str) -> None:
         return
     if name not in ZOO:
         near = difflib.get_close_matches(name, ZOO, 3)
-        mend = f"{' or '.join(near)} is near; " if near else ""
+        hint = f"{' or '.join(near)} is near; " if near else ""
         raise UserError(
             f"{key}={name}",
             f"one of {', '.join(ZOO)}, or torchvision/NAME or timm/NAME",
-            f"{mend}name one of these; python -m compress.models lists them",
+            f"{hint}name one of these; python -m compress.models lists them",
         )
     if ZOO[name].timm:
         require_timm(f"{key}={name}")
 
 
 def is_library(name: str) -> bool:
-    """Whether `name` is torchvision/NAME or timm/NAME: built as it was published, and known to no test of ours."""
+    """Whether `name` is torchvision/NAME or timm/NAME: built as it was published, and not tested here."""
     return name not in USER_MODELS and name.partition("/")[0] in LIBRARIES and "/" in name
 
 
 def require_model_fits(name: str, key: str, shape: tuple[int, int, int], classes: int) -> None:
-    """Raises UserError where a library's network cannot be built for images (C, H, W), or does not take them.
+    """Raises UserError where a library's network cannot be built for images (C, H, W), or does not accept them.
 
-    Those of the zoo take any size. Built without weights or values, on the meta device, where that is possible.
+    The registry's own networks accept any size. The network is built without values, on the meta device, where that
+    is possible.
     """
     check_model(name, key)
     if not is_library(name):
@@ -77,26 +78,26 @@ def require_model_fits(name: str, key: str, shape: tuple[int, int, int], classes
     for device in ("meta", "cpu"):
         try:
             with torch.device(device):
-                require_takes(build(architecture), name, key, shape, classes)
+                require_logits(build(architecture), name, key, shape, classes)
             return
         except UserError:
             if device == "cpu":
                 raise
-        except Exception as error:  # whatever a library raises; on the meta device also for want of values
+        except Exception as error:  # whatever a library raises, on the meta device also because values are missing
             if device == "cpu":
-                raise not_built(name, key, shape[1], error) from error
+                raise build_error(name, key, shape[1], error) from error
 
 
 def stem_for(stem: str, pixels: int) -> str:
-    """`teacher.stem` with "auto" resolved for images of `pixels` a side."""
+    """Returns `stem`, and for "auto" the stem for images of `pixels` a side."""
     return stem if stem != "auto" else "small" if pixels <= _SMALL_PIXELS else "imagenet"
 
 
 def build(architecture: Architecture, weights: str | None = None) -> nn.Module:
-    """A network with fresh weights, or with its library's pretrained ones (the classifier fresh where classes differ).
+    """Builds a network with new weights, or with its library's pretrained ones.
 
-    A network of the user's own comes with the weights that it was given with. Raises UserError for an unknown model or
-    unknown weights, and for weights of a network that has none.
+    The classifier is new where the number of classes differs. A network of the user's own keeps its weights. Raises
+    UserError for an unknown model or unknown weights, and for weights of a network that has none.
     """
     check_model(architecture.model, "model")
     if architecture.model in USER_MODELS:
@@ -110,8 +111,10 @@ def build(architecture: Architecture, weights: str | None = None) -> nn.Module:
     elif entry.timm:
         channels = architecture.in_channels if is_library(architecture.model) else 3
         network = from_timm(entry.timm, classes, weights, channels, size)
-    else:
+    elif entry.torchvision:
         network = from_torchvision(entry.torchvision, classes, weights, size)
+    else:
+        raise ValueError(f"received the entry {architecture.model}; expected one with own, timm or torchvision")
     if not weights:
         initialize(network)
     if architecture.stem == "small" and entry.small:
@@ -120,5 +123,5 @@ def build(architecture: Architecture, weights: str | None = None) -> nn.Module:
         set_input_channels(network, architecture.in_channels)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
-            module.momentum = max(module.momentum, _MOMENTUM)
+            module.momentum = max(module.momentum, _LEAST_MOMENTUM)
     return network

@@ -1,4 +1,4 @@
-"""What passes between stages: a network with its description, and how both become files that can be trusted."""
+"""The result of a stage: a network with its description, and the files that hold both."""
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,59 +14,59 @@ from compress.utils.files import MODEL, OUTPUTS, SPEC, read_json, write_bytes, w
 
 @dataclass
 class Spec:
-    """All of model.json: what rebuilds the network without the code that trained, pruned or quantized it."""
+    """The content of model.json: it rebuilds the network without the code that trained, pruned or quantized it."""
 
     architecture: dict[str, Any]
     classes: list[str]
     input: dict[str, Any]  # shape [C, H, W], range, mean, std, layout
     task: str = "classification"  # what the outputs mean, a name in `compress.tasks`
-    # What stages made of the architecture, in order: {"method": a name in `compress.methods.restore`, ...}.
+    # The changes that stages made to the architecture, in order: {"method": a name in `compress.methods.restore`, ...}.
     changes: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def widths(self) -> dict[str, list[int]]:
         """The channels of each layer whose width differs from the architecture's."""
-        found: dict[str, list[int]] = {}
+        widths: dict[str, list[int]] = {}
         for change in self.changes:
-            found |= change.get("widths", {})
-        return found
+            widths |= change.get("widths", {})
+        return widths
 
     @property
     def pruning(self) -> list[dict[str, Any]]:
-        """A record a pruning: its settings, and the filters that it kept."""
+        """The record of each pruning: its settings, and the filters that it kept."""
         return [change for change in self.changes if change["method"] == "prune"]
 
     @property
     def quantization(self) -> dict[str, Any] | None:
-        """How the network was quantized; None for a float one."""
+        """The record of the quantization; None for a float network."""
         return next((change for change in self.changes if change["method"] == "quantize"), None)
 
     def changed(self, method: str, **record: Any) -> "Spec":
-        """The spec of the network after one more change."""
+        """Returns the spec with one more change."""
         return replace(self, changes=[*self.changes, {"method": method} | record])
 
 
 @dataclass
 class Artifact:
-    """A network between two stages."""
+    """The network that one stage returns and the next one receives."""
 
-    network: nn.Module  # what computes: images (N, C, H, W) -> logits (N, K)
+    network: nn.Module  # images (N, C, H, W) -> logits (N, K)
     spec: Spec
-    left_out: list[dict[str, str]] = field(default_factory=list)  # by the last stage: {layer, reason}
-    notes: dict[str, Any] = field(default_factory=dict)  # the last stage's own figures, for stage.json
-    sensitivity: dict[str, Any] | None = None  # all of sensitivity.json, where it was measured
-    state: dict[str, torch.Tensor] | None = None  # what is saved; None: the network's own state
+    left_out: list[dict[str, str]] = field(default_factory=list)  # {layer, reason}: layers that the stage skipped
+    notes: dict[str, Any] = field(default_factory=dict)  # the stage's own figures, for stage.json
+    sensitivity: dict[str, Any] | None = None  # the content of sensitivity.json, where it was measured
+    state: dict[str, torch.Tensor] | None = None  # the tensors to save; None: the network's own state
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What model.safetensors holds: contiguous CPU tensors that share no memory."""
+        """Returns the content of model.safetensors: contiguous CPU tensors that share no memory."""
         state = self.network.state_dict() if self.state is None else self.state
         return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
 def write_model(artifact: Artifact, folder: Path) -> None:
-    """Writes model.safetensors, model.json, and outputs.safetensors, which `restore` compares; the network to the CPU.
+    """Writes model.safetensors, model.json, and outputs.safetensors, with which `restore` compares the network.
 
-    A spec without the shape of the images has no such outputs.
+    It moves the network to the CPU. A spec without the shape of the images has no such outputs.
     """
     write_tensors(folder / MODEL, artifact.tensors())
     spec = artifact.spec
@@ -77,7 +77,7 @@ def write_model(artifact: Artifact, folder: Path) -> None:
 
 
 def read_model(folder: Path) -> tuple[Spec, dict[str, torch.Tensor]]:
-    """What `write_model` wrote, this version's or an earlier one's, which had no list of changes."""
+    """Reads what `write_model` of this or an earlier version wrote; early versions had no list of changes."""
     content = read_json(folder / SPEC)
     views = {name: content.pop(name) for name in ("widths", "pruning", "quantization")}
     if "changes" not in content:
@@ -88,15 +88,15 @@ def read_model(folder: Path) -> tuple[Spec, dict[str, torch.Tensor]]:
 
 
 def read_outputs(folder: Path) -> torch.Tensor | None:
-    """The outputs on fixed images that `write_model` recorded; None in a folder of an earlier version."""
+    """Reads the outputs on fixed images that `write_model` recorded; None in a folder of an earlier version."""
     return read_tensors(folder / OUTPUTS)["outputs"] if (folder / OUTPUTS).is_file() else None
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """As `write_bytes`, in safetensors' format."""
+    """Writes tensors in safetensors' format, as `write_bytes` does."""
     write_bytes(path, save(tensors))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """What `write_tensors` wrote."""
+    """Reads what `write_tensors` wrote."""
     return load(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The sets of weights in a checkpoint: under which key, behind which prefix, and which of them is taken."""
+"""Finds the sets of weights in a checkpoint, under its keys and prefixes, and chooses one of them."""
 
 import re
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ import torch
 
 from compress.utils.errors import UserError
 
-_DEPTH = 4  # of keys in keys
+_DEPTH = 4  # keys inside keys, at most
 _AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa)(?:[._]|$)|averag|shadow", re.IGNORECASE)
-# What wrappers and tools leave among the weights: counters that no network computes with.
+# Counters that wrappers and tools add to the weights, and that no network computes with.
 _COUNTERS = ("n_averaged", "total_ops", "total_params")
 _WRAPPERS = ("_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _FIRST_KEYS = ("state_dict", "model", "model_state_dict")  # where several keys hold equal weights
@@ -21,58 +21,59 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass
 class Candidate:
-    """Weights as a checkpoint has them."""
+    """A set of weights in a checkpoint."""
 
-    key: str  # where they lie: keys and a prefix, joined by dots; empty for the file itself
+    key: str  # the keys and the prefix of the set, joined by dots; empty for the file itself
     tensors: Tensors
-    others: int = 0  # tensors under the same key that are not behind the prefix
+    others: int = 0  # tensors under the same key without the prefix
 
-    def missing(self, own: Tensors) -> list[str]:
-        """Names of the network that are not there; batch norm's counter of batches changes nothing and may lack."""
-        return [name for name in own if name not in self.tensors and not name.endswith("num_batches_tracked")]
+    def missing(self, expected: Tensors) -> list[str]:
+        """Returns the network's names that the set lacks; it may lack batch norm's counter, which changes nothing."""
+        return [name for name in expected if name not in self.tensors and not name.endswith("num_batches_tracked")]
 
-    def extra(self, own: Tensors) -> list[str]:
-        """Names that the network has not."""
-        return [name for name in self.tensors if name not in own]
+    def extra(self, expected: Tensors) -> list[str]:
+        """Returns the names that the network lacks."""
+        return [name for name in self.tensors if name not in expected]
 
-    def fits(self, own: Tensors) -> bool:
-        """Whether it has the network's names, all of them and no others."""
-        return not self.missing(own) and not self.extra(own)
+    def fits(self, expected: Tensors) -> bool:
+        """Whether the set has all names of the network and no others."""
+        return not self.missing(expected) and not self.extra(expected)
 
-    def shapes_fit(self, own: Tensors) -> bool:
-        """Whether it has the network's shapes too."""
-        return self.fits(own) and all(value.shape == own[name].shape for name, value in self.tensors.items())
+    def shapes_fit(self, expected: Tensors) -> bool:
+        """Whether the set has all names and shapes of the network, and no other names."""
+        return self.fits(expected) and all(value.shape == expected[name].shape for name, value in self.tensors.items())
 
     @property
     def averaged(self) -> bool:
-        """Whether its key says that the weights are an average over the training."""
+        """Whether the key shows that the weights are an average over the training."""
         return bool(_AVERAGED.search(self.key))
 
 
-def candidates(content: object, own: Tensors) -> list[Candidate]:
-    """Every set of weights in `content`, those that fit the names of `own` first; at least one for a dict of tensors.
+def candidates(content: object, expected: Tensors) -> list[Candidate]:
+    """Returns the sets of weights in `content` that fit the names of `expected`, or the one that is nearest to them.
 
-    A set counts as fitting behind any prefix that its names share, and where they lack one that all of `own` share.
+    A set also fits with a prefix before all its names, and without a prefix that all names of `expected` share. A dict
+    of tensors has at least one set.
     """
     found = [
         fitting
         for key, tensors in _nested(content, "", _DEPTH)
-        for fitting in _behind_prefixes(Candidate(key, _without_counters(tensors)), own)
+        for fitting in _forms(Candidate(key, _without_counters(tensors)), expected)
     ]
     distinct: dict[tuple[int, ...], Candidate] = {}
     for one in sorted(found, key=lambda one: one.others):
         distinct.setdefault(tuple(map(id, one.tensors.values())), one)
-    fitting = [one for one in distinct.values() if one.fits(own)]
-    fitting = [one for one in fitting if one.shapes_fit(own)] or fitting
-    # Of sets that do not fit, the one with most of the names says best what is wrong.
-    return fitting or sorted(found, key=lambda one: -len(one.tensors.keys() & own.keys()))[:1]
+    fitting = [one for one in distinct.values() if one.fits(expected)]
+    fitting = [one for one in fitting if one.shapes_fit(expected)] or fitting
+    # Where no set fits, the one with the most names of the network explains best what is wrong.
+    return fitting or sorted(found, key=lambda one: -len(one.tensors.keys() & expected.keys()))[:1]
 
 
 def choose(found: list[Candidate], path: str, key: str | None) -> tuple[Candidate, list[str]]:
-    """The set to load, of one or more, and what is to be said of it.
+    """Chooses the set to load from one or more; returns it with remarks for the log.
 
-    The averaged one where there is one, else the only one, or the one that `key` names. Raises UserError where several
-    are left, and for a `key` that names none.
+    It is the set that `key` names, else the averaged one, else the only one. Raises UserError where several remain,
+    and for a `key` that names none.
     """
     keys = ", ".join(one.key or "the file itself" for one in found)
     if key is not None:
@@ -105,7 +106,7 @@ def choose(found: list[Candidate], path: str, key: str | None) -> tuple[Candidat
 
 
 def _nested(content: object, key: str, depth: int) -> Iterator[tuple[str, Tensors]]:
-    """Each dict in `content` that holds tensors by name, with the keys that lead to it."""
+    """Yields each dict in `content` that holds tensors by name, with the keys that lead to it."""
     if not isinstance(content, dict) or not depth:
         return
     tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
@@ -114,7 +115,7 @@ def _nested(content: object, key: str, depth: int) -> Iterator[tuple[str, Tensor
         yield key, tensors
     inner = {str(name): value for name, value in content.items() if isinstance(value, dict)}
     parts = {name: value for name, value in inner.items() if _is_state(value)}
-    if len(parts) > 1 and len(parts) == len(inner) and by_name:  # a set of weights a part of the network
+    if len(parts) > 1 and len(parts) == len(inner) and by_name:  # a set of weights for each part of the network
         yield key, tensors | {f"{part}.{name}": v for part, state in parts.items() for name, v in state.items()}
     for name, value in inner.items():
         if not name.isdigit():  # an optimizer's state
@@ -129,10 +130,10 @@ def _without_counters(tensors: Tensors) -> Tensors:
     return {name: value for name, value in tensors.items() if name.rpartition(".")[2] not in _COUNTERS}
 
 
-def _behind_prefixes(whole: Candidate, own: Tensors) -> list[Candidate]:
-    """`whole` as it is, or without wrappers' names and behind each prefix with which its names fit `own`.
+def _forms(whole: Candidate, expected: Tensors) -> list[Candidate]:
+    """Returns the forms of `whole` that fit `expected`: unchanged, without wrappers' names, or the part with a prefix.
 
-    Where none fits, the one that has most names of the network.
+    Where none fits, it returns the form with the most names of the network.
     """
     plain = Candidate(whole.key, _renamed(whole.tensors))
     tried = [whole, plain]
@@ -142,26 +143,26 @@ def _behind_prefixes(whole: Candidate, own: Tensors) -> list[Candidate]:
             others = len(one.tensors) - len(inside)
             shown = ".".join(part for part in prefix.split(".") if part and part not in _WRAPPERS)
             tried.append(Candidate(f"{one.key}.{shown}".strip("."), inside, others))
-    shared = _shared_prefix(own)
+    shared = _shared_prefix(expected)
     if shared:
         tried += [
             Candidate(one.key, {shared + name: value for name, value in one.tensors.items()}, one.others)
             for one in list(tried)
         ]
-    fitting = {tuple(map(id, one.tensors.values())): one for one in reversed(tried) if one.fits(own)}
+    fitting = {tuple(map(id, one.tensors.values())): one for one in reversed(tried) if one.fits(expected)}
     if fitting:
         exact = [one for one in fitting.values() if not one.others]
         return (exact or list(fitting.values()))[::-1]
-    return [max(tried, key=lambda one: (len(one.tensors.keys() & own.keys()), -one.others))]
+    return [max(tried, key=lambda one: (len(one.tensors.keys() & expected.keys()), -one.others))]
 
 
 def _renamed(tensors: Tensors) -> Tensors:
-    """The same without the parts of names that wrappers add, wherever they stand."""
+    """Removes the parts of names that wrappers add, wherever they are."""
     return {".".join(part for part in name.split(".") if part not in _WRAPPERS): v for name, v in tensors.items()}
 
 
 def _prefixes(tensors: Tensors) -> set[str]:
-    """Each start of a name, up to a dot."""
+    """Returns each beginning of a name, up to a dot."""
     starts = set()
     for name in tensors:
         parts = name.split(".")
@@ -170,7 +171,7 @@ def _prefixes(tensors: Tensors) -> set[str]:
 
 
 def _shared_prefix(tensors: Tensors) -> str:
-    """What all names start with, up to the last dot that they share."""
+    """Returns the beginning that all names share, up to a dot."""
     names = [name.split(".")[:-1] for name in tensors]
     shared = []
     for parts in zip(*names, strict=False):
@@ -181,7 +182,7 @@ def _shared_prefix(tensors: Tensors) -> str:
 
 
 def _one_of_equal(found: list[Candidate]) -> list[Candidate]:
-    """The first of sets that are equal, by the usual keys; all of them where they are not."""
+    """Returns the first of equal sets, by the usual keys; all of them where they differ."""
     first = found[0].tensors
     for one in found[1:]:
         if one.tensors.keys() != first.keys() or not all(torch.equal(first[n], one.tensors[n]) for n in first):

@@ -1,4 +1,4 @@
-"""Copies of networks that `copy.deepcopy` refuses, and the plain network inside a wrapper."""
+"""Copies networks that `copy.deepcopy` refuses, and removes the wrappers around a network."""
 
 import copy
 from collections.abc import Iterator
@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from compress.utils.errors import UserError
 
-_STATE = ("_parameters", "_buffers", "_modules")  # what every nn.Module holds its tensors and layers in
+_STATE = ("_parameters", "_buffers", "_modules")  # in which every nn.Module holds its tensors and layers
 _COPIER = "__deepcopy__"
-# Wrappers by the name of their class, with the attribute that holds the network. By name: most of these classes are in
-# packages that need not be installed.
+# The class name of each wrapper, with the attribute that holds the network. Names, because most of these classes are
+# in packages that need not be installed.
 _WRAPPERS = {
     "OptimizedModule": "_orig_mod",
     "DataParallel": "module",
@@ -31,14 +31,14 @@ _NO_WEIGHTS = ("ScriptModule", "RecursiveScriptModule", "TopLevelTracedModule", 
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network inside torch.compile's, data-parallel and averaging wrappers, of one in another too."""
+    """Returns the network inside torch.compile's, data-parallel and averaging wrappers, also inside several."""
     while (inner := _inside(network)) is not None:
         network = inner
     return network
 
 
 def without_wrappers(network: nn.Module) -> nn.Module:
-    """The network inside all wrappers around `network`, with none of its layers in one either, in place."""
+    """Returns the network inside all wrappers, and removes the wrappers of its layers in place."""
     network = unwrapped(network)
     while wrapper := next((name for name, module in network.named_modules() if _inside(module) is not None), None):
         parent, _, child = wrapper.rpartition(".")
@@ -48,10 +48,10 @@ def without_wrappers(network: nn.Module) -> nn.Module:
 
 
 def copy_network(network: nn.Module) -> nn.Module:
-    """A deep copy on the CPU that can be copied again; attributes that cannot be copied (locks, files) are shared.
+    """Returns a deep copy on the CPU that can be copied again; it shares attributes that cannot be copied (locks).
 
     Stored activations and computed weights are copied as plain values. Raises UserError for a network that cannot be
-    copied even so, and for TorchScript.
+    copied in this way, and for TorchScript.
     """
     kinds = {kind.__name__ for module in network.modules() for kind in type(module).__mro__}
     if kinds & set(_NO_WEIGHTS):
@@ -72,7 +72,7 @@ def _inside(module: nn.Module) -> nn.Module | None:
 
 
 def _copy(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """What `copy.deepcopy` calls for such a network, and `copy_network`."""
+    """Copies `network`; both `copy_network` and `copy.deepcopy` of such a network call it."""
     vars(network).pop(_COPIER, None)
     try:
         _add_plain_values(network, memo)
@@ -96,9 +96,9 @@ def _copy(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def _add_plain_values(network: nn.Module, memo: dict[int, Any]) -> None:
-    """Puts a detached copy of each computed tensor into `memo`, and a trainable one of each inference tensor.
+    """Adds a detached copy of each computed tensor to `memo`, and a trainable copy of each inference tensor.
 
-    `copy.deepcopy` refuses tensors that come out of a graph, such as stored activations and the weight of
+    `copy.deepcopy` refuses computed tensors, such as stored activations and the weight of
     torch.nn.utils.weight_norm; inference tensors can never be trained.
     """
     for module in network.modules():
@@ -107,9 +107,9 @@ def _add_plain_values(network: nn.Module, memo: dict[int, Any]) -> None:
                 if tensor.grad_fn is not None:
                     memo[id(tensor)] = tensor.detach().clone()
     for tensor in (*network.parameters(), *network.buffers()):
-        if isinstance(tensor, UninitializedTensorMixin):  # of a lazy layer; torch copies its parameters alone
+        if is_lazy(tensor):  # torch copies the parameters of a lazy layer, not its buffers
             if not isinstance(tensor, nn.Parameter):
-                memo[id(tensor)] = UninitializedBuffer(device=tensor.device, dtype=tensor.dtype)
+                memo[id(tensor)] = nn.UninitializedBuffer(device=tensor.device, dtype=tensor.dtype)
             continue
         if tensor.is_inference():
             plain = tensor.clone()
@@ -119,7 +119,7 @@ def _add_plain_values(network: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def _tensors(value: Any, depth: int = 3) -> Iterator[torch.Tensor]:
-    """The tensors in an attribute: itself, or in lists, tuples and dicts."""
+    """Yields the tensors in an attribute: itself, or those in lists, tuples and dicts."""
     if isinstance(value, torch.Tensor):
         yield value
     elif depth and isinstance(value, (list, tuple, set)):

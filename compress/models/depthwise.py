@@ -1,13 +1,13 @@
-"""The plain example to read: a small network of depthwise-separable convolutions, MobileNet's idea and nothing else."""
+"""A short example: a small network of depthwise-separable convolutions, the idea of MobileNet."""
 
 import torch
 from torch import nn
 
 
 class Separable(nn.Module):
-    """A 3x3 filter for each channel by itself, then a 1x1 convolution that mixes them (Howard et al. 2017).
+    """A 3x3 filter for each channel, then a 1x1 convolution that mixes the channels (Howard et al. 2017).
 
-    Together about a ninth of the multiplications of a full 3x3 convolution.
+    Both together need about a ninth of the multiplications of a full 3x3 convolution.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int):

@@ -1,4 +1,4 @@
-"""Calls the function of the user's that builds their network."""
+"""Calls the user's function that builds their network."""
 
 import difflib
 import importlib
@@ -17,7 +17,7 @@ _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _EXPECTED = "package.module:function, a function that returns a torch.nn.Module"
 _IMPORT_SEED = 0  # a module is imported once, whatever the seed of the run
 
-# Names of arguments that mean but one thing in a function that builds an image classifier.
+# Names of arguments that mean only one thing in a function that builds an image classifier.
 CLASSES_NAMES = (
     "num_classes", "n_classes", "nb_classes", "num_class", "n_class", "nb_class", "classes", "nclasses", "nclass",
     "numclasses", "class_num", "classes_num", "class_count", "n_cls", "num_cls", "num_labels", "n_labels", "numClasses",
@@ -32,21 +32,21 @@ SIZE_NAMES = ("image_size", "img_size", "input_size", "input_resolution", "img_d
 
 
 def call_factory(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
-    """What teacher.factory=`name` returns for images (C, H, W), with all global random numbers seeded by `seed`.
+    """Calls teacher.factory=`name` for images (C, H, W), with all global random numbers seeded by `seed`.
 
-    It gets the number of classes and channels, and the size of the images, where an argument of it has a name that
-    means that. Raises UserError for a function that is not there, that raises, or that returns no network.
+    The number of classes, the number of channels and the size of the images are passed where an argument has a name
+    for them. Raises UserError for a function that does not exist, that raises, or that returns no network.
     """
     build = _find(name)
     if isinstance(build, nn.Module):
         return build
     if not callable(build):
         raise UserError(f"teacher.factory={name}, which is {type(build).__name__}", _EXPECTED, "name a function")
-    given, spare = _arguments(build, name, shape, classes)
+    arguments, spare = _arguments(build, name, shape, classes)
     while True:
         with seeded(seed):
             try:
-                network = build(**given, **spare)
+                network = build(**arguments, **spare)
                 break
             except TypeError as error:
                 refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
@@ -63,7 +63,7 @@ def call_factory(name: str, shape: tuple[int, int, int], classes: int, seed: int
 
 
 def _find(name: str) -> Any:
-    """The object that is named. Raises UserError where it is not there, or its module cannot be imported."""
+    """Returns the object `name`. Raises UserError where it does not exist, or its module cannot be imported."""
     if not _FACTORY.fullmatch(name):
         raise UserError(f"teacher.factory={name}", _EXPECTED, "write it so")
     module_name, function = name.split(":")
@@ -93,26 +93,26 @@ def _find(name: str) -> Any:
 def _arguments(
     build: Callable[..., Any], name: str, shape: tuple[int, int, int], classes: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments that `build` names, and those that it may take under **kwargs."""
+    """Returns the arguments that `build` names, and those that it may accept under **kwargs."""
     try:
         parameters = inspect.signature(build).parameters
-    except (TypeError, ValueError):  # of a compiled function: it has none
+    except (TypeError, ValueError):  # a compiled function has no signature
         return {}, {}
     keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     by_name = {key: value for key, value in parameters.items() if value.kind in keywords}
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for names, value in ((CLASSES_NAMES, classes), (CHANNELS_NAMES, shape[0])):
         found = [key for key in names if key in by_name]
-        given |= dict.fromkeys(found[:1], value)
+        arguments |= dict.fromkeys(found[:1], value)
     for key in SIZE_NAMES:
         if key in by_name:
-            given[key] = _size_like(by_name[key].default, shape)
+            arguments[key] = _size_like(by_name[key].default, shape)
     required = [
         key
         for key, value in parameters.items()
         if value.default is value.empty and value.kind not in (value.VAR_POSITIONAL, value.VAR_KEYWORD)
     ]
-    unknown = [key for key in required if key not in given]
+    unknown = [key for key in required if key not in arguments]
     if unknown:
         raise UserError(
             f"teacher.factory={name}, which needs {', '.join(unknown)}",
@@ -122,22 +122,22 @@ def _arguments(
         )
     spare: dict[str, Any] = {}
     if any(value.kind is value.VAR_KEYWORD for value in parameters.values()):
-        spare = {} if set(CLASSES_NAMES) & set(given) else {CLASSES_NAMES[0]: classes}
-        spare |= {} if set(CHANNELS_NAMES) & set(given) else {CHANNELS_NAMES[0]: shape[0]}
-    return given, spare
+        spare = {} if set(CLASSES_NAMES) & set(arguments) else {CLASSES_NAMES[0]: classes}
+        spare |= {} if set(CHANNELS_NAMES) & set(arguments) else {CHANNELS_NAMES[0]: shape[0]}
+    return arguments, spare
 
 
 def _size_like(default: Any, shape: tuple[int, int, int]) -> Any:
-    """The size of the images in the form of the argument's default: a side, (H, W) or (C, H, W)."""
+    """Returns the size of the images in the form of the argument's default: a side, (H, W) or (C, H, W)."""
     if isinstance(default, (tuple, list)):
         return type(default)(shape if len(default) == 3 else shape[1:])
     return shape[1]
 
 
 def _without(refused: str, spare: dict[str, Any]) -> dict[str, Any]:
-    """`spare` with the next usual name in place of the one that was refused, or without it."""
-    left = {key: value for key, value in spare.items() if key != refused}
+    """Returns `spare` with the next usual name in place of the refused one, or without it."""
+    remaining = {key: value for key, value in spare.items() if key != refused}
     for names in (CLASSES_NAMES[:3], CHANNELS_NAMES[:2]):
         if refused in names[:-1]:
-            left[names[names.index(refused) + 1]] = spare[refused]
-    return left
+            remaining[names[names.index(refused) + 1]] = spare[refused]
+    return remaining

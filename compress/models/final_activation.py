@@ -1,4 +1,4 @@
-"""Takes off the softmax or sigmoid that a user's network ends in: everything here works on logits."""
+"""Removes the softmax or sigmoid at the end of a user's network: everything here works on logits."""
 
 import copy
 import logging
@@ -22,11 +22,11 @@ _MOVES = {"flatten", "view", "reshape", "squeeze", "dropout", "clone", "contiguo
 
 
 def without_final_activation(network: nn.Module, name: str, shape: tuple[int, int, int]) -> nn.Module:
-    """`network`, or a copy of it that returns logits where it ended in a module of softmax, log_softmax or sigmoid.
+    """Returns `network`, or a copy that returns logits where it ended in a softmax, log_softmax or sigmoid module.
 
-    Cross-entropy of probabilities trains badly, and softened ones are no softened logits; log_softmax alone may stay,
-    as both ignore a constant added to all logits. Raises UserError where the outputs are probabilities that no module
-    at the end makes. `network`, called `name`, takes images (N, C, H, W) of `shape`.
+    Cross-entropy of probabilities trains badly, and softened probabilities are no softened logits. Only log_softmax may
+    stay, because both ignore a constant added to all logits. `shape` is (C, H, W); messages name the network `name`.
+    Raises UserError where the outputs are probabilities that no module at the end computes.
     """
     images = torch.randn(_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
     training = network.training
@@ -35,12 +35,14 @@ def without_final_activation(network: nn.Module, name: str, shape: tuple[int, in
             outputs = network.eval()(images)
             kind = _kind(outputs)
             last = _last_call(network, images) if kind else None
-    except Exception:  # a network that does not run, or cannot be traced, is refused with its cause later
+    except Exception:  # a later check refuses a network that does not run or cannot be traced, with the cause
         return network
     finally:
         network.train(training)
-    function = None if last is None else _operator(last)
-    if kind is None or (kind == "sigmoid" and function != "sigmoid"):
+    if kind is None or last is None:
+        return network
+    function = _operator(last)
+    if kind == "sigmoid" and function != "sigmoid":
         return network
     path = _module_path(last, network) if function == kind else None
     logits = None if path is None else _stripped(network, path, images, outputs, kind)
@@ -53,16 +55,16 @@ def without_final_activation(network: nn.Module, name: str, shape: tuple[int, in
     if kind == "log_softmax":
         return network
     place = innermost_line(last.meta.get("stack_trace"))
-    mend = f"return what goes into the {kind} there; weights stay as they are"
+    fix = f"return what goes into the {kind} there; weights stay as they are"
     raise UserError(
         f"{name}, which returns probabilities: its last operator is {function}{f' ({place})' if place else ''}",
         "a network that returns logits",
-        mend if function == kind else "return the logits that they are made from, or the logarithm of the outputs",
+        fix if function == kind else "return the logits that they are made from, or the logarithm of the outputs",
     )
 
 
 def _kind(outputs: object) -> str | None:
-    """What the outputs (N, K) look like: probabilities, their logarithms, or shares of 1; None for plain logits."""
+    """Classifies the outputs (N, K): probabilities, their logarithms, or values in 0..1; None for plain logits."""
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2 or not outputs.isfinite().all():
         return None
     ones = torch.ones(len(outputs))
@@ -74,7 +76,7 @@ def _kind(outputs: object) -> str | None:
 
 
 def _last_call(network: nn.Module, images: Tensor) -> Node:
-    """The call that computes the outputs of the traced network, before those that only move values."""
+    """Returns the last call of the traced network that computes values and does not only move them."""
     program = torch.export.export(network, (images,))
     (output,) = (node for node in program.graph.nodes if node.op == "output")
     node = output.all_input_nodes[0]
@@ -88,7 +90,7 @@ def _operator(node: Node) -> str:
 
 
 def _module_path(node: Node, network: nn.Module) -> str | None:
-    """The name of the activation module that makes `node` and no other; None where a function does."""
+    """Returns the name of the activation module that computes `node`; None for a function or a shared module."""
     stack = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     path = stack[-1].removeprefix("L['self']").strip(".") if stack else ""
     if not path or not isinstance(network.get_submodule(path), _MODULES):
@@ -99,11 +101,11 @@ def _module_path(node: Node, network: nn.Module) -> str | None:
 
 
 def _stripped(network: nn.Module, path: str, images: Tensor, outputs: Tensor, kind: str) -> nn.Module | None:
-    """A copy without the module at `path`; None unless its outputs are those whose activation `outputs` are."""
+    """Returns a copy without the module at `path`; None unless the activation of its outputs equals `outputs`."""
     logits = copy.deepcopy(network)
     logits.set_submodule(path, nn.Identity())
     training = logits.training
     with torch.no_grad():
-        found = _FUNCTIONS[kind](logits.eval()(images))
+        activated = _FUNCTIONS[kind](logits.eval()(images))
     logits.train(training)
-    return logits if torch.allclose(found, outputs, atol=_TOLERANCE) else None
+    return logits if torch.allclose(activated, outputs, atol=_TOLERANCE) else None

@@ -1,6 +1,6 @@
-"""What tells one network of the user's own from another: its modules, its code, its attributes and its tensors.
+"""Digests a network of the user's own from its modules, its code, its attributes and its tensors.
 
-What can be told from none of these shows in what the network computes, see `compress.models.outputs`.
+Differences in none of these show in the network's outputs, see `compress.models.outputs`.
 """
 
 import hashlib
@@ -15,23 +15,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from compress.utils.files import digest_of, digest_of_file
 
 _VERSIONED = ("torch", "torchvision", "timm")  # their versions are in a stage's key
-# Classes of Python's own whose objects hold settings; others, such as loggers and locks, hold what changes by itself.
+# Python's own modules whose objects hold settings; others, such as loggers and locks, hold values that change.
 _SETTINGS = ("types", "argparse", "enum", "pathlib", "collections", "dataclasses")
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
-_DEPTH = 6  # of attributes in attributes
+_DEPTH = 6  # attributes inside attributes, at most
 _PLAIN = (str, bytes, int, float, complex, bool, type(None))
 
 
 def user_model_digest(network: nn.Module) -> str:
-    """SHA-256 over what a network is: modules, source and compiled code of its classes, attributes, every tensor."""
+    """Returns the SHA-256 of a network's modules, the source and code of its classes, its attributes and tensors."""
     tensors = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
-        if isinstance(value, UninitializedTensorMixin):  # of a lazy layer that has seen no image yet
+        if is_lazy(value):  # its layer has seen no image yet
             tensors.update(f"{name} uninitialized".encode())
             continue
         tensors.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
@@ -50,9 +50,9 @@ def user_model_digest(network: nn.Module) -> str:
 
 
 def _is_library(module: str) -> bool:
-    """Whether `module` is Python's own or installed as a package, and so no code of the user's."""
+    """Whether `module` is Python's own or an installed package, and so not the user's code."""
     top = module.split(".")[0]
-    if top == "__main__":  # a notebook or a script; its file is that of the package which runs it
+    if top == "__main__":  # a notebook or a script, whose file may be that of the package that runs it
         return False
     if top in sys.stdlib_module_names or top in (*_VERSIONED, "numpy"):
         return True
@@ -61,7 +61,7 @@ def _is_library(module: str) -> bool:
 
 
 def _source(kind: type) -> list[Any]:
-    """The digest of the file that defines a class, where there is one (not in a notebook), and its compiled code."""
+    """Returns the digest of the file that defines a class (None in a notebook), and the class's compiled code."""
     try:
         path = inspect.getsourcefile(kind)
     except (TypeError, OSError):
@@ -73,33 +73,33 @@ def _source(kind: type) -> list[Any]:
 
 
 def _is_dunder_of_python(name: str) -> bool:
-    """Entries of a class that Python writes itself and that no result depends on."""
+    """Whether Python writes this entry of a class itself, so that no result depends on it."""
     return name in ("__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__qualname__",
                     "__parameters__", "__orig_bases__", "__static_attributes__", "__firstlineno__")  # fmt: skip
 
 
 def _function(value: Any) -> Any:
-    """The function in a static method, class method, property or decorated function."""
+    """Returns the function in a static method, class method, property or decorated function."""
     value = getattr(value, "fget", value) if isinstance(value, property) else getattr(value, "__func__", value)
     return getattr(value, "__wrapped__", value)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """The plain attributes of one module, described; what nn.Module itself keeps is left out."""
+    """Describes the attributes of one module, without those of nn.Module itself."""
     usual = vars(nn.Module()).keys() | {"__deepcopy__", "_compiled_call_impl"}
     found = {name: value for name, value in vars(module).items() if name not in usual}
     for hooks in ("_forward_hooks", "_forward_pre_hooks"):
         if vars(module).get(hooks):
-            found[hooks] = tuple(vars(module)[hooks].values())  # the keys count all hooks of the process
+            found[hooks] = tuple(vars(module)[hooks].values())  # their keys count all hooks of the process
     seen: set[int] = set()
     return {name: _describe(value, seen, _DEPTH) for name, value in sorted(found.items())}
 
 
 def _describe(value: Any, seen: set[int], depth: int) -> Any:
-    """Plain values for digest_of, the same in each process: no addresses, no order of sets.
+    """Describes a value for digest_of, equally in each process: without addresses and without the order of sets.
 
-    The numbers of float tensors are left out: stored activations depend on the machine. What they bring about shows in
-    the network's outputs.
+    It skips the numbers of float tensors, because stored activations depend on the machine. Their effect shows in the
+    network's outputs.
     """
     if isinstance(value, _PLAIN):
         return repr(value)
@@ -124,7 +124,7 @@ def _describe(value: Any, seen: set[int], depth: int) -> Any:
 
 
 def _object(value: Any, seen: set[int], depth: int) -> Any:
-    """A module, a class or an object by its name; its own attributes too where it is the user's or holds settings."""
+    """Describes a module, class or object by its name, and by its attributes if it is the user's or holds settings."""
     if isinstance(value, ModuleType):
         return value.__name__
     kind = value if isinstance(value, type) else type(value)
@@ -133,10 +133,10 @@ def _object(value: Any, seen: set[int], depth: int) -> Any:
         return [name, str(value)]
     bound = getattr(value, "__func__", None) or getattr(value, "func", None)  # a method, or functools.partial
     if isinstance(bound, FunctionType):
-        given = getattr(value, "args", ()), getattr(value, "keywords", {})
-        return [name, _describe(bound, seen, depth - 1), *(_describe(part, seen, depth - 1) for part in given)]
+        arguments = getattr(value, "args", ()), getattr(value, "keywords", {})
+        return [name, _describe(bound, seen, depth - 1), *(_describe(part, seen, depth - 1) for part in arguments)]
     if kind.__module__ == "builtins" and not isinstance(value, type):
-        return getattr(value, "__qualname__", name)  # a function of C, an iterator
+        return getattr(value, "__qualname__", name)  # a built-in function or an iterator
     if _is_library(kind.__module__) and kind.__module__.split(".")[0] not in _SETTINGS:
         return name
     if isinstance(value, type) and _is_library(kind.__module__):
@@ -156,12 +156,12 @@ def _array(value: torch.Tensor | np.ndarray) -> list[Any]:
 
 
 def _code(function: FunctionType, seen: set[int], depth: int) -> list[Any]:
-    """A function's code, constants, defaults and closure, and the user's functions and values that it names."""
+    """Describes a function's code, constants, defaults and closure, and the functions and values that it names."""
     names = sorted({name for code in _codes(function.__code__) for name in code.co_names})
     named = {name: function.__globals__[name] for name in names if name in function.__globals__}
     closure = [_cell(cell) for cell in function.__closure__ or ()]
     module = function.__module__ or ""
-    own = module == "builtins" or not _is_library(module)  # that of code that exec was given
+    own = module == "builtins" or not _is_library(module)  # code that ran in exec is in builtins
     return [
         function.__qualname__,
         _describe(function.__code__, seen, depth) if own else None,
@@ -173,7 +173,7 @@ def _code(function: FunctionType, seen: set[int], depth: int) -> list[Any]:
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
-    """The code of a function and of those defined in it."""
+    """Yields the code of a function and of the functions defined in it."""
     yield code
     for const in code.co_consts:
         if isinstance(const, CodeType):

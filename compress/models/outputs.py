@@ -1,7 +1,7 @@
-"""What a network computes on fixed images: recorded with each stage, and compared when its files are loaded.
+"""Records a network's outputs on fixed images with each stage, and compares them when its files are loaded.
 
-Weights alone do not make a network: a constant in its code, an attribute, a helper's file or a random order decide as
-well, and no file of a stage holds them.
+Weights alone do not determine a network: a constant in its code, an attribute, a helper's file or a random order
+matter as well, and no file of a stage holds them.
 """
 
 import copy
@@ -19,19 +19,19 @@ from compress.utils.files import digest_of
 _IMAGES = 4  # batch norm in training needs more than one
 _SEED = 20240131
 # The largest difference from the recorded outputs, as a share of the largest of them. Another CPU, number of threads
-# or memory format moves float32 logits by about 1e-6 of it, behind a hundred layers by 1e-5. In int8 such a difference
-# may fall to the other side of a rounding step in any layer.
+# or memory format changes float32 logits by about 1e-6 of it, after a hundred layers by 1e-5. In int8 such a
+# difference may cross a rounding step in any layer.
 FLOAT_TOLERANCE, INT8_TOLERANCE = 1e-3, 0.1
 _PROJECTIONS = 8
-# Steps to which the projections are rounded, as a share of the largest output: far above what rounding in the computing
-# leaves in float64 and in float32, so that another CPU or number of threads hardly ever comes to another digest.
+# Steps to which the projections are rounded, as a share of the largest output: far above the rounding errors of float64
+# and of float32, so that another CPU or number of threads hardly ever leads to another digest.
 _STEP_FLOAT64, _STEP_FLOAT32 = 2.0**-20, 2.0**-7
 
 
 def fixed_images(shape: tuple[int, int, int]) -> torch.Tensor:
-    """Four images (4, C, H, W) of noise in squares of 1, 2, 4 and 8 pixels, the same with every version and machine.
+    """Returns four images (4, C, H, W) of noise in squares of 1, 2, 4 and 8 pixels, equal on every machine.
 
-    RandomState's streams are frozen by NumPy; torch's generators promise no such thing.
+    NumPy guarantees that RandomState's streams stay the same in every version; torch does not for its generators.
     """
     channels, height, width = shape
     generator = np.random.RandomState(_SEED)
@@ -43,19 +43,19 @@ def fixed_images(shape: tuple[int, int, int]) -> torch.Tensor:
 
 
 def fixed_outputs(network: nn.Module, shape: tuple[int, int, int]) -> torch.Tensor:
-    """What `network`, on the CPU, gives for the fixed images: float32 (4, ...), all of its tensors side by side."""
+    """Returns the outputs of `network`, on the CPU, for the fixed images: all tensors joined as float32 (4, ...)."""
     return _run(network, fixed_images(shape)).float()
 
 
-def difference(found: torch.Tensor, recorded: torch.Tensor) -> float:
-    """The largest difference as a share of the largest recorded value; infinity where shapes or NaNs differ."""
-    if found.shape != recorded.shape or not torch.equal(found.isfinite(), recorded.isfinite()):
+def difference(outputs: torch.Tensor, recorded: torch.Tensor) -> float:
+    """Returns the largest difference as a share of the largest recorded value; infinity where shapes or NaNs differ."""
+    if outputs.shape != recorded.shape or not torch.equal(outputs.isfinite(), recorded.isfinite()):
         return float("inf")
     finite = recorded.isfinite()
     if not finite.any():
         return 0.0
     largest = max(recorded[finite].abs().max().item(), torch.finfo(torch.float32).tiny)
-    return (found[finite] - recorded[finite]).abs().max().item() / largest
+    return (outputs[finite] - recorded[finite]).abs().max().item() / largest
 
 
 def require_recorded_outputs(
@@ -76,10 +76,10 @@ def require_recorded_outputs(
 
 
 def outputs_digest(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, str | None]:
-    """Digests of what `network` computes in eval mode and in training, for the key of its stage.
+    """Returns digests of the outputs of `network` in eval mode and in training, for the key of its stage.
 
-    Computed in float64 and rounded coarsely, which no other CPU or number of threads changes. A network that computes
-    in float32 whatever it is given is rounded more coarsely; its recorded outputs are compared besides.
+    Outputs are computed in float64 and rounded coarsely, so that another CPU or number of threads changes nothing. A
+    network that computes in float32 in any case is rounded more coarsely; its recorded outputs are compared as well.
     """
     return {"eval": _mode_digest(network, shape, training=False), "train": _mode_digest(network, shape, training=True)}
 
@@ -88,12 +88,12 @@ def _mode_digest(network: nn.Module, shape: tuple[int, int, int], training: bool
     images = fixed_images(shape)[::2]  # float64 is slow, and two images say enough
     try:
         return _digest(_run(copy.deepcopy(network).double(), images.double(), training), _STEP_FLOAT64)
-    except Exception:  # a tensor of its own in float32; in training also code that takes no such images
+    except Exception:  # it has a tensor that stays float32, or in training it does not accept such images
         return None if training else _digest(_run(network, images), _STEP_FLOAT32)
 
 
 def _digest(outputs: torch.Tensor, step: float) -> str:
-    """SHA-256 of a few random sums of `outputs`, rounded: few, so that hardly one lies where rounding can go both ways.
+    """Returns the SHA-256 of a few rounded random sums of `outputs`: few, so that hardly one is near a rounding step.
 
     The scale is a power of two for the same reason.
     """
@@ -113,7 +113,7 @@ def _digest(outputs: torch.Tensor, step: float) -> str:
 
 
 def _run(network: nn.Module, images: torch.Tensor, training: bool = False) -> torch.Tensor:
-    """Every floating-point tensor that comes out, (N, ...) as (N, columns), side by side; in training on a copy."""
+    """Returns all output tensors, each (N, ...) as (N, columns), joined; in training mode it runs a copy."""
     if training:
         network = copy.deepcopy(network).train()
     elif network.training:

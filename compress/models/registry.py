@@ -1,4 +1,4 @@
-"""The networks by name: where each comes from, how it is made fit for small images, and its paper."""
+"""The networks by name: the source of each, its adaptation to small images, and its paper."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from compress.models.wide_resnet import WideResNet
 
 @dataclass
 class Entry:
-    """A network of torchvision's or of timm's, by its name there, or one of the project's own."""
+    """A network of torchvision or of timm, by its name there, or one of this project."""
 
     paper: str
     torchvision: str | None = None
     timm: str | None = None
     own: Callable[[int, int], nn.Module] | None = None  # (channels, classes)
-    small: Callable[[nn.Module], None] | None = small_stem  # stem=small, in place; None: made for 32 pixels
+    small: Callable[[nn.Module], None] | None = small_stem  # applies stem=small in place; None: made for 32 pixels
 
 
-LIBRARIES = ("torchvision", "timm")  # what may stand before a slash and a name there
+LIBRARIES = ("torchvision", "timm")  # the libraries in LIBRARY/NAME
 
 ZOO = {
     "depthwise": Entry("Howard et al. 2017 (a short example)", own=Depthwise),
@@ -56,11 +56,13 @@ ZOO = {
 
 
 def find_entry(name: str) -> Entry:
-    """Where the network `name` comes from: of the zoo, or as torchvision/NAME or timm/NAME, built as published.
+    """Returns the entry of `name`: a name in ZOO, or torchvision/NAME or timm/NAME, which is built as published.
 
-    Raises KeyError for a name of neither.
+    Raises KeyError for any other name.
     """
     library, slash, network = name.partition("/")
-    if slash and library in LIBRARIES:
-        return Entry(library, small=None, **{library: network})
+    if slash and library == "torchvision":
+        return Entry(library, torchvision=network, small=None)
+    if slash and library == "timm":
+        return Entry(library, timm=network, small=None)
     return ZOO[name]

@@ -1,4 +1,4 @@
-"""Fixed random numbers for a block of code: those of Python, NumPy and torch, which go on afterwards as they were."""
+"""Seeds the random numbers of Python, NumPy and torch for a block of code, and restores their states afterwards."""
 
 import random
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Networks that torchvision and timm define, with fresh weights or with those that the two publish."""
+"""Builds the networks of torchvision and timm, with new or with published weights."""
 
 import difflib
 import inspect
@@ -9,23 +9,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.models.initialization import logits_layer
+from compress.models.initialization import last_defined_layer
 from compress.utils.errors import UserError
 
-_NEAREST = 5  # names in a message
+_MAX_NAMES = 5  # a message lists at most so many
 
 
 def torchvision_names() -> list[str]:
-    """The names of torchvision's image classifiers."""
-    from torchvision import models  # seconds, and not all networks are of it
+    """Returns the names of torchvision's image classifiers."""
+    from torchvision import models  # imported here because it takes seconds
 
     return models.list_models(module=models)
 
 
 def timm_names() -> list[str]:
-    """The names of timm's networks, without the tags of their weights. Raises UserError where timm is missing."""
+    """Returns the names of timm's networks without the tags of weights. Raises UserError where timm is missing."""
     require_timm("timm/NAME")
-    import timm  # an extra, and a second to import
+    import timm  # imported here because it is optional and takes a second
 
     return timm.list_models()
 
@@ -45,7 +45,7 @@ def check_library_name(name: str, key: str) -> None:
             f"timm/{plain}",
             f"write {key}=timm/{plain}, and teacher.weights={tag} where these weights are wanted",
         )
-    near = difflib.get_close_matches(network, known, _NEAREST, 0.4) or known[:_NEAREST]
+    near = difflib.get_close_matches(network, known, _MAX_NAMES, 0.4) or known[:_MAX_NAMES]
     raise UserError(
         f"{key}={name}",
         f"an image classifier of {library}",
@@ -55,16 +55,17 @@ def check_library_name(name: str, key: str) -> None:
 
 
 def from_torchvision(name: str, classes: int, weights: str | None, image_size: int | None = None) -> nn.Module:
-    """`weights` is a name in torchvision's enum, e.g. IMAGENET1K_V1; the classifier is fresh where classes differ.
+    """Builds torchvision's network; `weights` is a name in its enum, such as IMAGENET1K_V1.
 
-    Heads that are there for training alone (GoogLeNet, Inception) are left out. Networks that are made for one size of
-    image are made for `image_size`. Raises UserError for unknown weights, and where they cannot be fetched.
+    The classifier is new where the number of classes differs. Heads that only serve training (GoogLeNet, Inception) are
+    removed. A network that needs a fixed size of image is built for `image_size`. Raises UserError for unknown weights,
+    and where they cannot be downloaded.
     """
-    from torchvision import models  # as above
+    from torchvision import models  # imported here because it takes seconds
 
-    extra = _sized(name, image_size)
+    extra = _size_argument(name, image_size)
     if name in ("googlenet", "inception_v3") and not weights:
-        # Their own first weights take seconds to draw; those of each layer train as well behind batch norm.
+        # Their own initial weights take seconds to draw; each layer's default trains equally well with batch norm.
         extra |= {"aux_logits": False, "init_weights": False}
     if not weights:
         return _loadable(models.get_model(name, weights=None, num_classes=classes, **extra))
@@ -75,8 +76,8 @@ def from_torchvision(name: str, classes: int, weights: str | None, image_size: i
         else:
             network = models.get_model(name, weights=weights, **extra)
     except OSError as error:
-        raise _not_fetched(weights, error) from error
-    if name == "inception_v3":  # whose weights have to be loaded with them
+        raise _download_error(weights, error) from error
+    if name == "inception_v3":  # its weights can only be loaded with the auxiliary head
         network.aux_logits, network.AuxLogits = False, None
     _set_classes(network, classes)
     return _loadable(network)
@@ -85,23 +86,23 @@ def from_torchvision(name: str, classes: int, weights: str | None, image_size: i
 def from_timm(
     name: str, classes: int, weights: str | None, channels: int = 3, image_size: int | None = None
 ) -> nn.Module:
-    """As `from_torchvision`; `weights` is what timm writes behind the dot of a pretrained network, e.g. cvnets_in1k."""
+    """Builds timm's network, as `from_torchvision` does; `weights` is the tag of pretrained weights: cvnets_in1k."""
     require_timm(name)
-    import timm  # as above
+    import timm  # imported here because it is optional and takes a second
 
-    wanted: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
+    arguments: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
     if image_size and timm.get_pretrained_cfg(name).fixed_input_size:
-        wanted["img_size"] = image_size
+        arguments["img_size"] = image_size
     full = f"{name}.{weights}" if weights else name
     if weights:
         known = [one.partition(".")[2] for one in timm.list_models(f"{name}.*", pretrained=True)]
         _check_weights(weights, known, name)
     try:
-        return _created(full, bool(weights), wanted)
-    except (OSError, RuntimeError) as error:  # huggingface_hub's own errors are among them
+        return _create_timm(full, bool(weights), arguments)
+    except (OSError, RuntimeError) as error:  # huggingface_hub's errors are subclasses
         if not weights:
             raise
-        raise _not_fetched(weights, error) from error
+        raise _download_error(weights, error) from error
 
 
 def require_timm(name: str) -> None:
@@ -110,25 +111,25 @@ def require_timm(name: str) -> None:
         raise UserError(f"{name} without the package timm", "the extra timm installed", 'pip install "compress[timm]"')
 
 
-def require_takes(network: nn.Module, name: str, key: str, shape: tuple[int, int, int], classes: int) -> None:
-    """Raises UserError unless `network` gives logits (N, `classes`) for images (C, H, W) of `shape`.
+def require_logits(network: nn.Module, name: str, key: str, shape: tuple[int, int, int], classes: int) -> None:
+    """Raises UserError unless `network` returns logits (N, `classes`) for images of `shape` (C, H, W).
 
-    Some networks need images of a least size, or of one size.
+    Some networks need images of a minimum size, or of one size.
     """
     where = next((value.device for value in network.parameters()), torch.device("cpu"))
     expected = f"a network from images (N, {', '.join(map(str, shape))}) to logits (N, {classes})"
     try:
         with torch.no_grad():
             logits = network.eval()(torch.zeros(2, *shape, device=where))
-    except Exception as error:  # whatever a library raises for a size that it does not take
-        raise not_built(name, key, shape[1], error) from error
+    except Exception as error:  # whatever a library raises for a size that it does not accept
+        raise build_error(name, key, shape[1], error) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise UserError(f"{key}={name}, which gives {found} for two images", expected, "name another network")
+        received = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(f"{key}={name}, which gives {received} for two images", expected, "name another network")
 
 
-def not_built(name: str, key: str, image_size: int | None, error: Exception) -> UserError:
-    """The refusal of a library's network that fails on images of this size."""
+def build_error(name: str, key: str, image_size: int | None, error: Exception) -> UserError:
+    """Returns the error for a library's network that fails on images of this size."""
     cause = str(error).strip().splitlines()
     return UserError(
         f"{key}={name} for images of {image_size} pixels a side: {type(error).__name__}: {cause[0] if cause else ''}",
@@ -138,30 +139,31 @@ def not_built(name: str, key: str, image_size: int | None, error: Exception) -> 
 
 
 def _usual_size(name: str) -> int:
-    """The size of image that a network was published for; 224 where the library does not say."""
+    """Returns the image size for which a network was published; 224 where the library does not record it."""
     library, _, network = name.rpartition("/")
     if library == "timm" and find_spec("timm"):
         import timm
 
-        found = timm.get_pretrained_cfg(network, allow_unregistered=True)
-        return found.input_size[-1] if found else 224
+        published = timm.get_pretrained_cfg(network, allow_unregistered=True)
+        return published.input_size[-1] if published else 224
     return 299 if network == "inception_v3" else 224
 
 
-def _created(full: str, pretrained: bool, wanted: dict[str, Any]) -> nn.Module:
-    """timm's network; without the size of the images where it is made for one and takes no other."""
+def _create_timm(full: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    """Creates timm's network, without the size of the images where it does not accept that argument."""
     import timm
 
     try:
-        return timm.create_model(full, pretrained=pretrained, **wanted)
+        return timm.create_model(full, pretrained=pretrained, **arguments)
     except TypeError as error:
-        if "img_size" not in wanted or "img_size" not in str(error):
+        if "img_size" not in arguments or "img_size" not in str(error):
             raise
-        return timm.create_model(full, pretrained=pretrained, **{k: v for k, v in wanted.items() if k != "img_size"})
+        del arguments["img_size"]
+        return timm.create_model(full, pretrained=pretrained, **arguments)
 
 
-def _sized(name: str, image_size: int | None) -> dict[str, Any]:
-    """The argument by which torchvision's network `name` is made for a size of image; empty where it takes any."""
+def _size_argument(name: str, image_size: int | None) -> dict[str, Any]:
+    """Returns the argument that sets the image size of torchvision's network `name`; empty where it accepts any."""
     from torchvision import models
 
     if image_size is None:
@@ -174,7 +176,7 @@ def _sized(name: str, image_size: int | None) -> dict[str, Any]:
 
 
 def _vision_transformer(name: str, weights: str, image_size: int | None) -> nn.Module:
-    """A vision transformer with pretrained weights, whose positions are interpolated for another size of image."""
+    """Builds a vision transformer with pretrained weights; interpolates its positions for another image size."""
     from torchvision import models
 
     member = models.get_model_weights(name)[weights]
@@ -194,14 +196,14 @@ def _check_weights(weights: str, known: list[str], name: str) -> None:
         raise UserError(f"teacher.weights={weights}", f"one of {', '.join(known)}", f"name one of these for {name}")
 
 
-def _not_fetched(weights: str, error: Exception) -> UserError:
+def _download_error(weights: str, error: Exception) -> UserError:
     return UserError(
         f"teacher.weights={weights}: {error}", "a network to fetch them from", "give the file as teacher.checkpoint"
     )
 
 
 def _loadable(network: nn.Module) -> nn.Module:
-    """The same network; MNASNet without its class, which refuses tensors that come without a version number."""
+    """Returns the network; MNASNet without its class, which refuses tensors without a version number."""
     if type(network).__name__ != "MNASNet":
         return network
     parts = {"layers": network.layers, "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
@@ -209,11 +211,11 @@ def _loadable(network: nn.Module) -> nn.Module:
 
 
 def _set_classes(network: nn.Module, classes: int) -> None:
-    """Replaces the last layer, linear or a 1x1 convolution, by a fresh one where it gives another number of logits.
+    """Replaces the last layer, linear or a 1x1 convolution, by a new one where its number of outputs differs.
 
-    In all of torchvision's families the layer that is defined last gives the logits, once auxiliary heads are gone.
+    In all of torchvision's families the layer that is defined last returns the logits, without auxiliary heads.
     """
-    name, last = logits_layer(network)
+    name, last = last_defined_layer(network)
     bias = last.bias is not None
     if isinstance(last, nn.Linear) and last.out_features != classes:
         network.set_submodule(name, nn.Linear(last.in_features, classes, bias=bias))

@@ -1,10 +1,13 @@
-"""Networks of the user's own, beside the zoo: named by them on the command line or given in Python, never by a file."""
+"""Networks of the user's own: named on the command line or given in Python, never by a file."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from compress.models.copying import copy_network, unwrapped, without_wrappers
@@ -16,60 +19,67 @@ from compress.models.seeds import seeded
 from compress.utils.errors import UserError
 from compress.utils.user_code import users_error
 
-__all__ = ["USER_MODELS", "add_own", "identity", "register_user_model", "user_model_digest"]
+__all__ = ["USER_MODELS", "identity", "register_user_model", "user_model", "user_model_digest"]
 
 log = logging.getLogger("compress")
 
-# By name, as they were given. A model.json can name only what is here, so no file brings code into a run.
+# The networks by name. A model.json can name only a network in this dict, so no file brings code into a run.
 USER_MODELS: dict[str, nn.Module] = {}
 
-_SAME = 1e-4  # as a share of the largest output: what two forward passes of one network may differ by
+_TOLERANCE = 1e-4  # the largest difference of two forward passes of one network, as a share of the largest output
 
 
 def register_user_model(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> None:
-    """Makes teacher.factory=`name` known for images (C, H, W). Raises UserError where it is none, or does not fit."""
-    if name not in USER_MODELS or ":" in name:  # a function is called anew: its weights depend on the seed
-        USER_MODELS[name] = _called(name, shape, classes, seed)
+    """Adds the network of teacher.factory=`name` to USER_MODELS, for images (C, H, W).
+
+    Raises UserError where `name` is no network or function that returns one, and where the network does not fit.
+    """
+    if name not in USER_MODELS or ":" in name:  # a function is called again: its weights depend on the seed
+        USER_MODELS[name] = _call_factory(name, shape, classes, seed)
         _require_repeatable(name, shape, classes, seed)
     else:
-        USER_MODELS[name] = _adopted(USER_MODELS[name], name, shape, seed)
+        USER_MODELS[name] = _plain_copy(USER_MODELS[name], name, shape, seed)
     _require_fit(name, shape, classes)
     USER_MODELS[name] = without_final_activation(USER_MODELS[name], name, shape)
     for names in _tied(USER_MODELS[name]):
         log.info("%s: %s are one tensor; where pruning changes its shape, each layer gets its own", name, names)
 
 
-def add_own(network: nn.Module) -> str:
-    """Puts a network that was given in Python among USER_MODELS, as a copy; returns its name there.
+@contextmanager
+def user_model(network: nn.Module) -> Iterator[str]:
+    """Holds a copy of a network that was given in Python in USER_MODELS for a block; yields its name there.
 
-    Raises UserError for one that cannot be copied.
+    Raises UserError for a network that cannot be copied.
     """
     if not isinstance(network, nn.Module):
         raise UserError(f"model of {type(network).__name__}", "a torch.nn.Module", "give the trained network itself")
     network = without_wrappers(copy_network(unwrapped(network)))
     name = f"{type(network).__name__}@{user_model_digest(network)[:12]}"
     USER_MODELS[name] = network
-    return name
+    try:
+        yield name
+    finally:
+        USER_MODELS.pop(name, None)
 
 
 def identity(name: str, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """What tells the network `name` from all others: what it is made of, and what it computes from images (C, H, W)."""
+    """Returns digests of the network `name`: of its code and tensors, and of its outputs for images (C, H, W)."""
     return {"parts": user_model_digest(USER_MODELS[name]), "outputs": outputs_digest(USER_MODELS[name], shape)}
 
 
-def _called(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
-    return _adopted(call_factory(name, shape, classes, seed), name, shape, seed)
+def _call_factory(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
+    return _plain_copy(call_factory(name, shape, classes, seed), name, shape, seed)
 
 
-def _adopted(network: nn.Module, name: str, shape: tuple[int, int, int], seed: int) -> nn.Module:
-    """A copy that all stages can work with: out of its wrappers, in float32, lazy layers filled, no tensor a view."""
+def _plain_copy(network: nn.Module, name: str, shape: tuple[int, int, int], seed: int) -> nn.Module:
+    """Copies a network into a form for all stages: no wrappers, float32, lazy layers initialized, no views."""
     network = without_wrappers(copy_network(unwrapped(network)))
     others = {str(value.dtype) for value in network.state_dict().values() if value.is_floating_point()}
     others.discard("torch.float32")
     if others:
         log.info("%s: its %s is converted to float32, which all stages compute in", name, " and ".join(sorted(others)))
         network.float()
-    if any(isinstance(value, nn.parameter.UninitializedTensorMixin) for value in network.state_dict().values()):
+    if any(map(is_lazy, network.state_dict().values())):
         if ":" not in name:
             log.warning("%s: its lazy layers have seen no image, so their weights are drawn now", name)
         with seeded(seed):
@@ -79,7 +89,7 @@ def _adopted(network: nn.Module, name: str, shape: tuple[int, int, int], seed: i
 
 
 def _tied(network: nn.Module) -> list[str]:
-    """The names of each parameter that several layers share, as one text."""
+    """Returns the names of each parameter that several layers share, as one text."""
     names: dict[int, list[str]] = {}
     for name, value in network.named_parameters(remove_duplicate=False):
         names.setdefault(id(value), []).append(name)
@@ -87,7 +97,7 @@ def _tied(network: nn.Module) -> list[str]:
 
 
 def _separate_views(network: nn.Module) -> None:
-    """Gives each tensor memory of its own where several of its elements share one, as behind `expand`: in place."""
+    """Copies each tensor whose elements share memory, as after `expand`, in place."""
     for module in network.modules():
         for tensors in (module._parameters, module._buffers):
             for name, value in tensors.items():
@@ -98,11 +108,11 @@ def _separate_views(network: nn.Module) -> None:
 
 
 def _require_repeatable(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> None:
-    """Warns where a second call returns other weights or attributes, and refuses one that computes something else.
+    """Warns where a second call returns other weights or attributes.
 
-    Such a network could not be loaded again from the files of a stage.
+    Raises UserError where it computes something else: such a network could not be loaded from the files of a stage.
     """
-    first, second = USER_MODELS[name], _called(name, shape, classes, seed)
+    first, second = USER_MODELS[name], _call_factory(name, shape, classes, seed)
     if user_model_digest(first) == user_model_digest(second):
         state = None
     else:
@@ -115,13 +125,11 @@ def _require_repeatable(name: str, shape: tuple[int, int, int], classes: int, se
     try:
         if state is not None:
             second.load_state_dict(state)
-        outputs = []
-        for network in (first, second):
-            with seeded(0):
-                outputs.append(_flat(_forward(network, name, fixed_images(shape), "")))
-    except (RuntimeError, UserError):  # other layers: the difference is infinite; a failure is `_require_fit`'s to say
-        outputs = None if state is not None else []
-    if outputs is None or (outputs and not difference(*outputs) <= _SAME):
+        outputs = [_seeded_outputs(network, name, shape) for network in (first, second)]
+        repeatable = difference(*outputs) <= _TOLERANCE
+    except (RuntimeError, UserError):  # other layers compute something else; a failure is `_require_fit`'s to report
+        repeatable = state is None
+    if not repeatable:
         raise UserError(
             f"teacher.factory={name}, which returns a network that computes something else at each call, with the same "
             "weights",
@@ -131,37 +139,43 @@ def _require_repeatable(name: str, shape: tuple[int, int, int], classes: int, se
         )
 
 
+def _seeded_outputs(network: nn.Module, name: str, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Returns all numbers that `network` computes from fixed images, in one dimension."""
+    with seeded(0):
+        return _flat(_forward(network, name, fixed_images(shape), ""))
+
+
 def _flat(value: Any) -> torch.Tensor:
     leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
     return torch.cat([leaf.detach().double().reshape(-1) for leaf in leaves]) if leaves else torch.zeros(0)
 
 
 def _forward(network: nn.Module, name: str, images: torch.Tensor, expected: str) -> Any:
-    """What `network` gives in eval mode. Raises UserError, with file and line, where it raises anything."""
+    """Returns the outputs of `network` in eval mode. Raises UserError, with file and line, where it fails."""
     network.eval()
     try:
         with torch.no_grad():
             return network(images)
     except Exception as error:
-        found = users_error(f"{name}, which fails on such images", error)
+        fault = users_error(f"{name}, which fails on such images", error)
         expected = expected or f"a network that takes images (N, {', '.join(map(str, images.shape[1:]))})"
         raise UserError(
-            found.received.replace(", which raises", ":", 1), expected, "mend it, or set data.image_size"
+            fault.received.replace(", which raises", ":", 1), expected, "mend it, or set data.image_size"
         ) from error
 
 
 def _require_fit(name: str, shape: tuple[int, int, int], classes: int) -> None:
-    """Raises UserError unless the network gives logits (N, `classes`) for images (N, C, H, W), the same each time."""
+    """Raises UserError unless the network returns logits (N, `classes`) for images (N, C, H, W), the same each time."""
     network, images = USER_MODELS[name], fixed_images(shape)[:2]
     expected = f"a network from images (N, {', '.join(map(str, shape))}) to logits (N, {classes})"
     with seeded(0):
         logits = _forward(network, name, images, expected)
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise UserError(f"{name}, which gives {found} for two images", expected, "mend its head")
+        received = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(f"{name}, which gives {received} for two images", expected, "mend its head")
     with seeded(1):
         again = _forward(network, name, images, expected)
-    if not difference(again, logits) <= _SAME:
+    if not difference(again, logits) <= _TOLERANCE:
         raise UserError(
             f"{name}, which gives other logits for the same images at a second call in eval mode",
             "the same logits each time",

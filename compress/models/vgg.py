@@ -1,17 +1,17 @@
-"""VGG for small images: nine tenths of the published weights are a classifier that would have nothing to look at."""
+"""VGG for small images, without the published classifier, which has nine tenths of the weights."""
 
 from torch import nn
 
-_KEPT = 3  # of the five poolings
+_KEPT = 3  # pooling layers of the published five
 
 
 def small_vgg(network: nn.Module) -> None:
-    """Leaves out the last two poolings, and puts the mean over all positions and one linear layer behind, in place.
+    """Removes the last two pooling layers, and ends in global average pooling and one linear layer, in place.
 
-    32 pixels end at 4x4, as in the other networks. There the first two halvings go; here the filters behind them are
-    so many that an image would cost twelve times as much. The published classifier spreads what is left over 7x7
-    positions and has 124 of VGG-16's 138 million weights. One linear layer is what Li et al. 2017 ("Pruning filters",
-    section 4.1) and others take for CIFAR. The dropout in front of it stays.
+    32 pixels end at 4x4, as in the other networks. Those lose their first two downsampling layers; VGG has so many
+    filters after them that an image would cost twelve times as much. The published classifier interpolates to 7x7
+    positions and has 124 of VGG-16's 138 million weights. Li et al. 2017 ("Pruning filters", section 4.1) and others
+    use one linear layer for CIFAR. The dropout before it stays.
     """
     poolings = [name for name, module in network.named_modules() if isinstance(module, nn.MaxPool2d)]
     for name in poolings[_KEPT:]:

@@ -1,4 +1,4 @@
-"""Reads weights that were trained elsewhere, without running a line of code that may hide in the file."""
+"""Loads weights that were trained elsewhere, without running code that a file may contain."""
 
 import argparse
 import difflib
@@ -17,9 +17,9 @@ from torch import nn
 from compress.models.candidates import Candidate, candidates, choose
 from compress.utils.errors import UserError
 
-_SHOWN = 3  # names in a message; the count tells the rest
-# Classes of plain values that training scripts store beside the weights: torchvision's and timm's command line, a best
-# accuracy as NumPy has it, a path. None of them runs anything when it is read.
+_MAX_NAMES = 3  # a message lists these and counts the rest
+# Classes of plain values that training scripts store with the weights: the command line of torchvision and timm, a
+# NumPy number such as the best accuracy, a path. Reading them runs no code.
 _PLAIN_CLASSES = [
     argparse.Namespace, pathlib.PosixPath, np.dtype, getattr(np, "_core", np).multiarray.scalar,
     *(getattr(np.dtypes, name) for name in ("Float64DType", "Float32DType", "Int64DType", "Int32DType", "BoolDType")),
@@ -34,52 +34,54 @@ _QUANTIZED = (torch.int8, torch.uint8, torch.qint8, torch.quint8, torch.qint32)
 
 
 def load_checkpoint(network: nn.Module, path: str, key: str | None = None) -> list[str]:
-    """Loads `.safetensors`, or what `torch.load(weights_only=True)` takes, into `network`, every tensor of it.
+    """Loads every tensor of `network` from `.safetensors`, or from a file for `torch.load(weights_only=True)`.
 
-    Wrappers' names in front of the tensors' and keys around them are understood. Where several sets of weights fit, the
-    averaged one (EMA) is taken; `key` names another. Returns what was chosen and converted, a sentence each. Raises
-    UserError for a file that is missing, broken, holds pickled code, quantized weights or another architecture's.
+    Names may have the prefixes of wrappers, and weights may lie under keys. Where several sets of weights fit, the
+    averaged one (EMA) is loaded, or the one that `key` names. Returns remarks on what was chosen and converted. Raises
+    UserError for a file that is missing or broken, or holds pickled code, quantized weights or another architecture's.
     """
-    own = network.state_dict()
+    expected = network.state_dict()
     content = _read(Path(path))
-    found = candidates(content, own)
+    found = candidates(content, expected)
     if not found:
-        keys = f" with {', '.join(map(str, list(content)[:_SHOWN]))}" if isinstance(content, dict) else ""
+        keys = f" with {', '.join(map(str, list(content)[:_MAX_NAMES]))}" if isinstance(content, dict) else ""
         raise UserError(
             f"{path}, a {type(content).__name__}{keys}, without weights by name",
             "a dict of tensors",
             "save model.state_dict()",
         )
     chosen, remarks = choose(found, path, key)
-    _require_fit(own, chosen, path)
-    state = {name: chosen.tensors[name] for name in own if name in chosen.tensors}
-    wrong = [found for name, value in state.items() if (found := _wrong_kind(name, value, own[name]))]
+    _require_fit(expected, chosen, path)
+    state = {name: chosen.tensors[name] for name in expected if name in chosen.tensors}
+    wrong = [fault for name, value in state.items() if (fault := _wrong_kind(name, value, expected[name]))]
     if wrong:
         raise UserError(
             f"{path} with {wrong[0]}{f' and {len(wrong) - 1} more' * (len(wrong) > 1)}",
             "floating-point weights of the network before it was quantized",
             "take the float checkpoint that these were made from",
         )
-    floats = {name: value for name, value in state.items() if own[name].is_floating_point()}
-    converted = sorted({str(value.dtype) for name, value in floats.items() if value.dtype != own[name].dtype})
-    state = {name: value.to_dense().to(own[name].dtype) for name, value in state.items()}
+    floats = {name: value for name, value in state.items() if expected[name].is_floating_point()}
+    converted = sorted({str(value.dtype) for name, value in floats.items() if value.dtype != expected[name].dtype})
+    state = {name: value.to_dense().to(expected[name].dtype) for name, value in state.items()}
     bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise UserError(f"{path}: {_some('not finite:', bad)}", "finite weights", "take another checkpoint")
-    network.load_state_dict(own | state)
+    network.load_state_dict(expected | state)
     if converted:
         remarks.append(f"{path}: {' and '.join(converted)} converted to float32")
     return remarks
 
 
-def _require_fit(own: dict[str, torch.Tensor], found: Candidate, path: str) -> None:
-    """Raises UserError, with what is missing, what is too much and the nearest names, unless `found` is of `own`."""
-    missing, extra = found.missing(own), found.extra(own)
-    wrong = [name for name in own if name in found.tensors and own[name].shape != found.tensors[name].shape]
+def _require_fit(expected: dict[str, torch.Tensor], found: Candidate, path: str) -> None:
+    """Raises UserError, with missing, extra and nearest names, unless `found` has the expected names and shapes."""
+    missing, extra = found.missing(expected), found.extra(expected)
+    wrong = [name for name in expected if name in found.tensors and expected[name].shape != found.tensors[name].shape]
     if not (missing or extra or wrong):
         return
-    shapes = ", ".join(f"{tuple(found.tensors[name].shape)} for {tuple(own[name].shape)}" for name in wrong[:_SHOWN])
-    near = {name: difflib.get_close_matches(name, extra, 1, 0.6) for name in missing[:_SHOWN]}
+    shapes = ", ".join(
+        f"{tuple(found.tensors[name].shape)} for {tuple(expected[name].shape)}" for name in wrong[:_MAX_NAMES]
+    )
+    near = {name: difflib.get_close_matches(name, extra, 1, 0.6) for name in missing[:_MAX_NAMES]}
     nearest = [f"{names[0]} for {name}" for name, names in near.items() if names]
     parts = [
         _some("lacks", missing),
@@ -91,11 +93,11 @@ def _require_fit(own: dict[str, torch.Tensor], found: Candidate, path: str) -> N
     raise UserError(
         f"{path}{where}: {''.join(parts)}".rstrip("; "),
         "a checkpoint of the architecture that is configured",
-        _mend(missing, extra, wrong),
+        _fix_for(missing, extra, wrong),
     )
 
 
-def _mend(missing: list[str], extra: list[str], wrong: list[str]) -> str:
+def _fix_for(missing: list[str], extra: list[str], wrong: list[str]) -> str:
     hint = next((text for ending, text in _HINTS.items() if any(name.endswith(ending) for name in extra)), None)
     if hint:
         return hint
@@ -107,21 +109,22 @@ def _mend(missing: list[str], extra: list[str], wrong: list[str]) -> str:
     )
 
 
-def _wrong_kind(name: str, value: torch.Tensor, own: torch.Tensor) -> str | None:
-    """What is wrong with the kind of numbers in `value`; None where it can be converted to that of `own`."""
+def _wrong_kind(name: str, value: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """Returns why the numbers in `value` cannot be converted to the type of `expected`; None where they can."""
     if value.is_meta:
         return f"{name} without values (device meta)"
-    if value.is_quantized or (own.is_floating_point() and value.dtype in _QUANTIZED):
-        return f"{name} as {value.dtype}, which looks quantized, where the network has {own.dtype}"
-    if own.is_floating_point():
-        # Eight bits of float need a scale beside them; nothing narrower than 16 bits is a weight by itself.
+    if value.is_quantized or (expected.is_floating_point() and value.dtype in _QUANTIZED):
+        return f"{name} as {value.dtype}, which looks quantized, where the network has {expected.dtype}"
+    if expected.is_floating_point():
+        # Floats of eight bits need a separate scale; only 16 bits or more are a weight by themselves.
         if not value.is_floating_point() or value.element_size() < 2:
-            return f"{name} as {value.dtype} where the network has {own.dtype}"
+            return f"{name} as {value.dtype} where the network has {expected.dtype}"
         return None
-    if own.is_complex() != value.is_complex():
-        return f"{name} as {value.dtype} where the network has {own.dtype}"
-    if not own.is_complex() and not torch.equal(value.to(own.dtype).to(torch.float64), value.to(torch.float64)):
-        return f"{name} as {value.dtype} with values that {own.dtype} cannot hold"
+    if expected.is_complex() != value.is_complex():
+        return f"{name} as {value.dtype} where the network has {expected.dtype}"
+    converted = value.to(expected.dtype)
+    if not expected.is_complex() and not torch.equal(converted.to(torch.float64), value.to(torch.float64)):
+        return f"{name} as {value.dtype} with values that {expected.dtype} cannot hold"
     return None
 
 
@@ -154,13 +157,13 @@ def _read(path: Path) -> object:
 
 def _load_tensors(path: Path) -> object:
     with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN_CLASSES):
-        warnings.simplefilter("ignore")  # of pickle's protocol: what matters is whether the tensors can be read
+        warnings.simplefilter("ignore")  # about pickle's protocol, which does not matter if the tensors can be read
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _some(what: str, names: list[str]) -> str:
     return (
-        f"{what} {', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' * (len(names) > _SHOWN)}; "
+        f"{what} {', '.join(names[:_MAX_NAMES])}{f' and {len(names) - _MAX_NAMES} more' * (len(names) > _MAX_NAMES)}; "
         if names
         else ""
     )

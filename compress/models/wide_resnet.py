@@ -1,11 +1,11 @@
-"""Wide residual networks for 32-pixel images (Zagoruyko & Komodakis 2016, arXiv:1605.07146), as they were published."""
+"""Wide residual networks for 32-pixel images, as published (Zagoruyko & Komodakis 2016, arXiv:1605.07146)."""
 
 import torch
 from torch import nn
 
 
 class WideBlock(nn.Module):
-    """Batch norm and ReLU in front of each 3x3 convolution; where the shape changes, the shortcut is a 1x1 one."""
+    """Batch norm and ReLU before each of two 3x3 convolutions; a 1x1 shortcut where the shape changes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
@@ -20,7 +20,7 @@ class WideBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.relu1(self.bn1(x))
         if self.shortcut is not None:
-            x = self.shortcut(y)  # of the activated input, as the authors' code has it
+            x = self.shortcut(y)  # reads the activated input, as in the authors' code
         return x + self.conv2(self.relu2(self.bn2(self.conv1(y))))  # (N, channels, H / stride, W / stride)
 
 

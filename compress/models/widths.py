@@ -1,4 +1,4 @@
-"""The widths of a network: read after pruning, and set on a fresh one, so that no pruning code is needed to load it."""
+"""Reads the widths of a pruned network, and sets them on a new one, so that loading it needs no pruning code."""
 
 import torch
 from torch import nn
@@ -8,17 +8,17 @@ _INSTANCE_NORM = nn.modules.instancenorm._InstanceNorm
 
 
 def has_width(module: nn.Module) -> bool:
-    """Whether `read_widths` reads this module: a layer whose tensors a width determines."""
+    """Whether `read_widths` reads this module: a layer whose width determines the shapes of its tensors."""
     tensors = {name for name, _ in module.named_parameters(recurse=False)}
     if isinstance(module, (nn.Conv2d, nn.Linear, _BATCH_NORM, nn.PReLU)):
         return tensors <= {"weight", "bias"}
-    if isinstance(module, _INSTANCE_NORM):  # torch-pruning passes over its statistics
+    if isinstance(module, _INSTANCE_NORM):  # torch-pruning does not prune its statistics
         return tensors <= {"weight", "bias"} and not module.track_running_stats
     return isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1 and tensors <= {"weight", "bias"}
 
 
 def read_widths(network: nn.Module) -> dict[str, list[int]]:
-    """`[out, in, groups]` of each convolution, `[out, in]` of each linear layer, `[width]` of a norm or a PReLU."""
+    """Returns `[out, in, groups]` of convolutions, `[out, in]` of linear layers, `[width]` of norms and PReLUs."""
     return {name: _width(module) for name, module in network.named_modules() if _is_layer(module) or has_width(module)}
 
 
@@ -39,7 +39,7 @@ def _width(module: nn.Module) -> list[int]:
 def set_widths(network: nn.Module, widths: dict[str, list[int]]) -> None:
     """Resizes the layers in place; the weights of a resized layer are zeros until a state is loaded.
 
-    Every buffer gets memory of its own, so that a state can be loaded into those that were expanded.
+    Expanded buffers are copied, so that a state can be loaded into them.
     Raises KeyError for a layer that the network lacks.
     """
     layers = dict(network.named_modules())

@@ -21,9 +21,9 @@ from compress.export.onnx import export_onnx
 from compress.methods.quantization.float_share import read_float_share, require_int8
 from compress.methods.restore import restore
 from compress.models.artifact import Artifact, write_model
+from compress.models.from_config import teacher_from_config
 from compress.pipeline.refusals import refusal
 from compress.stages import STAGES
-from compress.stages.teacher import untrained
 from compress.training.context import Context
 from compress.training.pseudo_labels import add_pseudo_labels
 from compress.training.tensorboard import TensorBoardWriter
@@ -84,7 +84,7 @@ def try_stages(config: Config, data: Data, place: Path) -> list[Tried]:
     """
     few = _few(data)
     torch.manual_seed(config.seed)
-    network, architecture = untrained(config.teacher, data.shape, len(data.classes))
+    network, architecture, _ = teacher_from_config(config.teacher, data.shape, len(data.classes))
     model = architecture.model
     images = torch.cat([images for images, _ in few.train.batches()])
     network.eval()

@@ -18,12 +18,12 @@ from compress.evaluation.benchmark import time_and_memory
 from compress.evaluation.flops import count_cost
 from compress.methods.pruning.reconstruction import skipped_layers
 from compress.models.artifact import Artifact
+from compress.models.from_config import teacher_from_config
 from compress.models.widths import read_widths
 from compress.pipeline.compute import prepare_machine, require_networks_fit
 from compress.pipeline.dry_run import Tried, try_export, try_stages
 from compress.pipeline.preprocessing import with_normalisation, with_preprocessing
 from compress.stages import check_order
-from compress.stages.teacher import untrained
 from compress.utils.files import write_json
 from compress.utils.units import count_text, size_text
 
@@ -71,7 +71,7 @@ def _teacher(config: Config, data: Data) -> tuple[nn.Module, str]:
     """The network that a run would train, with its first weights, and its name."""
     require_networks_fit(config, data)
     torch.manual_seed(config.seed)
-    network, architecture = untrained(config.teacher, data.shape, len(data.classes))
+    network, architecture, _ = teacher_from_config(config.teacher, data.shape, len(data.classes))
     return network.eval(), architecture.model
 
 

@@ -1,4 +1,4 @@
-"""The stages by name, each with all that the pipeline has to know of it."""
+"""The stages by name, each with what the pipeline needs to run it."""
 
 import importlib
 from collections.abc import Callable
@@ -9,36 +9,39 @@ from compress.config.schema import Config
 from compress.utils.errors import UserError
 from compress.utils.nearest import did_you_mean
 
+StageFunction = Callable[..., Any]  # (artifact, settings, context) -> artifact
+
 
 @dataclass(frozen=True)
 class Stage:
     """A stage; its settings are the section of the config that has its name.
 
-    `run` names the function (artifact, settings, context) -> artifact as "module:function": it is imported when it is
-    called, for what it imports takes seconds, which a run that computes nothing does without.
+    `run` names the function (artifact, settings, context) -> artifact as "module:function". It is imported when it is
+    called, because its own imports take seconds, which a run that computes nothing does not need.
     """
 
     run: str
-    participle: str  # what has become of its network, for messages
+    participle: str  # the state of its network, for messages: "pruned"
     place: Literal["first", "last"] | None = None
-    epochs: Callable[[Any], int] = lambda settings: settings.epochs  # of its training; 0: one process computes it
+    epochs: Callable[[Any], int] = lambda settings: settings.epochs  # that it trains; 0: it runs in one process
     key: Callable[[Config, tuple[int, int, int]], dict[str, Any]] = lambda config, shape: {}  # what else decides it
-    networks: Callable[[Config], dict[str, str]] = lambda config: {}  # names of networks that it builds, by their key
-    dry_run: Callable[[int], dict[str, Any]] = lambda images: {}  # its settings for a trial on so many images
+    networks: Callable[[Config], dict[str, str]] = lambda config: {}  # setting key -> name of a network it builds
+    dry_run: Callable[[int], dict[str, Any]] = lambda images: {}  # its settings for a dry run on so many images
 
     @property
     def module(self) -> str:
-        """The full name of the module that it is in."""
+        """The full name of its module."""
         return self.run.partition(":")[0]
 
-    def load(self) -> Callable:
-        """Its function."""
-        module, _, function = self.run.partition(":")
-        return getattr(importlib.import_module(module), function)
+    def load(self) -> StageFunction:
+        """Imports and returns its function."""
+        module, _, name = self.run.partition(":")
+        function: StageFunction = getattr(importlib.import_module(module), name)
+        return function
 
 
 def _teacher_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """The digest of the checkpoint, and of a network of the user's own all that tells it from another."""
+    """Returns the digest of the checkpoint, and the digests of a network of the user's own."""
     from compress.models.user_model import identity
     from compress.utils.files import digest_of_file
 
@@ -48,7 +51,7 @@ def _teacher_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
 
 
 def _quantize_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """The kind of CPU that the file is made for."""
+    """Returns the kind of CPU that the file is made for."""
     from compress.methods.quantization.cpu_target import choose_target
     from compress.utils.cpu import cpu_flags
 
@@ -105,10 +108,10 @@ def check_order(stages: list[str]) -> None:
 
 
 def networks(config: Config) -> dict[str, str]:
-    """The names of all networks that a run builds, by the key that names each."""
+    """Returns the names of all networks that a run builds, by the setting key of each."""
     return {key: name for stage in config.stages for key, name in STAGES[stage].networks(config).items()}
 
 
-def load_stage(name: str) -> Callable:
-    """The function of a stage."""
+def load_stage(name: str) -> StageFunction:
+    """Imports and returns the function of a stage."""
     return STAGES[name].load()

@@ -1,4 +1,4 @@
-"""Plainer ways to a network of the same shape on the same budget, as changes of a run's config."""
+"""The ablations: simpler ways to a network of the same shape with the same epochs, as changes of a run's config."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from compress.stages import STAGES
 
 @dataclass
 class Ablation:
-    """`change` makes the ablation's config of the run's; `unfit` says why it would tell nothing, or is empty."""
+    """A simpler way; `change` returns its config, `unfit` the reason why it would show nothing, or an empty text."""
 
     what: str
     change: Callable[[Config], Config]
@@ -17,12 +17,12 @@ class Ablation:
 
 
 def budget_epochs(config: Config) -> int:
-    """Epochs behind the teacher."""
+    """Returns the number of epochs after the teacher."""
     return _epochs(config, config.stages[1:])
 
 
 def _float_epochs(config: Config) -> int:
-    """Epochs between the teacher and int8."""
+    """Returns the number of epochs between the teacher and int8."""
     return _epochs(config, [name for name in config.stages[1:] if STAGES[name].place != "last"])
 
 
@@ -40,7 +40,7 @@ def _labels_only(config: Config) -> Config:
 
 
 def _from_scratch(config: Config) -> Config:
-    """All float epochs in one training from new weights, at the rate that the teacher is trained at."""
+    """Puts all float epochs into one training from new weights, at the teacher's learning rate."""
     prune = replace(config.prune, reinitialize=True, epochs=_float_epochs(config), lr=config.teacher.lr)
     stages = [name for name in config.stages if name != "distill"]
     return replace(_labels_only(config), stages=stages, prune=prune)
@@ -62,17 +62,17 @@ def _no_training(config: Config) -> str:
     return _no_pruned_shape(config) or ("" if _float_epochs(config) else "there is no epoch before int8")
 
 
-def _no_teaching(config: Config) -> str:
+def _no_distillation(config: Config) -> str:
     distill, quantize = config.distill, config.quantize
-    taught = "distill" in config.stages and distill.epochs and (distill.alpha or distill.hint_layers)
+    distilled = "distill" in config.stages and distill.epochs and (distill.alpha or distill.hint_layers)
     aware = "quantize" in config.stages and quantize.mode == "qat" and quantize.epochs and quantize.alpha
-    return "" if taught or aware else "nothing is learned from the teacher"
+    return "" if distilled or aware else "nothing is learned from the teacher"
 
 
 ABLATIONS = {
     "random_pruned": Ablation("filters removed at random, all else the same", _random_pruned, _no_choice),
     "finetuned_without_distillation": Ablation(
-        "the same network, trained as long on the labels alone", _labels_only, _no_teaching
+        "the same network, trained as long on the labels alone", _labels_only, _no_distillation
     ),
     "dense_from_scratch": Ablation(
         "a network of the pruned shape, trained from new weights on the labels alone", _from_scratch, _no_training

@@ -1,4 +1,4 @@
-"""Teaches a student what the teacher knows: the network of the stage before, or a new one from the zoo."""
+"""Distills the teacher into a student: the network of the stage before, or a new one of the registry."""
 
 from dataclasses import asdict, replace
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from compress.config.schema import DistillConfig
 from compress.methods.distillation.losses import record_outputs, teacher_loss
-from compress.methods.distillation.teacher_logits import answers, compute_logits
+from compress.methods.distillation.teacher_logits import compute_logits, require_teacher, teacher_function
 from compress.models import Architecture, build
 from compress.models.artifact import Artifact
 from compress.training.context import Context
@@ -16,35 +16,38 @@ from compress.utils.errors import UserError
 
 
 def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Artifact:
-    """Trains the student on Hinton's loss, and on hints where asked; the teacher only looks on."""
+    """Trains the student on Hinton's loss, and on hints where `config.hint_layers` names some."""
     network, spec = artifact.network, artifact.spec
     if config.student:
         architecture = replace(Architecture(**spec.architecture), model=config.student)
         network = build(architecture)
         spec = replace(spec, architecture=asdict(architecture), changes=[])
     network.to(context.device)
-    layers, teacher = config.hint_layers, context.teacher.network
-    with record_outputs(network, layers) as own, record_outputs(teacher, layers) as wanted:
-        _check_hints(network, teacher, own, wanted, context)
-        answer = compute_logits(teacher) if layers else answers(context)
-        loss = teacher_loss(answer, config.temperature, config.alpha, (own, wanted), config.hint_weight, context.task)
-        judge = teacher if layers or config.alpha else None  # a student of the labels alone may well leave the teacher
-        history = train(network, loss, context, TrainSettings("distill", config.epochs, config.lr, teacher=judge))
+    layers, teacher = config.hint_layers, require_teacher(context)
+    with record_outputs(network, layers) as student_features, record_outputs(teacher, layers) as teacher_features:
+        hints = (student_features, teacher_features)
+        _check_hints(network, teacher, hints, context)
+        teacher_fn = compute_logits(teacher) if layers else teacher_function(context)
+        loss = teacher_loss(teacher_fn, config.temperature, config.alpha, hints, config.hint_weight, context.task)
+        learns_from_teacher = bool(layers or config.alpha)  # a student of the labels alone may well differ from it
+        settings = TrainSettings("distill", config.epochs, config.lr, teacher=teacher if learns_from_teacher else None)
+        history = train(network, loss, context, settings)
     return Artifact(network, spec, notes={"history": history})
 
 
 def _check_hints(
-    network: nn.Module, teacher: nn.Module, own: dict[str, Tensor], wanted: dict[str, Tensor], context: Context
+    network: nn.Module, teacher: nn.Module, hints: tuple[dict[str, Tensor], dict[str, Tensor]], context: Context
 ) -> None:
-    """Raises UserError unless student and teacher give tensors of one shape at every hint layer."""
+    """Raises UserError unless student and teacher return tensors of one shape at every hint layer."""
+    student_features, teacher_features = hints
     image = torch.zeros(1, *context.data.shape, device=context.device)
     with torch.no_grad():
         network.eval()(image), teacher(image)
-    for layer in own:
-        mine, theirs = tuple(own[layer].shape), tuple(wanted[layer].shape)
-        if mine != theirs:
+    for layer in student_features:
+        student_shape, teacher_shape = tuple(student_features[layer].shape), tuple(teacher_features[layer].shape)
+        if student_shape != teacher_shape:
             raise UserError(
-                f"distill.hint_layers with {layer}: {mine} in the student, {theirs} in the teacher",
+                f"distill.hint_layers with {layer}: {student_shape} in the student, {teacher_shape} in the teacher",
                 "layers whose outputs kept the teacher's shape",
                 "name others, or set distill.hint_layers=[]",
             )

@@ -1,4 +1,4 @@
-"""L1 filter pruning: filters are physically gone, what is left makes up for them, then it is fine-tuned."""
+"""Prunes filters: removes them, refits the remaining layers to compensate, and fine-tunes the network."""
 
 import copy
 import logging
@@ -23,10 +23,10 @@ log = logging.getLogger("compress")
 
 
 def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact:
-    """Removes filters from the artifact's network and fine-tunes it with cross-entropy.
+    """Removes filters from the artifact's network and fine-tunes it on the task's loss.
 
-    Where filters go, those in front of batch norm end with length 1, so that the learning rates of this stage and of
-    those behind it mean the same for every network.
+    Where it removes any, the filters before batch norm are scaled to length 1, so that the learning rates of this and
+    of later stages mean the same for every network.
     """
     network = artifact.network
     before = read_widths(network)

@@ -1,4 +1,4 @@
-"""Int8: calibrated after training, or trained with the rounding in the loop; what ships is the exported file."""
+"""Quantizes the network to int8: calibrated after training, or trained with the rounding in the loop."""
 
 import copy
 import logging
@@ -13,11 +13,19 @@ from torch.fx import GraphModule
 from compress.config.schema import QuantizeConfig
 from compress.data.dataset import Split
 from compress.methods.distillation.losses import teacher_loss
-from compress.methods.distillation.teacher_logits import answers
+from compress.methods.distillation.teacher_logits import require_teacher, teacher_function
 from compress.methods.quantization.correction import correct
 from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target
+from compress.methods.quantization.equalization import Equalization
 from compress.methods.quantization.mixed_precision import exclude_layers
-from compress.methods.quantization.pt2e import calibrate, convert, freeze_batch_norm, freeze_observers, prepare
+from compress.methods.quantization.pt2e import (
+    calibrate,
+    convert,
+    freeze_batch_norm,
+    freeze_observers,
+    prepare,
+    prepare_equalized,
+)
 from compress.methods.quantization.sensitivity import MixedPrecisionFiles, control_accuracy
 from compress.models.artifact import Artifact
 from compress.training.context import Context
@@ -35,23 +43,30 @@ log = logging.getLogger("compress")
 
 
 def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Artifact:
-    """Quantizes the artifact's network; the activation ranges come from `config.calibration_samples` train images."""
+    """Quantizes the artifact's network; `config.calibration_samples` train images decide the activation ranges."""
     example = torch.zeros(1, *context.data.shape, device=context.device)
     target = choose_target(config.target, cpu_flags())
     bits, qat = WEIGHT_BITS[target], config.mode == "qat"
-    prepared = prepare(artifact.network, example, bits, qat, config.calibration, config.equalize)
+    equalization = None
+    if config.equalize:
+        prepared, equalization = prepare_equalized(artifact.network, example, bits, qat, config.calibration)
+    else:
+        prepared = prepare(artifact.network, example, bits, qat, config.calibration)
     prepared.to(context.device)
     samples = context.data.train.take(config.calibration_samples, context.seed)
     calibrate(prepared, (to_device(images, context.device) for images, _ in samples.batches()))
     uncorrected = prepared if qat else copy.deepcopy(prepared)
-    notes, left_out = ({}, []) if qat else _correct(prepared, samples, config, context)
+    notes, left_out = ({}, []) if qat else _correct(prepared, equalization, samples, config, context)
     notes["history"] = _train(prepared, config, context) if qat else []
     for module in (prepared, uncorrected):
         module.cpu()
     sensitivity = _measure_sensitivity(artifact.network, prepared, uncorrected, config, context)
-    kept = [row for row in sensitivity["layers"] if row["kept_float"]] if sensitivity else []
-    exclude_layers(prepared, [row["layer"] for row in kept], uncorrected)
-    left_out += [{"layer": row["layer"], "reason": _reason(row, sensitivity, context.task.metric)} for row in kept]
+    float_layers: list[str] = []
+    if sensitivity is not None:
+        kept = [row for row in sensitivity["layers"] if row["kept_float"]]
+        float_layers = [row["layer"] for row in kept]
+        left_out += [{"layer": row["layer"], "reason": _reason(row, sensitivity, context.task.metric)} for row in kept]
+    exclude_layers(prepared, float_layers, uncorrected)
     quantization = {
         "mode": config.mode,
         "target": target,
@@ -61,49 +76,55 @@ def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Ar
         "equalize": config.equalize,
         "rounding": config.rounding,
         "correct_bias": config.correct_bias and not qat,
-        "float_layers": [row["layer"] for row in kept],
+        "float_layers": float_layers,
     }
     spec = artifact.spec.changed("quantize", **quantization)
     return Artifact(convert(prepared), spec, left_out, notes, sensitivity, prepared.state_dict())
 
 
 def _correct(
-    prepared: GraphModule, samples: Split, config: QuantizeConfig, context: Context
+    prepared: GraphModule,
+    equalization: Equalization | None,
+    samples: Split,
+    config: QuantizeConfig,
+    context: Context,
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Runs the corrections that are switched on; returns what each did, for the notes, and what it left out."""
-    notes, left_out = {}, []
-    if config.equalize:
-        found = prepared.meta["equalization"]
-        if not found.pairs:
+    """Runs the corrections that are switched on; returns notes on each, and the layers that were skipped."""
+    notes: dict[str, Any] = {}
+    left_out: list[dict[str, str]] = []
+    if equalization is not None:
+        if not equalization.pairs:
             log.warning("quantize.equalize: no two layers were found to equalize; the reasons are in stage.json")
-        notes["equalization"] = {"pairs": found.pairs}
-        left_out += found.left_out
+        notes["equalization"] = {"pairs": equalization.pairs}
+        left_out += equalization.left_out
     steps = config.rounding_steps if config.rounding == "adaround" else 0
     if steps or config.correct_bias:
         images = [to_device(images, context.device) for images, _ in samples.batches()]
-        done = correct(prepared, images, steps, config.correct_bias, context.seed)
-        notes["layer_errors"] = done.errors
-        left_out += done.left_out
+        correction = correct(prepared, images, steps, config.correct_bias, context.seed)
+        notes["layer_errors"] = correction.errors
+        left_out += correction.left_out
     return notes, left_out
 
 
 def _measure_sensitivity(
     network: nn.Module, prepared: GraphModule, uncorrected: GraphModule, config: QuantizeConfig, context: Context
 ) -> dict[str, Any] | None:
-    """sensitivity.json's content, measured on validation against the float `network`; None where no drop was set."""
+    """Returns the content of sensitivity.json, measured on validation images; None where no drop is set."""
     if config.max_drop_points is None:
         return None
     val = context.data.val
-    wanted = split_logits(network, val, context.device)
-    files = MixedPrecisionFiles(prepared, uncorrected, context.data.shape, val.batches, wanted, context.task)
-    return control_accuracy(files, context.task.score(wanted, val.labels), config.max_drop_points, context.task.metric)
+    float_logits = split_logits(network, val, context.device)
+    files = MixedPrecisionFiles(prepared, uncorrected, context.data.shape, val.batches, float_logits, context.task)
+    return control_accuracy(
+        files, context.task.score(float_logits, val.labels), config.max_drop_points, context.task.metric
+    )
 
 
 def _reason(row: dict[str, Any], sensitivity: dict[str, Any], metric: Metric) -> str:
-    lost = sensitivity[f"float_{metric.key}_percent"] - row[f"{metric.key}_percent"]
+    drop = sensitivity[f"float_{metric.key}_percent"] - row[f"{metric.key}_percent"]
     return (
         f"kept in float for accuracy: int8 in this layer alone costs {row['kl_nats']:.2g} nats of divergence from the "
-        f"float network, in all layers {sensitivity['int8_kl_nats']:.2g}, and {lost:.2f} points of validation "
+        f"float network, in all layers {sensitivity['int8_kl_nats']:.2g}, and {drop:.2f} points of validation "
         f"{metric.label}"
     )
 
@@ -115,9 +136,9 @@ def _train(prepared: GraphModule, config: QuantizeConfig, context: Context) -> l
         if epoch > math.ceil(_FREEZE_RANGES * config.epochs):
             freeze_observers(prepared)
 
-    # bf16 has 8 bits itself: it would blur the very grid that is trained.
+    # bf16 has 8 bits itself: it would blur the grid that is trained.
     context = replace(context, train=replace(context.train, precision="float32"))
-    loss = teacher_loss(answers(context), config.temperature, config.alpha, task=context.task)
-    judge = context.teacher.network if config.alpha else None
-    settings = TrainSettings("quantize", config.epochs, config.lr, freeze, teacher=judge)
+    loss = teacher_loss(teacher_function(context), config.temperature, config.alpha, task=context.task)
+    teacher = require_teacher(context) if config.alpha else None
+    settings = TrainSettings("quantize", config.epochs, config.lr, freeze, teacher=teacher)
     return train(prepared, loss, context, settings)

@@ -1,8 +1,10 @@
-"""What a network's outputs mean: losses, figures and predictions, by the name that `Data` and model.json carry."""
+"""The tasks by name: each defines the losses, metrics and predictions for a network's outputs."""
 
 from compress.tasks.base import Task
 from compress.tasks.classification import Classification
 from compress.tasks.multilabel import Multilabel
+
+__all__ = ["CLASSIFICATION", "TASKS", "Task"]
 
 CLASSIFICATION = Classification()
 TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, Multilabel())}

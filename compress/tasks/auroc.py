@@ -1,57 +1,60 @@
-"""The area under the ROC curve of each label, and its intervals by the bootstrap over images."""
+"""Computes the area under the ROC curve of each label, and its intervals by the bootstrap over images."""
 
 import numpy as np
 
 _RESAMPLES, _SEED = 1000, 0
-_CHUNK = 50  # resamples at a time: what they take of memory is this times the images
+_CHUNK = 50  # resamples at a time: their weights need memory for this many numbers an image
 
 
 def aurocs(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The AUROC of each label, (K,) in percent; NaN where all images have a label, or none has it.
+    """Returns the AUROC of each label, (K,) in percent; NaN where all images have a label, or none has it.
 
-    `scores` (N, K) rank the images of a label, `targets` (N, K) are 1 where an image has it. It is the share of pairs
-    of an image with and one without the label that are in order; equal scores count one half (Hanley and McNeil 1982).
+    `scores` (N, K) rank the images of a label, `targets` (N, K) are 1 where an image has it. The AUROC is the share of
+    pairs of an image with and one without the label that are in order; equal scores count one half (Hanley and McNeil
+    1982).
     """
-    return _weighted(scores, targets, np.ones((1, len(scores))))[0]
+    by_label: np.ndarray = _weighted(scores, targets, np.ones((1, len(scores))))[0]
+    return by_label
 
 
 def bootstrap(*scores: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
-    """The AUROCs (B, K) of each of `scores` (N, K) on the same B seeded resamples of the images, in percent."""
+    """Returns the AUROCs (B, K) of each of `scores` (N, K) on the same B seeded resamples of the images, in percent."""
     generator, count = np.random.default_rng(_SEED), len(targets)
     parts: list[list[np.ndarray]] = [[] for _ in scores]
     for _ in range(_RESAMPLES // _CHUNK):
         weights = generator.multinomial(count, np.full(count, 1 / count), _CHUNK).astype(float)
-        for found, own in zip(parts, scores, strict=True):
-            found.append(_weighted(own, targets, weights))
-    return [np.concatenate(found) for found in parts]
+        for part, values in zip(parts, scores, strict=True):
+            part.append(_weighted(values, targets, weights))
+    return [np.concatenate(part) for part in parts]
 
 
 def mean_auroc(by_label: np.ndarray) -> np.ndarray:
-    """The mean over the labels that have an AUROC, along the last axis; NaN where none has one."""
+    """Returns the mean over the labels that have an AUROC, along the last axis; NaN where none has one."""
     known = ~np.isnan(by_label)
-    total = np.where(known, by_label, 0).sum(-1)
-    return np.divide(total, known.sum(-1), out=np.full_like(total, np.nan), where=known.any(-1))
+    total: np.ndarray = np.where(known, by_label, 0).sum(-1)
+    mean: np.ndarray = np.divide(total, known.sum(-1), out=np.full_like(total, np.nan), where=known.any(-1))
+    return mean
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """The 95 % interval of resampled values, along the first axis, without those that are NaN."""
+    """Returns the 95 % interval of resampled values, along the first axis, without those that are NaN."""
     known = values[~np.isnan(values)]
     return [float(value) for value in np.percentile(known, [2.5, 97.5])] if len(known) else [0.0, 100.0]
 
 
 def p_value(differences: np.ndarray) -> float:
-    """How probable a difference as large as this is where both networks are equally good, two-sided."""
+    """Returns the two-sided p-value of resampled differences, for the hypothesis that both networks are equal."""
     known = differences[~np.isnan(differences)]
     less = min(int((known <= 0).sum()), int((known >= 0).sum()))
     return min(1.0, 2 * (less + 1) / (len(known) + 1))
 
 
 def _weighted(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(B, K) for B weightings (B, N) of the images."""
+    """Returns the AUROCs (B, K) for B weightings (B, N) of the images."""
     columns = []
-    for own, has in zip(scores.T, targets.T.astype(bool), strict=True):
-        order = np.argsort(own, kind="stable")
-        starts = np.flatnonzero(np.diff(own[order], prepend=np.nan))  # of each group of equal scores
+    for values, has in zip(scores.T, targets.T.astype(bool), strict=True):
+        order = np.argsort(values, kind="stable")
+        starts = np.flatnonzero(np.diff(values[order], prepend=np.nan))  # the first of each group of equal scores
         sorted_weights, positive = weights[:, order], has[order]
         with_label = np.add.reduceat(sorted_weights * positive, starts, axis=1)
         without = np.add.reduceat(sorted_weights * ~positive, starts, axis=1)

@@ -1,4 +1,4 @@
-"""One class an image: targets are class numbers (N,), the likeliest class is the prediction."""
+"""Classification with one class for each image: targets are class numbers (N,)."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,21 +10,21 @@ from compress.utils.statistics import mcnemar_p_value, paired_difference, wilson
 
 
 class Classification:
-    """Cross-entropy and top-1."""
+    """Cross-entropy and top-1; the prediction is the class with the largest logit."""
 
     name = "classification"
     metric = TOP1
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy; `smoothing` is the share spread over all classes."""
+        """Returns the cross-entropy; `smoothing` is the share spread over all classes."""
         return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of each image, (N,)."""
+        """Returns the cross-entropy of each image, (N,)."""
         return F.cross_entropy(logits, targets, reduction="none")
 
     def distance(self, logits: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
-        """KL(reference || network) of the softmaxes at `temperature`, (N,) (Hinton et al. 2015, section 2)."""
+        """Returns KL(reference || network) of the softmaxes at `temperature`, (N,) (Hinton et al. 2015, section 2)."""
         return F.kl_div(
             F.log_softmax(logits / temperature, 1),
             F.log_softmax(reference / temperature, 1),
@@ -33,30 +33,30 @@ class Classification:
         ).sum(1)
 
     def mistakes(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """1 where the likeliest class is not the target, else 0."""
+        """Returns 1 where the predicted class is not the target, else 0, (N,)."""
         return (logits.argmax(1) != targets).double()
 
     def score(self, logits: Tensor, targets: Tensor) -> float:
-        """Top-1 accuracy in percent."""
+        """Returns the top-1 accuracy in percent."""
         return 100 * int((logits.argmax(1) == targets).sum()) / len(targets)
 
     def difference(self, logits: Tensor, reference: Tensor, targets: Tensor) -> tuple[float, tuple[float, float]]:
-        """Points of top-1, with the interval of Agresti and Min (2005)."""
+        """Returns the difference in top-1, in percentage points, with the interval of Agresti and Min (2005)."""
         return paired_difference(*_discordant(logits.argmax(1), reference.argmax(1), targets), len(targets))
 
     def pseudo_targets(self, logits: Tensor) -> Tensor:
-        """The likeliest class."""
+        """Returns the predicted classes, (N,)."""
         return logits.argmax(1)
 
     def predictions(self, targets: Tensor, logits: Tensor, deployed: dict[str, Tensor]) -> Predictions:
-        """Class numbers (N,) each: `labels`, `top1`, `deployed_top1`, and NAME_top1 of each further target."""
-        files = {f"{'deployed' if name == 'onnx' else name}_top1": found.argmax(1) for name, found in deployed.items()}
+        """Returns class numbers (N,): `labels`, `top1`, `deployed_top1`, and NAME_top1 of each further target."""
+        files = {f"{'deployed' if name == 'onnx' else name}_top1": own.argmax(1) for name, own in deployed.items()}
         return {"labels": targets, "top1": logits.argmax(1)} | files
 
     def figures(self, logits: Tensor, deployed: Tensor, targets: Tensor) -> Figures:
-        """Top-1 and top-5 with Wilson's intervals, the loss, and how often torch and the file agree."""
-        count, top1, own = len(targets), logits.argmax(1), deployed.argmax(1)
-        right, deployed_right = int((top1 == targets).sum()), int((own == targets).sum())
+        """Returns top-1 and top-5, Wilson's intervals of top-1, the loss, and how often torch and the file agree."""
+        count, top1, deployed_top1 = len(targets), logits.argmax(1), deployed.argmax(1)
+        right, deployed_right = int((top1 == targets).sum()), int((deployed_top1 == targets).sum())
         top5: float | Missing = Missing("top-5 says nothing with 5 classes or fewer")
         if logits.shape[1] > 5:
             top5 = 100 * float((logits.topk(5, 1).indices == targets[:, None]).any(1).double().mean())
@@ -68,27 +68,27 @@ class Classification:
             "images": count,
             "deployed_top1_percent": 100 * deployed_right / count,
             "deployed_top1_ci95_percent": list(wilson_interval(deployed_right, count)),
-            "deployed_agreement_percent": 100 * int((top1 == own).sum()) / count,
+            "deployed_agreement_percent": 100 * int((top1 == deployed_top1).sum()) / count,
         }
 
     def target_figures(self, logits: Tensor, deployed: Tensor, targets: Tensor) -> Figures:
-        """Top-1 of a further target's file, and how often it agrees with torch."""
-        own, count = deployed.argmax(1), len(targets)
-        right = int((own == targets).sum())
+        """Returns the top-1 of a further target's file, and how often it agrees with torch."""
+        top1, count = deployed.argmax(1), len(targets)
+        right = int((top1 == targets).sum())
         return {
             "top1_percent": 100 * right / count,
             "top1_ci95_percent": list(wilson_interval(right, count)),
-            "agreement_percent": 100 * int((own == logits.argmax(1)).sum()) / count,
+            "agreement_percent": 100 * int((top1 == logits.argmax(1)).sum()) / count,
         }
 
-    def compare(self, found: Predictions, teacher: Predictions | None) -> Figures:
-        """Agreement, and the points gained with their interval and McNemar's test."""
-        labels, own = found["labels"], found["deployed_top1"]
-        theirs = (teacher or found)["deployed_top1"]
-        gained, lost = _discordant(own, theirs, labels)
+    def compare(self, student: Predictions, teacher: Predictions | None) -> Figures:
+        """Returns the agreement, and the difference in top-1 with its interval and McNemar's test."""
+        labels, top1 = student["labels"], student["deployed_top1"]
+        teacher_top1 = (teacher or student)["deployed_top1"]
+        gained, lost = _discordant(top1, teacher_top1, labels)
         delta, interval = paired_difference(gained, lost, len(labels))
         return {
-            "teacher_agreement_percent": 100 * int((own == theirs).sum()) / len(labels),
+            "teacher_agreement_percent": 100 * int((top1 == teacher_top1).sum()) / len(labels),
             "top1_delta_points": delta,
             "top1_delta_ci95_points": list(interval),
             "mcnemar_p_value": mcnemar_p_value(gained, lost)
@@ -97,8 +97,8 @@ class Classification:
         }
 
 
-def _discordant(own: Tensor, theirs: Tensor, labels: Tensor) -> tuple[int, int]:
-    """Images that only `own` has right, and images that only `theirs` has right."""
-    gained = int(((own == labels) & (theirs != labels)).sum())
-    lost = int(((own != labels) & (theirs == labels)).sum())
+def _discordant(student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[int, int]:
+    """Counts the images that only `student` classifies correctly, and those that only `teacher` does."""
+    gained = int(((student == labels) & (teacher != labels)).sum())
+    lost = int(((student != labels) & (teacher == labels)).sum())
     return gained, lost

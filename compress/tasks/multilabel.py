@@ -1,4 +1,4 @@
-"""Independent labels: targets are 0 or 1 for each label (N, K), a sigmoid each says how likely it is."""
+"""Classification with independent labels: targets are 0 or 1 for each label (N, K), its probability is a sigmoid."""
 
 import numpy as np
 from torch import Tensor
@@ -17,47 +17,47 @@ class Multilabel:
     metric = AUROC
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Binary cross-entropy, the mean over images and labels; `smoothing` draws each target towards one half."""
-        wanted = targets.to(logits.dtype) * (1 - smoothing) + smoothing / 2
-        return F.binary_cross_entropy_with_logits(logits, wanted)
+        """Returns binary cross-entropy, a mean over images and labels; `smoothing` moves targets towards one half."""
+        smoothed = targets.to(logits.dtype) * (1 - smoothing) + smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, smoothed)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross-entropy of each image, the mean over its labels, (N,)."""
+        """Returns the binary cross-entropy of each image, a mean over its labels, (N,)."""
         return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").mean(1)
 
     def distance(self, logits: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
-        """KL(reference || network) of the two outcomes of each label at `temperature`, summed over labels, (N,)."""
-        own, theirs = logits / temperature, reference / temperature
-        likely = theirs.sigmoid()
-        with_label = likely * (F.logsigmoid(theirs) - F.logsigmoid(own))
-        without = (1 - likely) * (F.logsigmoid(-theirs) - F.logsigmoid(-own))
+        """Returns KL(reference || network) of each label's two outcomes at `temperature`, a sum over labels, (N,)."""
+        logits, reference = logits / temperature, reference / temperature
+        probability = reference.sigmoid()
+        with_label = probability * (F.logsigmoid(reference) - F.logsigmoid(logits))
+        without = (1 - probability) * (F.logsigmoid(-reference) - F.logsigmoid(-logits))
         return (with_label + without).sum(1)
 
     def mistakes(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The share of labels that are wrong at a probability of one half."""
+        """Returns the share of labels that are wrong at a threshold of one half, (N,)."""
         return ((logits > 0) != (targets > 0)).double().mean(1)
 
     def score(self, logits: Tensor, targets: Tensor) -> float:
-        """The mean AUROC in percent."""
+        """Returns the mean AUROC in percent."""
         return float(mean_auroc(aurocs(*_arrays(logits, targets))))
 
     def difference(self, logits: Tensor, reference: Tensor, targets: Tensor) -> tuple[float, tuple[float, float]]:
-        """Points of mean AUROC, with the bootstrapped interval of the difference."""
+        """Returns the difference in mean AUROC, in percentage points, with its bootstrapped interval."""
         delta, resampled = _difference(logits, reference, targets)
         low, high = interval(resampled)
         return delta, (low, high)
 
     def pseudo_targets(self, logits: Tensor) -> Tensor:
-        """The labels that are more likely than not."""
+        """Returns 1 for the labels that are more likely than not, (N, K)."""
         return (logits > 0).long()
 
     def predictions(self, targets: Tensor, logits: Tensor, deployed: dict[str, Tensor]) -> Predictions:
-        """Logits (N, K) each: `scores`, `deployed_scores`, and NAME_scores of each further target; and `labels`."""
-        files = {f"{'deployed' if name == 'onnx' else name}_scores": found for name, found in deployed.items()}
+        """Returns `labels`, and logits (N, K): `scores`, `deployed_scores`, and NAME_scores of each further target."""
+        files = {f"{'deployed' if name == 'onnx' else name}_scores": scores for name, scores in deployed.items()}
         return {"labels": targets, "scores": logits} | files
 
     def figures(self, logits: Tensor, deployed: Tensor, targets: Tensor) -> Figures:
-        """Mean AUROC and that of each label (null where the images say nothing of it), with bootstrapped intervals."""
+        """Returns the mean AUROC and that of each label, null where it has none, with bootstrapped intervals."""
         own, by_label, means, resampled = _with_resamples(deployed, targets)
         _, torch_by_label, torch_means, _ = _with_resamples(logits, targets)
         known = [not np.isnan(value) for value in by_label]
@@ -78,7 +78,7 @@ class Multilabel:
         }
 
     def target_figures(self, logits: Tensor, deployed: Tensor, targets: Tensor) -> Figures:
-        """Mean AUROC of a further target's file, and how many decisions it shares with torch."""
+        """Returns the mean AUROC of a further target's file, and the share of decisions in which torch agrees."""
         _, by_label, means, _ = _with_resamples(deployed, targets)
         return {
             "auroc_percent": float(mean_auroc(by_label)),
@@ -86,12 +86,12 @@ class Multilabel:
             "agreement_percent": _agreement(logits, deployed),
         }
 
-    def compare(self, found: Predictions, teacher: Predictions | None) -> Figures:
-        """Agreement of the decisions, and the points of mean AUROC gained on the same resamples of the images."""
-        own, theirs = found["deployed_scores"], (teacher or found)["deployed_scores"]
-        delta, resampled = _difference(own, theirs, found["labels"])
+    def compare(self, student: Predictions, teacher: Predictions | None) -> Figures:
+        """Returns the agreement of the decisions, and the difference in mean AUROC on the same resamples."""
+        scores, teacher_scores = student["deployed_scores"], (teacher or student)["deployed_scores"]
+        delta, resampled = _difference(scores, teacher_scores, student["labels"])
         return {
-            "teacher_agreement_percent": _agreement(own, theirs),
+            "teacher_agreement_percent": _agreement(scores, teacher_scores),
             "auroc_delta_points": delta,
             "auroc_delta_ci95_points": interval(resampled),
             "bootstrap_p_value": p_value(resampled) if teacher else Missing("the teacher is compared to itself"),
@@ -103,19 +103,19 @@ def _arrays(logits: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_resamples(logits: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Scores (N, K), AUROCs (K,), resampled means (B,) and resampled AUROCs (B, K)."""
+    """Returns scores (N, K), AUROCs (K,), resampled means (B,) and resampled AUROCs (B, K)."""
     scores, labels = _arrays(logits, targets)
     (resampled,) = bootstrap(scores, targets=labels)
     return scores, aurocs(scores, labels), mean_auroc(resampled), resampled
 
 
 def _difference(logits: Tensor, reference: Tensor, targets: Tensor) -> tuple[float, np.ndarray]:
-    """Points of mean AUROC ahead of `reference`, and the same on each resample, (B,)."""
-    (own, labels), (theirs, _) = _arrays(logits, targets), _arrays(reference, targets)
-    first, second = bootstrap(own, theirs, targets=labels)
-    delta = float(mean_auroc(aurocs(own, labels)) - mean_auroc(aurocs(theirs, labels)))
-    return delta, mean_auroc(first) - mean_auroc(second)
+    """Returns the mean AUROC minus that of `reference`, and the same on each resample, (B,), in percentage points."""
+    (scores, labels), (reference_scores, _) = _arrays(logits, targets), _arrays(reference, targets)
+    resampled, reference_resampled = bootstrap(scores, reference_scores, targets=labels)
+    delta = float(mean_auroc(aurocs(scores, labels)) - mean_auroc(aurocs(reference_scores, labels)))
+    return delta, mean_auroc(resampled) - mean_auroc(reference_resampled)
 
 
 def _agreement(logits: Tensor, others: Tensor) -> float:
-    return 100 * ((logits > 0) == (others > 0)).double().mean().item()
+    return 100 * float(((logits > 0) == (others > 0)).double().mean())

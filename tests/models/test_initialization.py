@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from compress.models import Architecture, build
-from compress.models.initialization import logits_layer
+from compress.models.initialization import last_defined_layer
 from tests.zoo.conftest import NAMES, networks
 
 
@@ -32,7 +32,7 @@ def test_residual_blocks_share_the_weight_of_one(name: str, blocks: int) -> None
 @pytest.mark.parametrize(("classes", "drawn_anew"), [(10, True), (1000, False)])
 def test_a_logits_layer_made_for_a_thousand_classes_is_drawn_anew_for_ten(classes: int, drawn_anew: bool) -> None:
     """EfficientNet draws it evenly from 1 / sqrt(classes) to both sides, torch from 1 / sqrt(inputs)."""
-    _, last = logits_layer(build(Architecture("efficientnet_b0", "small", 3, classes)))
+    _, last = last_defined_layer(build(Architecture("efficientnet_b0", "small", 3, classes)))
     inputs = 1280
     widest = 1 / math.sqrt(inputs if drawn_anew else classes)
     assert last.weight.abs().max().item() == pytest.approx(widest, rel=0.01)

@@ -15,9 +15,9 @@ from compress.config.validation import check
 from compress.data import load_data
 from compress.launch.commands import models as command
 from compress.models import Architecture, build, check_model, require_model_fits
+from compress.models.from_config import teacher_from_config
 from compress.models.third_party import torchvision_names
 from compress.pipeline.preprocessing import with_normalisation, with_preprocessing
-from compress.stages.teacher import untrained
 from compress.utils.errors import UserError
 from compress.utils.images import Square, center_crop, preprocess
 
@@ -74,9 +74,9 @@ def test_a_name_that_is_not_there_is_answered_with_the_nearest(name: str, part: 
 def test_a_small_stem_is_refused_for_networks_as_they_were_published() -> None:
     config = TeacherConfig(model="torchvision/resnet18", stem="small")
     with pytest.raises(UserError, match=r"teacher\.stem=small with teacher\.model=torchvision/resnet18"):
-        untrained(config, (3, 32, 32), 7)
+        teacher_from_config(config, (3, 32, 32), 7)
     with META:
-        network, architecture = untrained(TeacherConfig(model="torchvision/resnet18"), (3, 32, 32), 7)
+        network, architecture, _ = teacher_from_config(TeacherConfig(model="torchvision/resnet18"), (3, 32, 32), 7)
     assert network.conv1.stride == (2, 2)
     assert isinstance(network.maxpool, nn.MaxPool2d)
     assert Architecture(**vars(architecture)) == architecture  # what model.json holds builds it again

@@ -1,4 +1,4 @@
-"""What the stages minimise: the task's loss for a teacher, Hinton's mixture for a student."""
+"""The losses that the stages minimise: the task's for a teacher, Hinton's mixture for a student."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +13,8 @@ from compress.training.step import Loss
 from compress.training.train_outputs import TrainOutputs
 from compress.utils.errors import UserError
 
+TeacherFn = Callable[[Examples], torch.Tensor]  # -> the teacher's logits (N, K), float32, without gradients
+
 
 def distillation(
     logits: torch.Tensor,
@@ -22,16 +24,16 @@ def distillation(
     alpha: float,
     task: Task = CLASSIFICATION,
 ) -> torch.Tensor:
-    """alpha T^2 distance(teacher, student), both softened by T, plus (1 - alpha) of the task's loss; logits (N, K).
+    """Returns alpha T^2 distance(teacher, student), both softened by T, plus (1 - alpha) times the task's loss.
 
-    Hinton et al. 2015, section 2: T^2 keeps the gradients' size as T changes.
+    Logits are (N, K). T^2 keeps the size of the gradients as T changes (Hinton et al. 2015, section 2).
     """
     soft = task.distance(logits, teacher_logits, temperature).mean()
     return alpha * temperature**2 * soft + (1 - alpha) * task.loss(logits, labels)
 
 
 def label_loss(smoothing: float, task: Task = CLASSIFICATION) -> Loss:
-    """The loss of a network that learns from labels alone; `smoothing` is the share spread over all classes."""
+    """Returns the loss of a network that learns from labels alone; `smoothing` is the share spread over all classes."""
 
     outputs = TrainOutputs()
 
@@ -43,36 +45,35 @@ def label_loss(smoothing: float, task: Task = CLASSIFICATION) -> Loss:
 
 
 def relative_error(features: torch.Tensor, teacher_features: torch.Tensor) -> torch.Tensor:
-    """The squared error as a share of the teacher's variance: 1 is as bad as a constant, whatever the layer's scale."""
+    """Returns the squared error as a share of the teacher's variance: at 1 a constant would do as well."""
     return F.mse_loss(features, teacher_features) / teacher_features.var().clamp_min(1e-12)
 
 
 def teacher_loss(
-    answer: Callable[[Examples], torch.Tensor],
+    teacher_fn: TeacherFn,
     temperature: float,
     alpha: float,
     hints: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {}),
     hint_weight: float = 0.0,
     task: Task = CLASSIFICATION,
 ) -> Loss:
-    """The loss of a student that learns from a teacher's logits (N, K), which `answer` gives.
+    """Returns the loss of a student that learns from a teacher's logits (N, K), which `teacher_fn` computes.
 
-    `hints` are outputs of the student and of the teacher that `record_outputs` holds; the relative error of each pair
-    is added with `hint_weight` (Romero et al. 2015, "FitNets", equation 3, without the regressor: the shapes are equal
-    here).
-    All of it is computed in float32, whatever the networks' precision.
+    `hints` are the outputs of the student's and of the teacher's layers from `record_outputs`. The relative error of
+    each pair is added with `hint_weight` (Romero et al. 2015, "FitNets", equation 3, without the regressor: the shapes
+    are equal here). All is computed in float32, whatever the networks' precision.
     """
-    own, wanted = hints
+    student_features, teacher_features = hints
     student = TrainOutputs()
 
     def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
         for outputs in hints:
-            outputs.clear()  # a step that ran out of memory left its own here, with all that they hold on to
-        teacher_logits = answer(examples)
+            outputs.clear()  # a step that ran out of memory did not remove its own, which keep memory in use
+        teacher_logits = teacher_fn(examples)
         logits = student.logits(network, examples.images)
         value = distillation(logits, teacher_logits, examples.labels, temperature, alpha, task)
-        for layer, features in own.items():
-            value = value + hint_weight * relative_error(features.float(), wanted[layer].float())
+        for layer, features in student_features.items():
+            value = value + hint_weight * relative_error(features.float(), teacher_features[layer].float())
         return value, logits
 
     return loss
@@ -80,7 +81,7 @@ def teacher_loss(
 
 @contextmanager
 def record_outputs(network: nn.Module, layers: list[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """A dict that holds the named modules' outputs after each forward pass. Raises UserError for an unknown name."""
+    """Yields a dict of the named modules' outputs in the last forward pass. Raises UserError for an unknown name."""
     modules, outputs = dict(network.named_modules()), {}
     unknown = [layer for layer in layers if layer not in modules]
     if unknown:

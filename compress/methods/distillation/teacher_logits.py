@@ -1,48 +1,52 @@
-"""What the teacher says of train images: in its fastest form, and once for all where an image is always the same."""
-
-from collections.abc import Callable
+"""Computes the teacher's logits for train images, and caches them where no augmentation changes the images."""
 
 import torch
 from torch import Tensor, nn
 
 from compress.data.dataset import Examples, Split
+from compress.methods.distillation.losses import TeacherFn
 from compress.models.graph.fold_batch_norm import fold_batch_norm
 from compress.training.context import Context
 from compress.utils.tensors import to_device
 
-Answer = Callable[[Examples], Tensor]  # -> logits (N, K), float32, which no gradient goes through
-
-_MOST_BYTES = 2**30  # of logits that are kept
+_MAX_BYTES = 2**30  # larger logits are not cached
 
 
-def answers(context: Context) -> Answer:
-    """Of the run's teacher, which is neither trained nor changed."""
-    teacher, data = fold_batch_norm(context.teacher.network), context.data
-    if data.augmentation.changes or 4 * len(data.train) * len(data.classes) > _MOST_BYTES:
+def teacher_function(context: Context) -> TeacherFn:
+    """Returns the function that computes the logits of the run's teacher, with batch norm folded, or caches them."""
+    teacher, data = fold_batch_norm(require_teacher(context)), context.data
+    if data.augmentation.changes or 4 * len(data.train) * len(data.classes) > _MAX_BYTES:
         return compute_logits(teacher)
     return cached_logits(teacher, data.train, context.device)
 
 
-def compute_logits(teacher: nn.Module) -> Answer:
-    """Asks `teacher`, in eval mode, each time anew; hooks of it see what it computes."""
+def require_teacher(context: Context) -> nn.Module:
+    """Returns the network of the run's teacher. Raises ValueError where there is none yet, in the first stage."""
+    if context.teacher is None:
+        raise ValueError("received a context without a teacher; expected the artifact that the stage teacher returned")
+    return context.teacher.network
+
+
+def compute_logits(teacher: nn.Module) -> TeacherFn:
+    """Returns a function that runs `teacher`, in eval mode, at each call, so that its hooks run too."""
 
     @torch.no_grad()
-    def answer(examples: Examples) -> Tensor:
+    def compute(examples: Examples) -> Tensor:
         return teacher(examples.images).float()
 
-    return answer
+    return compute
 
 
-def cached_logits(teacher: nn.Module, train: Split, device: torch.device) -> Answer:
-    """Asks `teacher` of all images of `train` at the first call, in an order that is always the same."""
+def cached_logits(teacher: nn.Module, train: Split, device: torch.device) -> TeacherFn:
+    """Returns a function that runs `teacher` on all images of `train` at its first call, always in the same order."""
     rows = torch.full((int(train.index.max()) + 1,), -1)
     rows[train.index] = torch.arange(len(train))
-    known: list[Tensor] = []
+    cached: list[Tensor] = []
 
     @torch.no_grad()
-    def answer(examples: Examples) -> Tensor:
-        if not known:
-            known.append(torch.cat([teacher(to_device(images, device)).float() for images, _ in train.batches()]))
-        return known[0][rows[examples.positions].to(device)]
+    def look_up(examples: Examples) -> Tensor:
+        if not cached:
+            cached.append(torch.cat([teacher(to_device(images, device)).float() for images, _ in train.batches()]))
+        return cached[0][rows[examples.positions].to(device)]
 
-    return answer
+    return look_up

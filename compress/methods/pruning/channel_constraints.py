@@ -1,8 +1,8 @@
 """Finds where a network counts its channels, which no removed filter may change: splits, shuffles, padding, attention.
 
 torch-pruning follows channels through such operators by guesses: on ShuffleNetV2 it divides by zero, on MobileViT and
-on padded shortcuts it leaves a network that cannot run. Here its graph ends at every operator that is not known to
-hand each channel on as it is, and the layers on both sides keep their filters.
+on padded shortcuts it returns a network that cannot run. Here its graph ends at every operator that is not known to
+pass each channel on unchanged, and the layers on both sides keep their filters.
 """
 
 import contextlib
@@ -40,43 +40,43 @@ _OF_SHAPES = {  # new tensors that hold nothing of the one that they are made fo
 
 
 @dataclass
-class Watched:
-    """A network as torch-pruning is to see it: through `forward(model, example)`, and no group with a marker pruned."""
+class TracedModel:
+    """A network for torch-pruning, which calls `forward(model, example)` and must prune no group with a barrier."""
 
-    model: nn.ModuleDict  # the network, as `network`, and the markers
+    model: nn.ModuleDict  # "network" and "barriers"
     forward: Callable[[nn.Module, Tensor], list[Tensor]]
-    markers: dict[nn.Module, str]  # -> why no channel that meets it can go
+    barriers: dict[nn.Module, str]  # -> why no channel that meets it can be removed
     called: set[nn.Module]  # the layers that the network runs
 
 
-def watch(network: nn.Module, example: Tensor) -> Watched:
-    """Runs `network`, which it puts into eval mode, once; `example` is (1, C, H, W).
+def trace_channels(network: nn.Module, example: Tensor) -> TracedModel:
+    """Runs `network` once in eval mode, and finds its barriers; `example` is (1, C, H, W).
 
-    Its parameters have to require gradients, by which torch-pruning follows the channels.
+    Its parameters must require gradients, by which torch-pruning follows the channels.
     """
     network.eval()
-    markers: list[tuple[str | None, nn.Module]] = []
+    barriers: list[tuple[str | None, nn.Module]] = []
     fixed = _unrecorded(network) | _tied(network)
     called: set[nn.Module] = set()
 
     def forward(model: nn.Module, example: Tensor) -> list[Tensor]:
-        cuts = _Cuts(markers, fixed)
+        cuts = _BarrierMode(barriers, fixed)
         with torch.enable_grad(), cuts, cuts.owners(network, called):
             outputs = model["network"](example)
         for output in _leaves(outputs):
             cuts.end(LOGITS, output)
-        return cuts.ends  # torch-pruning looks from these backwards
+        return cuts.ends  # from which torch-pruning walks backwards
 
     model = nn.ModuleDict({"network": network})
     forward(model, example)
-    model["markers"] = nn.ModuleList(marker for _, marker in markers)
-    reasons = {marker: reason for reason, marker in markers if reason}
-    return Watched(model, forward, reasons | fixed, called)
+    model["barriers"] = nn.ModuleList(barrier for _, barrier in barriers)
+    reasons = {barrier: reason for reason, barrier in barriers if reason}
+    return TracedModel(model, forward, reasons | fixed, called)
 
 
 @contextlib.contextmanager
 def requiring_gradients(network: nn.Module) -> Iterator[None]:
-    """Inside, all parameters require gradients; behind it those that did not are frozen again, by name."""
+    """Lets all parameters require gradients in a block, and freezes those that did not again, by name."""
     frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
     for name in frozen:
         parameter = network.get_parameter(name)
@@ -89,7 +89,7 @@ def requiring_gradients(network: nn.Module) -> Iterator[None]:
 
 
 def _unrecorded(network: nn.Module) -> dict[nn.Module, str]:
-    """The layers with parameters that `read_widths` passes over: narrower, they could not be loaded again."""
+    """Returns the layers with parameters that `read_widths` skips: if narrowed, they could not be loaded again."""
     return {
         module: f"its channels pass {type(module).__name__}, whose width model.json does not hold"
         for module in network.modules()
@@ -99,7 +99,7 @@ def _unrecorded(network: nn.Module) -> dict[nn.Module, str]:
 
 
 def _tied(network: nn.Module) -> dict[nn.Module, str]:
-    """The layers that share a parameter: cut in one, it would be another in the other."""
+    """Returns the layers that share a parameter, with the reason: pruning it in one layer would separate them."""
     owners: dict[int, list[str]] = {}
     for name, module in network.named_modules():
         for parameter in module.parameters(recurse=False):
@@ -113,7 +113,7 @@ def _tied(network: nn.Module) -> dict[nn.Module, str]:
 
 
 def _leaves(outputs: Any) -> list[Tensor]:
-    """The tensors of what a network returns, that were computed from parameters."""
+    """Returns those tensors among a network's outputs that were computed from parameters."""
     if isinstance(outputs, dict):
         outputs = list(outputs.values())
     if isinstance(outputs, (tuple, list)):
@@ -122,7 +122,7 @@ def _leaves(outputs: Any) -> list[Tensor]:
 
 
 def _reason(name: str, operands: list[Tensor], causes: list[str]) -> str:
-    """Why channels cannot pass an operator; `causes` are the reasons of the cuts that its operands come from."""
+    """Returns why channels cannot pass an operator; `causes` are the reasons of the cuts before its operands."""
     if name == "pad":
         return _SHORTCUT
     if any(isinstance(x, nn.Parameter) for x in operands) or any(_PARAMETER in cause for cause in causes):
@@ -136,28 +136,28 @@ def _reason(name: str, operands: list[Tensor], causes: list[str]) -> str:
 
 def _name_of(function: Callable) -> str:
     name = getattr(function, "__name__", "operator")
-    if name == "__get__":  # of an attribute, as x.data
+    if name == "__get__":  # an attribute such as x.data
         name = getattr(getattr(function, "__self__", None), "__name__", name)
     return name.strip("_")
 
 
-class _Cuts(TorchFunctionMode):
-    """Puts a marker in front of and behind each operator that counts channels, and cuts the gradient between them."""
+class _BarrierMode(TorchFunctionMode):
+    """Puts a barrier before and after each operator that counts channels, and cuts the gradient between them."""
 
-    def __init__(self, markers: list[tuple[str | None, nn.Module]], fixed: dict[nn.Module, str]):
+    def __init__(self, barriers: list[tuple[str | None, nn.Module]], fixed: dict[nn.Module, str]):
         super().__init__()
         self.ends: list[Tensor] = []
-        self._markers, self._used = markers, 0
+        self._barriers, self._used = barriers, 0
         self._fixed = fixed
         self._owners: list[nn.Module] = []
-        self._dims: dict[int, int] = {}  # by id, as all these: where a tensor holds its channels
-        self._reasons: dict[int, str] = {}  # of the results that were cut
-        self._causes: dict[int, str] = {}  # the reason of the cut that a tensor's channels come from
-        self._held: list[Tensor] = []  # so that no other tensor gets its id
+        self._dims: dict[int, int] = {}  # id of a tensor -> the dimension of its channels
+        self._reasons: dict[int, str] = {}  # id of a result that was cut -> the reason
+        self._causes: dict[int, str] = {}  # id of a tensor -> the reason of the cut before its channels
+        self._held: list[Tensor] = []  # these tensors, so that no other tensor gets one of their ids
 
     @contextlib.contextmanager
     def owners(self, network: nn.Module, called: set[nn.Module]) -> Iterator[None]:
-        """Inside, `_owners` ends with the layer that is running; those that ran are added to `called`."""
+        """Keeps the running layer at the end of `_owners` in a block, and adds the layers that ran to `called`."""
 
         def enter(module: nn.Module, _: Any) -> None:
             self._owners.append(module)
@@ -165,7 +165,7 @@ class _Cuts(TorchFunctionMode):
 
         def leave(module: nn.Module, _: Any, output: Any) -> None:
             self._owners.pop()
-            if isinstance(output, Tensor) and id(output) in self._reasons:  # torch-pruning takes its marker for it
+            if isinstance(output, Tensor) and id(output) in self._reasons:  # its barrier stands for it in the graph
                 self._fixed.setdefault(module, self._reasons[id(output)])
 
         layers = [module for module in network.modules() if isinstance(module, _LAYERS)]
@@ -183,8 +183,8 @@ class _Cuts(TorchFunctionMode):
 
     def _follow(self, name: str, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         if name in ("detach", "data") and is_tracked(args[0]):
-            return args[0]  # the channels go on without gradients all the same
-        if name in _OF_LAYERS and self._is_layers_own(name, args, kwargs):
+            return args[0]  # the channels go on although the gradients end
+        if name in _OF_LAYERS and self._uses_own_parameters(name, args, kwargs):
             return self._run_layer(name, function, args, kwargs)
         value = function(*args, **kwargs)
         operands = tensors_in([*args, *kwargs.values()])
@@ -199,7 +199,7 @@ class _Cuts(TorchFunctionMode):
             reason = computed or (outside if name in _OF_LAYERS else _reason(name, operands, causes))
             return self._cut(reason, operands, value)
         if is_view(name):
-            value = self._show_widths(function, args, kwargs, dim)
+            value = self._view_between_barriers(function, args, kwargs, dim)
         self._note(value, dim, next(iter(causes), None))
         return value
 
@@ -213,33 +213,33 @@ class _Cuts(TorchFunctionMode):
         return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
 
     def end(self, reason: str, x: Tensor) -> None:
-        """Marks the layers whose channels come to `x`."""
+        """Adds a barrier for the layers that compute the channels of `x`."""
         x = torch.view_as_real(x) if x.is_complex() else x
-        self.ends.append(self._mark(reason, x if x.ndim > 1 else x.reshape(1, -1), self._dim_of(x)))
+        self.ends.append(self._add_barrier(reason, x if x.ndim > 1 else x.reshape(1, -1), self._dim_of(x)))
 
     def _begin(self, reason: str, x: Tensor) -> Tensor:
-        """Marks the layers that read `x`, which starts a graph of its own."""
+        """Adds a barrier for the layers that read `x`, where a new graph starts."""
         if not x.is_floating_point():
             return x.detach().requires_grad_().clone() if x.is_complex() else x
         x = x.detach().requires_grad_().clone()  # no leaf: it may be changed in place
         if x.ndim > 1:
-            x = self._mark(reason, x, None)
+            x = self._add_barrier(reason, x, None)
             self._reasons[id(x)] = reason
             self._note(x, _usual_dim(x), reason)
         return x
 
-    def _mark(self, reason: str | None, x: Tensor, dim: int | None) -> Tensor:
-        """Runs `x` through a layer that torch-pruning knows and that hands it on: the next one, or a new one."""
-        if self._used == len(self._markers):
+    def _add_barrier(self, reason: str | None, x: Tensor, dim: int | None) -> Tensor:
+        """Runs `x` through the next barrier, or a new one: a layer without effect that torch-pruning knows."""
+        if self._used == len(self._barriers):
             dim = _usual_dim(x) if dim is None else dim
             norms = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
             of_planes = dim == 1 and x.ndim in norms
-            # Without parameters, which torch-pruning would weigh when it ranks channels.
-            marker = norms[x.ndim](x.shape[1], affine=False) if of_planes else nn.LayerNorm(x.shape[-1], 1e-5, False)
-            self._markers.append((reason, marker.to(x.device, x.dtype).eval()))
-        _, marker = self._markers[self._used]
+            # It has no parameters, which torch-pruning would count when it ranks channels.
+            barrier = norms[x.ndim](x.shape[1], affine=False) if of_planes else nn.LayerNorm(x.shape[-1], 1e-5, False)
+            self._barriers.append((reason, barrier.to(x.device, x.dtype).eval()))
+        _, barrier = self._barriers[self._used]
         self._used += 1
-        return marker(x)
+        return barrier(x)
 
     def _note(self, x: Tensor, dim: int, cause: str | None) -> None:
         self._held.append(x)
@@ -250,8 +250,8 @@ class _Cuts(TorchFunctionMode):
     def _dim_of(self, x: Tensor) -> int | None:
         return self._dims.get(id(x))
 
-    def _is_layers_own(self, name: str, args: tuple, kwargs: dict[str, Any]) -> bool:
-        """Whether the running layer calls its operator with its parameters as they are; else it stays as it is."""
+    def _uses_own_parameters(self, name: str, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Whether the running layer calls its operator with its own parameters; otherwise the layer is not pruned."""
         kind, _ = _OF_LAYERS[name]
         if not self._owners or not isinstance(self._owners[-1], kind):
             return False
@@ -265,7 +265,7 @@ class _Cuts(TorchFunctionMode):
         return True
 
     def _run_layer(self, name: str, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Tensor:
-        """The layer's result; in front of it the graph is cut where the channels are in another dimension."""
+        """Returns the layer's result; cuts the graph before it where the channels are in another dimension."""
         x = args[0] if args else kwargs["input"]
         dim = _OF_LAYERS[name][1] % x.ndim
         if name == "prelu" and self._owners[-1].num_parameters == 1 and self._dim_of(x) is not None:
@@ -273,18 +273,18 @@ class _Cuts(TorchFunctionMode):
         if is_tracked(x) and self._dim_of(x) != dim:
             reason = self._causes.get(id(x), f"its channels are not in the dimension that {name} reads")
             self.end(reason, x)
-            x = self._mark(reason, x.detach().requires_grad_(), dim)
+            x = self._add_barrier(reason, x.detach().requires_grad_(), dim)
             args, kwargs = ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
         value = function(*args, **kwargs)
         self._note(value, dim, None)
         return value
 
-    def _show_widths(self, function: Callable, args: tuple, kwargs: dict[str, Any], dim: int) -> Tensor:
-        """A view between two layers that hand on: torch-pruning infers what it multiplies widths by from neighbours."""
+    def _view_between_barriers(self, function: Callable, args: tuple, kwargs: dict[str, Any], dim: int) -> Tensor:
+        """Puts a view between two barriers: torch-pruning infers from them how the view changes the width."""
         x = args[0] if args else kwargs["input"]
-        x = self._mark(None, x, self._dim_of(x))
+        x = self._add_barrier(None, x, self._dim_of(x))
         value = function(x, *args[1:], **kwargs) if args else function(**{**kwargs, "input": x})
-        return self._mark(None, value, dim)
+        return self._add_barrier(None, value, dim)
 
 
 def _first_hook(layer: nn.Module, hook: Callable) -> Any:
@@ -296,7 +296,7 @@ def _usual_dim(x: Tensor) -> int:
 
 
 def _computed_reason(layer: nn.Module) -> str:
-    """Why a layer cannot lose channels whose weight is computed in its forward pass, and by what, where it is known."""
+    """Returns why a layer whose forward pass computes its weight cannot lose channels, and what computes it."""
     how = [type(part).__name__ for parts in getattr(layer, "parametrizations", {}).values() for part in parts]
     how += [type(hook).__name__ for hook in layer._forward_pre_hooks.values() if hasattr(hook, "compute_weight")]
     by = f" ({', '.join(how)}; torch.nn.utils can remove it and leave the weight)" if how else ""

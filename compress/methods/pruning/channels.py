@@ -1,6 +1,6 @@
-"""Which dimension of an operator's result holds the channels of its operands, each as it was; none for other operators.
+"""Finds the dimension of an operator's result that holds the unchanged channels of its operands.
 
-Only operators that torch-pruning reads right are known here: for all others its graph is cut (`counted.py`).
+Only operators that torch-pruning reads right are known here. Its graph is cut at all others (`channel_constraints.py`).
 """
 
 import math
@@ -42,28 +42,28 @@ class Call:
     dim_of: Callable[[Tensor], int | None]  # the dimension that holds a tensor's channels, where one is known
 
     def argument(self, at: int, *names: str, default: Any = None) -> Any:
-        """The argument at position `at`, or by one of its names."""
+        """Returns the argument at position `at`, or under one of its names."""
         if len(self.args) > at:
             return self.args[at]
         return next((self.kwargs[name] for name in names if name in self.kwargs), default)
 
     def listed(self, at: int, name: str) -> list[int]:
-        """Whole numbers that are given as a sequence, or one by one: x.permute(0, 2, 1)."""
-        given = self.argument(at, name)
-        return [int(x) for x in (given if isinstance(given, (tuple, list)) else self.args[at:])]
+        """Returns whole numbers that were passed as a sequence or one by one: x.permute(0, 2, 1)."""
+        value = self.argument(at, name)
+        return [int(x) for x in (value if isinstance(value, (tuple, list)) else self.args[at:])]
 
     @property
     def source(self) -> Any:
-        """The first operand."""
+        """Returns the first operand."""
         return self.argument(0, "input", "self", "x")
 
     def tensors(self) -> list[Tensor]:
-        """The tensors among the arguments, one level deep."""
+        """Returns the tensors among the arguments, one level deep."""
         return tensors_in([*self.args, *self.kwargs.values()])
 
 
 def tensors_in(values: Any) -> list[Tensor]:
-    """The tensors of a value, or of a sequence of values, one level deep."""
+    """Returns the tensors of a value or of a sequence of values, one level deep."""
     values = values if isinstance(values, (tuple, list)) else [values]
     values = [x for value in values for x in (value if isinstance(value, (tuple, list)) else [value])]
     return [x for x in values if isinstance(x, Tensor)]
@@ -75,7 +75,7 @@ def is_tracked(x: Tensor) -> bool:
 
 
 def is_view(name: str) -> bool:
-    """Whether torch-pruning has to be shown the widths around this operator."""
+    """Whether torch-pruning needs layers around this operator to see the widths."""
     return name in _VIEWS
 
 
@@ -85,7 +85,7 @@ def is_elementwise(name: str) -> bool:
 
 
 def channel_dim(call: Call) -> int | None:
-    """The dimension of the result; None where the operator is unknown, or may mix, count or move channels."""
+    """Returns the dimension of the channels in the result; None where the operator may mix, count or move channels."""
     if not isinstance(call.value, Tensor):
         return None
     if any(isinstance(x, nn.Parameter) and x.numel() > 1 for x in call.tensors()):
@@ -95,9 +95,10 @@ def channel_dim(call: Call) -> int | None:
     if call.name in _ELEMENTWISE:
         return _of_elementwise(call)
     x = call.source
-    if not isinstance(x, Tensor) or call.dim_of(x) is None:
+    dim = call.dim_of(x) if isinstance(x, Tensor) else None
+    if dim is None:
         return None
-    rules = {
+    rules: dict[str, Callable[[Call, Tensor, int], int | None]] = {
         **dict.fromkeys(_ON_PLANES, _of_planes),
         **dict.fromkeys(_VIEWS, _of_view),
         **dict.fromkeys(_REDUCTIONS, _of_reduction),
@@ -109,11 +110,11 @@ def channel_dim(call: Call) -> int | None:
         "getitem": _of_index,
     }
     rule = rules.get(call.name)
-    return rule(call, x, call.dim_of(x)) if rule else None
+    return rule(call, x, dim) if rule else None
 
 
 def _of_concatenation(call: Call) -> int | None:
-    """torch-pruning counts the places of all parts, so that each has to be known, and the channels the second dim."""
+    """torch-pruning adds up the widths of all parts, so each has to be known and to have channels in dimension 1."""
     parts, at = call.argument(0, "tensors"), call.argument(1, "dim", "axis", default=0)
     ndim = call.value.ndim
     known = all(call.dim_of(part) == 1 for part in parts)
@@ -121,7 +122,7 @@ def _of_concatenation(call: Call) -> int | None:
 
 
 def _of_elementwise(call: Call) -> int | None:
-    """All operands have their channels at one place, counted from the end as broadcasting does, and equally many."""
+    """All operands need equally many channels in one dimension, counted from the end as broadcasting does."""
     operands = [x for x in call.tensors() if is_tracked(x)]
     if not operands or any(call.dim_of(x) is None for x in operands):
         return None
@@ -138,7 +139,7 @@ def _of_planes(call: Call, x: Tensor, dim: int) -> int | None:
 
 
 def _of_view(call: Call, x: Tensor, dim: int) -> int | None:
-    """Numbers keep their order: channels stay apart where nothing in front of them, or behind them, changes."""
+    """A view keeps the order of numbers: channels stay apart where no dimension before or after them changes."""
     shape = call.value.shape
     kept_apart = shape[:2] == x.shape[:2] or shape == (x.shape[0], math.prod(x.shape[1:]))
     if dim == 1 and 2 <= len(shape) <= 5 and kept_apart:

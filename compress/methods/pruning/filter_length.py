@@ -1,8 +1,8 @@
-"""Gives filters in front of batch norm length 1, so that a learning rate means the same for every network.
+"""Scales filters before batch norm to length 1, so that a learning rate means the same for every network.
 
-Batch norm takes a filter's length out of what the two compute together, but a step of SGD turns a filter by the
-learning rate over its length squared (van Laarhoven 2017, arXiv:1706.05350). How long filters are depends on how a
-network was trained, whether its batch norm was folded, and on a refit, which leaves them up to 18 times shorter.
+Batch norm cancels a filter's length in what the two compute together, but a step of SGD turns a filter by the
+learning rate over its length squared (van Laarhoven 2017, arXiv:1706.05350). The length of filters depends on how a
+network was trained, on whether its batch norm was folded, and on a refit, which makes them up to 18 times shorter.
 """
 
 import torch
@@ -16,10 +16,10 @@ _SHORTEST = 1e-6  # a shorter filter is dead: scaling it up would only scale up 
 
 @torch.no_grad()
 def set_unit_length(network: nn.Module, image: Tensor) -> list[str]:
-    """Scales, in place, each filter that only batch norm reads to length 1; returns the names of their layers.
+    """Scales each filter that only batch norm reads to length 1, in place; returns the names of their layers.
 
-    Batch norm takes the scale up in its statistics and its weight, so in eval mode the network computes the same.
-    `image` (1, C, H, W) shows the calls of a network that branches on shapes.
+    Batch norm's statistics and weight absorb the scale, so in eval mode the network computes the same. `image`
+    (1, C, H, W) decides the branches of a network that branches on shapes.
     """
     changed = []
     for layer_name, layer, norm in _normalized_layers(network, image):
@@ -30,7 +30,7 @@ def set_unit_length(network: nn.Module, image: Tensor) -> list[str]:
 
 
 def _normalized_layers(network: nn.Module, image: Tensor) -> list[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions whose output goes into a batch norm alone that can take a scale up; each module is called once."""
+    """Returns the convolutions that are called once and read only by a batch norm that can absorb a scale."""
     nodes = [node for node in trace(network.eval(), image).nodes if node.op == "call_module"]
     calls = [node.target for node in nodes]
     found = []

@@ -1,4 +1,4 @@
-"""Takes filters out of a network for good, along torch-pruning's dependency graph."""
+"""Removes filters from a network along torch-pruning's dependency graph."""
 
 import math
 import warnings
@@ -11,28 +11,28 @@ from torch import nn
 from torch_pruning.dependency import DependencyGraph, Group
 
 from compress.config.schema import PruneConfig
-from compress.methods.pruning.channel_constraints import LOGITS, Watched, requiring_gradients, watch
+from compress.methods.pruning.channel_constraints import LOGITS, TracedModel, requiring_gradients, trace_channels
 from compress.models.widths import read_widths
 
 _NORM = {"l1": 1, "l2": 2}
-_LEAST_LEFT = 0.05  # of a layer's filters: global scope must not cut a path through the network
+_LEAST_LEFT = 0.05  # share of a layer's filters that stays: global scope must not cut a path through the network
 _LAYERS = (nn.Conv2d, nn.Linear)
 
 
 @dataclass
 class Pruned:
-    """What a pruning did."""
+    """The result of `prune_filters`."""
 
-    kept: dict[str, list[int]]  # layer -> the old filters that are left, for layers that lost some
+    kept: dict[str, list[int]]  # layer -> the old filters that remain, for layers that lost some
     left_out: list[dict[str, str]]  # {layer, reason}: convolutions and linear layers that kept every filter
 
 
 @dataclass
 class _Choice:
-    """The filters of one group of coupled layers that go: `numbers` of the layer `root`, in order."""
+    """The filters to remove from one group of coupled layers: `numbers` of the layer `root`, in order."""
 
     root: nn.Module
-    handler: Any  # of torch-pruning
+    handler: Any  # torch-pruning's pruning function of `root`
     numbers: list[int]
 
 
@@ -46,19 +46,19 @@ def prune_filters(network: nn.Module, example: torch.Tensor, config: PruneConfig
     """Removes the share `config.ratio` of the filters with the smallest norms (Li et al. 2017), or of any, in place.
 
     Filters that must go together (residual sums, depthwise convolutions) are ranked by the mean of their norms
-    (Fang et al. 2023, "DepGraph"). `example` is (1, C, H, W). Frozen parameters are pruned as all others, and stay
-    frozen. A ratio of 0 changes nothing. Raises ValueError where what is left computes outputs of another shape.
+    (Fang et al. 2023, "DepGraph"). `example` is (1, C, H, W). Frozen parameters are pruned like all others, and stay
+    frozen. A ratio of 0 changes nothing. Raises ValueError where the pruned network returns outputs of another shape.
     """
     before = read_widths(network)
-    fixed = {_last_layer(network, example): LOGITS}
+    fixed = {_last_called_layer(network, example): LOGITS}
     kept: dict[str, list[int]] = {}
     if config.ratio > 0:
         with warnings.catch_warnings(), requiring_gradients(network), torch.enable_grad():
             warnings.simplefilter("ignore")  # it warns of parameters outside layers, which stay as they are
-            watched = watch(network, example)
-            graph = _Graph().build_dependency(watched.model, example, watched.forward)
-            fixed = _fixed_layers(graph, watched) | fixed
-            choices = _choose(graph, [*map(network.get_submodule, fixed), *watched.markers], config)
+            traced = trace_channels(network, example)
+            graph = _Graph().build_dependency(traced.model, example, traced.forward)
+            fixed = _fixed_layers(graph, traced) | fixed
+            choices = _select_filters(graph, [*map(network.get_submodule, fixed), *traced.barriers], config)
             names = {module: name for name, module in network.named_modules()}
             kept, refused = _remove(graph, choices, network, example)
             kept = {names[layer]: filters for layer, filters in kept.items()}
@@ -72,8 +72,8 @@ def prune_filters(network: nn.Module, example: torch.Tensor, config: PruneConfig
     return Pruned(kept, left_out)
 
 
-def _last_layer(network: nn.Module, example: torch.Tensor) -> str:
-    """The name of the layer that runs last."""
+def _last_called_layer(network: nn.Module, example: torch.Tensor) -> str:
+    """Returns the name of the layer that runs last."""
     order: list[str] = []
     hooks = [
         module.register_forward_hook(lambda *_, name=name: order.append(name))
@@ -89,8 +89,8 @@ def _last_layer(network: nn.Module, example: torch.Tensor) -> str:
     return order[-1]
 
 
-def _choose(graph: DependencyGraph, layers: list[nn.Module], config: PruneConfig) -> list[_Choice]:
-    """The lowest ranked filters of every group of coupled layers, but of those with one of `layers`."""
+def _select_filters(graph: DependencyGraph, layers: list[nn.Module], config: PruneConfig) -> list[_Choice]:
+    """Returns the lowest ranked filters of every group of coupled layers, except of groups with one of `layers`."""
     groups = list(graph.get_all_groups(ignored_layers=layers))
     ranks = [_rank(group, config) for group in groups]
     limit = torch.cat(ranks).sort().values[_share(sum(map(len, ranks)), config.ratio) - 1] if ranks else None
@@ -112,7 +112,7 @@ def _choose(graph: DependencyGraph, layers: list[nn.Module], config: PruneConfig
 
 
 def _shared_places(group: Group, count: int) -> list[torch.Tensor]:
-    """The places among the `count` channels of a group, put together where the same layers make them.
+    """Groups the places of the `count` channels of a group by the layers that compute them.
 
     A gate on a concatenation is coupled with all its parts: without this, one part could lose all its filters.
     """
@@ -134,35 +134,36 @@ def _shared_places(group: Group, count: int) -> list[torch.Tensor]:
 def _remove(
     graph: DependencyGraph, choices: list[_Choice], network: nn.Module, example: torch.Tensor
 ) -> tuple[dict[nn.Module, list[int]], dict[nn.Module, str]]:
-    """Prunes; the filters that are left of each layer, and the reasons of layers that cannot lose theirs.
+    """Prunes; returns the remaining filters of each layer, and the reasons of layers that cannot lose theirs.
 
-    Where the network does not run any more, groups are tried one by one: a shape that is written out as numbers in
-    its forward pass shows only when it is run.
+    Where the network does not run any more, groups are tried one by one: a shape that is written as numbers in the
+    forward pass shows only when it runs.
     """
     shapes = _shapes(network, example)
     whole = _state(graph)
     kept = {layer: left for choice in choices for layer, left in _prune(graph, choice).items()}
-    if _fault(network, example, shapes) is None:
+    if _failure(network, example, shapes) is None:
         return kept, {}
     _set_state(whole)
-    kept, refused = {}, {}
+    refused: dict[nn.Module, str] = {}
+    kept = {}
     for choice in choices:
         before = _state(graph)
         left = _prune(graph, choice)
-        fault = _fault(network, example, shapes)
-        if fault is None:
+        failure = _failure(network, example, shapes)
+        if failure is None:
             kept |= left
         else:
             _set_state(before)
-            refused |= dict.fromkeys(left, f"with fewer of them the network does not run: {fault}")
-    fault = _fault(network, example, shapes)
-    if fault is not None:
-        raise ValueError(f"received a network that does not run twice alike: {fault}; expected one that does")
+            refused |= dict.fromkeys(left, f"with fewer of them the network does not run: {failure}")
+    failure = _failure(network, example, shapes)
+    if failure is not None:
+        raise ValueError(f"received a network that does not run twice alike: {failure}; expected one that does")
     return kept, refused
 
 
 def _prune(graph: DependencyGraph, choice: _Choice) -> dict[nn.Module, list[int]]:
-    """Prunes one group; the filters that are left of each of its layers."""
+    """Prunes one group; returns the remaining filters of each of its layers."""
     group = graph.get_pruning_group(choice.root, choice.handler, choice.numbers)
     kept = {}
     for dep, numbers in group:
@@ -174,7 +175,7 @@ def _prune(graph: DependencyGraph, choice: _Choice) -> dict[nn.Module, list[int]
 
 
 def _state(graph: DependencyGraph) -> list[tuple[nn.Module, dict[str, Any]]]:
-    """What pruning changes in a graph: it gives layers new parameters, and changes lists in place."""
+    """Copies what pruning changes in a graph: it replaces the parameters of layers, and changes lists in place."""
     copied = (dict, list)
     return [
         (module, {name: value.copy() if type(value) in copied else value for name, value in vars(module).items()})
@@ -189,28 +190,28 @@ def _set_state(state: list[tuple[nn.Module, dict[str, Any]]]) -> None:
 
 
 def _shapes(network: nn.Module, example: torch.Tensor) -> Any:
-    """The shapes of what the network returns."""
+    """Returns the shapes of the network's outputs."""
     with torch.no_grad():
         outputs = network(example)
     return torch.utils._pytree.tree_map(lambda x: tuple(getattr(x, "shape", ())), outputs)
 
 
-def _fault(network: nn.Module, example: torch.Tensor, shapes: Any) -> str | None:
-    """Why the network cannot do without what it has lost; None where it can."""
+def _failure(network: nn.Module, example: torch.Tensor, shapes: Any) -> str | None:
+    """Returns why the pruned network does not work; None where it does."""
     try:
         found = _shapes(network, example)
-    except Exception as error:  # whatever the user's code raises is the answer
+    except Exception as error:  # whatever the user's code raises is the reason
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return None if found == shapes else f"it returns {found} in place of {shapes}"
 
 
 def _share(count: int, ratio: float) -> int:
-    """How many of `count` are removed."""
+    """Returns how many of `count` are removed."""
     return count - int(count * (1 - ratio))
 
 
 def _rank(group: Group, config: PruneConfig) -> torch.Tensor:
-    """What each channel of a group is worth; of a grouped convolution, each that its parts lose together."""
+    """Returns the importance of each channel of a group; parts of a grouped convolution lose channels together."""
     ranking = torch_pruning.importance
     norm = (
         ranking.RandomImportance()
@@ -222,28 +223,28 @@ def _rank(group: Group, config: PruneConfig) -> torch.Tensor:
 
 
 def _parts(group: Group) -> int:
-    """Into how many equal parts grouped convolutions split the channels of a group; depthwise ones do not count."""
+    """Returns into how many equal parts grouped convolutions split a group's channels; depthwise ones do not count."""
     return math.lcm(*(layer.groups for layer, _ in _grouped(group)))
 
 
 def _grouped(group: Group) -> list[tuple[nn.Conv2d, int]]:
-    """The convolutions in groups, with the number of their channels that belong to this group of layers."""
+    """Returns the grouped convolutions, with the number of their channels that belong to this group of layers."""
     layers = [(dep.target.module, len(numbers)) for dep, numbers in group]
     return [pair for pair in layers if isinstance(pair[0], nn.Conv2d) and 1 < pair[0].groups < pair[0].out_channels]
 
 
-def _fixed_layers(graph: DependencyGraph, watched: Watched) -> dict[str, str]:
-    """The layers that no filter can be taken from, with the reason."""
+def _fixed_layers(graph: DependencyGraph, traced: TracedModel) -> dict[str, str]:
+    """Returns the layers that cannot lose a filter, with the reason."""
     fixed = {}
-    for name, module in watched.model["network"].named_modules():
+    for name, module in traced.model["network"].named_modules():
         if not isinstance(module, _LAYERS):
             continue
-        if module not in watched.called or module not in graph.module2node:
+        if module not in traced.called or module not in graph.module2node:
             fixed[name] = "it is not called as a layer in eval mode: its weight is read elsewhere, or not at all"
             continue
         prune = graph.get_pruner_of_module(module).prune_out_channels
         group = graph.get_pruning_group(module, prune, range(graph.get_out_channels(module)))
-        reasons = [watched.markers[dep.target.module] for dep, _ in group if dep.target.module in watched.markers]
+        reasons = [traced.barriers[dep.target.module] for dep, _ in group if dep.target.module in traced.barriers]
         if any(count not in (layer.in_channels, layer.out_channels) for layer, count in _grouped(group)):
             reasons.append("its channels are some of those that a convolution in groups reads")
         if reasons:

@@ -1,4 +1,4 @@
-"""What a convolution or a linear layer sees at each place of its output, as it computes it: with its own padding."""
+"""Reads which inputs a convolution or a linear layer combines at each place of its output, with its own padding."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,17 +10,17 @@ from torch.overrides import TorchFunctionMode
 
 
 def channel_dim(layer: nn.Module) -> int:
-    """The dimension of the channels of what `layer` reads and returns."""
+    """Returns the dimension of the channels in the inputs and outputs of `layer`."""
     return -1 if isinstance(layer, nn.Linear) else 1
 
 
 def pixels(layer: nn.Module, x: Tensor) -> Tensor:
-    """(N, C, H, W) of a convolution or a norm, and (N, ..., C) of a linear layer, as (places, C)."""
+    """Reshapes (N, C, H, W) of a convolution or a norm, or (N, ..., C) of a linear layer, to (places, C)."""
     return x.movedim(channel_dim(layer), -1).flatten(0, -2)
 
 
 def rows(layer: nn.Module, x: Tensor) -> Tensor:
-    """What each place of the output sees: (N H' W', C_in k k) of a convolution, (places, C_in) of a linear layer."""
+    """Returns what each output place reads: (N H' W', C_in k k) of a convolution, (places, C_in) of a linear layer."""
     if isinstance(layer, nn.Linear):
         return x.flatten(0, -2)
     with _FirstConvolution() as call:
@@ -33,12 +33,12 @@ def rows(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _pads_by_itself(layer: nn.Conv2d) -> bool:
-    """Whether the convolution gets what the layer reads: then one of no images says how it is called."""
+    """Whether the layer hands its input to the convolution as it is: a call with no images then suffices."""
     return type(layer) is nn.Conv2d and layer.padding_mode == "zeros"
 
 
 def computes_weight(layer: nn.Module) -> bool:
-    """Whether `layer` computes its weight anew at each call: another that is written into it is not what it uses."""
+    """Whether `layer` computes its weight anew at each call, so that it would not use a weight written into it."""
     if not isinstance(layer.weight, nn.Parameter) or "weight" in getattr(layer, "parametrizations", {}):
         return True
     if type(layer) in (nn.Conv2d, nn.Linear):
@@ -47,7 +47,7 @@ def computes_weight(layer: nn.Module) -> bool:
 
 
 def _uses_own_weight(layer: nn.Module) -> bool:
-    """Whether one call of a layer of the user's or of a library's returns what its weight gives, and nothing else."""
+    """Whether a call of a user's or a library's layer returns the product with its own weight, and nothing else."""
     shape = (1, layer.in_features) if isinstance(layer, nn.Linear) else (1, layer.in_channels, 32, 32)
     with torch.no_grad(), _FirstConvolution() as call:
         value = layer(layer.weight.new_zeros(shape))
@@ -55,7 +55,7 @@ def _uses_own_weight(layer: nn.Module) -> bool:
 
 
 class _FirstConvolution(TorchFunctionMode):
-    """Notes how a layer calls conv2d or linear, behind whatever it does to its input."""
+    """Records how a layer calls conv2d or linear, after whatever it does to its input."""
 
     def __init__(self):
         super().__init__()
@@ -66,20 +66,24 @@ class _FirstConvolution(TorchFunctionMode):
         kwargs = kwargs or {}
         value = function(*args, **kwargs)
         if getattr(function, "__name__", "") in ("conv2d", "linear") and self.value is None:
-            given = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation"), args, strict=False)) | kwargs
-            self.source, self.weight, self.value = given["input"], given["weight"], value
+            arguments = (
+                dict(zip(("input", "weight", "bias", "stride", "padding", "dilation"), args, strict=False)) | kwargs
+            )
+            self.source, self.weight, self.value = arguments["input"], arguments["weight"], value
             self.stride, self.padding, self.dilation = (
-                given.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+                arguments.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
             )
         return value
 
 
 def _padding(layer: nn.Conv2d, padding: str | int | tuple[int, ...]) -> list[tuple[int, int]]:
-    """Zeros in front and behind, for each of the two dimensions; `same` has the odd one behind."""
+    """Returns the zeros before and after, for each of the two dimensions; `same` puts the odd one after."""
     if padding == "same":
         spans = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
         return [(span // 2, span - span // 2) for span in spans]
     if padding == "valid":
         return [(0, 0), (0, 0)]
+    if isinstance(padding, str):
+        raise ValueError(f"received padding={padding!r}; expected 'same', 'valid' or numbers")
     sizes = (padding, padding) if isinstance(padding, int) else padding if len(padding) == 2 else padding * 2
     return [(size, size) for size in sizes]

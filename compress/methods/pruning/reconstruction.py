@@ -1,4 +1,4 @@
-"""Makes up for removed filters without training: each layer that lost inputs is refitted to what it used to give."""
+"""Compensates for removed filters without training: refits each layer that lost inputs to its original outputs."""
 
 import contextlib
 import math
@@ -14,37 +14,39 @@ from compress.methods.pruning.receptive import channel_dim, computes_weight, pix
 from compress.models.graph.paired_interpreter import PairedInterpreter
 from compress.models.graph.tracing import batch_norm_at, only_user, read_argument, trace
 
-_RIDGE = 1e-2  # of the mean squared input: less overfits a thousand images, and is then harder to fine-tune
-_LEAST_SQUARE = 1e-12  # so that inputs that are all zero have a solution
-_ROWS = 200_000  # positions a layer is fitted on, at most
+_RIDGE = 1e-2  # share of the mean squared input: less overfits a thousand images and hinders fine-tuning
+_LEAST_SQUARE = 1e-12  # gives inputs that are all zero a solution
+_MAX_ROWS = 200_000  # positions on which a layer is fitted
 _CHUNK = 64  # images at a time
 
 _SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_PASSED_OVER = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in eval mode
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)  # they change nothing in eval mode
 
 _GROUPS = "a convolution in groups"
 _COMPUTED = "its weight is computed from other parameters"
 _REPEATED = "it is called more than once"
-_HIDDEN = "a block around it branches on values, or changes values in place"
+_OPAQUE = "a block around it branches on values, or changes values in place"
 
 
 @torch.no_grad()
 def reconstruct(
     network: nn.Module, original: nn.Module, kept: dict[str, list[int]], images: Tensor
 ) -> dict[str, float]:
-    """Refits, in place and in order, the layers of `network` that lost inputs; their errors.
+    """Refits, in place and in order, the layers of `network` that lost inputs; returns the error of each.
 
     Least squares from the pruned network's own inputs to the original's outputs (He et al. 2017, "Channel pruning",
     equation 5). Where a residual sum follows, the target is the original's sum, so that errors do not add up along
-    the shortcuts. Batch norm gets the statistics of its new inputs, and an affine map that keeps what it computes.
-    `kept` names the filters that are left of each layer that lost some; `images` is (N, C, H, W). The errors are
-    squared, as shares of the target's variance. `skipped_layers` tells which layers are out of reach.
+    the shortcuts. Batch norm receives the statistics of its new inputs, and an affine map that keeps what it computes.
+    `kept` lists the remaining filters of each layer that lost some; `images` is (N, C, H, W). An error is the squared
+    one as a share of the target's variance. `skipped_layers` returns the layers that cannot be refitted.
     """
     graph = trace(original.eval(), images[:1])
     errors = {}
     with _without_inplace(network, original):
         pair = PairedInterpreter(graph, network.eval(), original, list(images.split(_CHUNK)))
-        refitted = set(_lost_layers(network, original)) - {row["layer"] for row in _unreached(network, original, graph)}
+        refitted = set(_layers_that_lost_inputs(network, original)) - {
+            row["layer"] for row in _skipped(network, original, graph)
+        }
         repeated = _repeated(graph)
         for node in graph.nodes:
             norm = _batch_norm(pair, node)
@@ -54,20 +56,20 @@ def reconstruct(
                 filters = torch.tensor(kept.get(node.target, range(_outputs(old))), device=old.weight.device)
                 errors[node.target] = _refit(pair, node, filters)
             elif norm is not None and node.target not in repeated and getattr(source, "target", None) not in refitted:
-                _adopt_statistics(norm, pair.new(source))
-            pair.advance(node)
+                _set_input_statistics(norm, pair.values(source))
+            pair.step(node)
     return errors
 
 
 def skipped_layers(network: nn.Module, original: nn.Module, image: Tensor | None = None) -> list[dict[str, str]]:
-    """The layers, each with the reason, that lost inputs and that `reconstruct` passes over for images like `image`."""
-    return _unreached(network, original, trace(original.eval(), image))
+    """Returns the layers that lost inputs and that `reconstruct` skips for images like `image`, with the reasons."""
+    return _skipped(network, original, trace(original.eval(), image))
 
 
-def _unreached(network: nn.Module, original: nn.Module, graph: fx.Graph) -> list[dict[str, str]]:
+def _skipped(network: nn.Module, original: nn.Module, graph: fx.Graph) -> list[dict[str, str]]:
     reached, repeated = {node.target for node in graph.nodes if node.op == "call_module"}, _repeated(graph)
     reasons = {}
-    for name in _lost_layers(network, original):
+    for name in _layers_that_lost_inputs(network, original):
         layer = network.get_submodule(name)
         if getattr(layer, "groups", 1) > 1:
             reasons[name] = _GROUPS
@@ -76,7 +78,7 @@ def _unreached(network: nn.Module, original: nn.Module, graph: fx.Graph) -> list
         elif name in repeated:
             reasons[name] = _REPEATED
         elif name not in reached:
-            reasons[name] = _HIDDEN
+            reasons[name] = _OPAQUE
     return [
         {"layer": name, "reason": f"not refitted to the inputs that it lost: {reason}"}
         for name, reason in reasons.items()
@@ -84,30 +86,37 @@ def _unreached(network: nn.Module, original: nn.Module, graph: fx.Graph) -> list
 
 
 def _repeated(graph: fx.Graph) -> set[str]:
-    """The modules that are called more than once: what suits one call does not suit the other."""
+    """Returns the modules that are called more than once: a fit for one call does not suit the other."""
     times = Counter(node.target for node in graph.nodes if node.op == "call_module")
     return {name for name, count in times.items() if count > 1}
 
 
 def _source(node: fx.Node) -> fx.Node | None:
-    """The node that a layer reads."""
+    """Returns the node that a layer reads."""
     return read_argument(node, 0, "input") or next(iter(node.all_input_nodes), None)
 
 
 def _refit(pair: PairedInterpreter, node: fx.Node, kept: Tensor) -> float:
-    """Fits one convolution or linear layer, with the batch norm behind it; returns the share left unexplained."""
-    layer, _ = pair.layers(node)
+    """Fits one convolution or linear layer, and the batch norm after it; returns the residual variance."""
+    layer = pair.network.get_submodule(node.target)
     follower = only_user(node)
     norm = _batch_norm(pair, follower)
     end = node if norm is None else follower
     dim = channel_dim(layer)
-    targets = [value.index_select(dim, kept) for value in pair.old(end)]
+    targets = [value.index_select(dim, kept) for value in pair.reference_values(end)]
     other = _other_addend(pair.network, end)
-    # An addend that comes later still changes: its own refit makes up for this layer.
-    if other is not None and pair.is_settled(other, end) and _shape(pair.old(other)) == _shape(pair.old(end)):
-        shortcuts = zip(pair.old(other), pair.new(other), strict=True)
-        targets = [t + old.index_select(dim, kept) - new for t, (old, new) in zip(targets, shortcuts, strict=True)]
-    fit = _least_squares(layer, pair.new(_source(node)), targets, norm is not None or layer.bias is not None)
+    # An addend that comes later still changes: its own refit compensates for this layer.
+    if (
+        other is not None
+        and pair.is_final(other, end)
+        and _shape(pair.reference_values(other)) == _shape(pair.reference_values(end))
+    ):
+        shortcuts = zip(pair.reference_values(other), pair.values(other), strict=True)
+        targets = [
+            target + reference.index_select(dim, kept) - value
+            for target, (reference, value) in zip(targets, shortcuts, strict=True)
+        ]
+    fit = _least_squares(layer, pair.values(_source(node)), targets, norm is not None or layer.bias is not None)
     layer.weight.copy_(fit.weight.T.reshape(layer.weight.shape))
     if norm is not None:
         if layer.bias is not None:
@@ -115,11 +124,11 @@ def _refit(pair: PairedInterpreter, node: fx.Node, kept: Tensor) -> float:
         _set_statistics(norm, fit)
     elif layer.bias is not None:
         layer.bias.copy_(fit.intercept)
-    return fit.unexplained
+    return fit.residual_variance
 
 
 def _set_statistics(norm: nn.BatchNorm2d, fit: "_Fit") -> None:
-    """Gives batch norm the statistics of the refitted filters' outputs, and the affine map that computes the fit."""
+    """Sets batch norm's statistics to those of the refitted filters' outputs, and its affine map to that of the fit."""
     norm.running_mean.copy_(fit.mean)
     norm.running_var.copy_(fit.variance)
     norm.weight.copy_((fit.variance + norm.eps).sqrt())
@@ -130,40 +139,41 @@ def _set_statistics(norm: nn.BatchNorm2d, fit: "_Fit") -> None:
 class _Fit:
     weight: Tensor  # (C_in k k, C_out)
     intercept: Tensor  # (C_out,)
-    mean: Tensor  # (C_out,), of the outputs without the intercept
+    mean: Tensor  # (C_out,) of the outputs without the intercept
     variance: Tensor
-    unexplained: float  # squared error as a share of the targets' variance
+    residual_variance: float  # squared error as a share of the targets' variance
 
 
 def _least_squares(layer: nn.Module, inputs: list[Tensor], targets: list[Tensor], intercept: bool) -> _Fit:
-    """The layer's best weights for its inputs and targets as it reads and returns them, in double precision.
+    """Fits the layer's weights to its inputs and targets, in the shapes in which it reads and returns them.
 
-    With `intercept` false it is 0: there is no parameter to hold another.
+    With `intercept` false the intercept is 0: no parameter could hold another.
     """
-    # Images are left out, not positions: gathering the positions costs more than the solution.
-    step = max(1, math.ceil(sum(target.numel() / _outputs(layer) for target in targets) / _ROWS))
-    pairs = zip(inputs, targets, strict=True)
-    pairs = [(rows(layer, x[::step]).float(), pixels(layer, y[::step]).float()) for x, y in pairs]
+    # Whole images are skipped, not positions: gathering positions costs more than the solution.
+    step = max(1, math.ceil(sum(target.numel() / _outputs(layer) for target in targets) / _MAX_ROWS))
+    pairs = [
+        (rows(layer, x[::step]).float(), pixels(layer, y[::step]).float()) for x, y in zip(inputs, targets, strict=True)
+    ]
     few = sum(len(seen) for seen, _ in pairs) < pairs[0][0].shape[1]
     solution = (_solve_for_places if few else _solve_for_weights)(pairs, intercept)
-    found, goals = [_with_ones(seen) @ solution.float() for seen, _ in pairs], [goals for _, goals in pairs]
-    (mean, variance), (_, spread) = _moments(found), _moments(goals)
-    wrong = sum((x - y).double().square().sum() for x, y in zip(found, goals, strict=True))
-    unexplained = wrong / (spread.sum() * sum(map(len, goals))).clamp_min(1e-12)
+    fitted, goals = [_with_ones(seen) @ solution.float() for seen, _ in pairs], [goals for _, goals in pairs]
+    (mean, variance), (_, goal_variance) = _moments(fitted), _moments(goals)
+    error = sum((x - y).double().square().sum() for x, y in zip(fitted, goals, strict=True))
+    residual = error / (goal_variance.sum() * sum(map(len, goals))).clamp_min(1e-12)
     weight, intercepts = solution[:-1], solution[-1]
-    return _Fit(*(x.float() for x in (weight, intercepts, mean - intercepts, variance)), unexplained.item())
+    return _Fit(weight.float(), intercepts.float(), (mean - intercepts).float(), variance.float(), residual.item())
 
 
 def _moments(chunks: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The mean and the variance (C,) of values (places, C), in double precision, without a copy of all."""
+    """Returns the mean and the variance (C,) of values (places, C), in double precision, without a copy of all."""
     count = sum(map(len, chunks))
     mean = sum(chunk.double().sum(0) for chunk in chunks) / count
     return mean, sum((chunk.double() - mean).square().sum(0) for chunk in chunks) / count
 
 
 def _solve_for_weights(pairs: list[tuple[Tensor, Tensor]], intercept: bool) -> Tensor:
-    """The weights, and in the last row the intercepts (C_in k k + 1, C_out), by the matrix of the inputs' products."""
-    gram = cross = 0
+    """Solves for the weights, the intercepts in the last row, (C_in k k + 1, C_out), by the inputs' Gram matrix."""
+    gram = cross = torch.zeros(())
     for seen, goals in pairs:
         seen = _with_ones(seen)
         gram = gram + (seen.T @ seen).double()
@@ -177,9 +187,9 @@ def _solve_for_weights(pairs: list[tuple[Tensor, Tensor]], intercept: bool) -> T
 
 
 def _solve_for_places(pairs: list[tuple[Tensor, Tensor]], intercept: bool) -> Tensor:
-    """The same by the matrix of the places' products: smaller where a layer has more inputs than there are places.
+    """Solves for the same by the Gram matrix of the places, which is smaller where there are fewer places than inputs.
 
-    A linear layer behind a flattened VGG has 25,088 inputs, and an image is one place. W = X' (X X' + ridge)^-1 Y.
+    A linear layer after a flattened VGG has 25,088 inputs, and an image is one place. W = X' (X X' + ridge)^-1 Y.
     """
     seen, goals = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
     ridge = _RIDGE * seen.square().sum().div(seen.shape[1]).clamp_min(_LEAST_SQUARE)
@@ -191,12 +201,12 @@ def _solve_for_places(pairs: list[tuple[Tensor, Tensor]], intercept: bool) -> Te
 
 
 def _with_ones(rows: Tensor) -> Tensor:
-    """A last column of ones, for the intercept."""
+    """Appends a column of ones, for the intercept."""
     return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
 
 
-def _adopt_statistics(norm: nn.BatchNorm2d, inputs: list[Tensor]) -> None:
-    """Gives batch norm its inputs' statistics without changing what it computes: training then starts from there."""
+def _set_input_statistics(norm: nn.BatchNorm2d, inputs: list[Tensor]) -> None:
+    """Sets batch norm's statistics to those of its inputs, where training starts, without changing what it computes."""
     values = torch.cat([pixels(norm, x) for x in inputs])
     mean, variance = values.mean(0), values.var(0, correction=0)
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
@@ -208,15 +218,16 @@ def _adopt_statistics(norm: nn.BatchNorm2d, inputs: list[Tensor]) -> None:
 
 
 def _batch_norm(pair: PairedInterpreter, node: fx.Node | None) -> nn.BatchNorm2d | None:
-    """The changed network's batch norm that `node` calls, where its statistics and its affine map can be set."""
+    """Returns the changed network's batch norm that `node` calls, if its statistics and affine map can be set."""
     name = batch_norm_at(pair.network, node)
     norm = pair.network.get_submodule(name) if name else None
-    whole = norm is not None and norm.running_mean is not None and norm.affine
-    return norm if whole and node.target not in _repeated(node.graph) else None
+    if node is None or norm is None or norm.running_mean is None or not norm.affine:
+        return None
+    return norm if node.target not in _repeated(node.graph) else None
 
 
-def _lost_layers(network: nn.Module, original: nn.Module) -> list[str]:
-    """The convolutions and linear layers that lost inputs."""
+def _layers_that_lost_inputs(network: nn.Module, original: nn.Module) -> list[str]:
+    """Returns the names of the convolutions and linear layers that lost inputs."""
     lost = []
     for name, layer in network.named_modules():
         old = original.get_submodule(name)
@@ -237,9 +248,9 @@ def _shape(values: list[Tensor]) -> torch.Size | None:
 
 
 def _other_addend(network: nn.Module, node: fx.Node) -> fx.Node | None:
-    """The other side of the sum that `node` alone goes into."""
+    """Returns the other side of the sum that alone reads `node`, if there is one."""
     user = only_user(node)
-    while user is not None and _hands_on(network, user):
+    while user is not None and _is_identity(network, user):
         node, user = user, only_user(user)
     if user is None or user.target not in _SUMS or len(user.args) != 2 or user.kwargs:
         return None
@@ -247,16 +258,16 @@ def _other_addend(network: nn.Module, node: fx.Node) -> fx.Node | None:
     return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None
 
 
-def _hands_on(network: nn.Module, node: fx.Node) -> bool:
-    """Whether `node` returns what it reads, in eval mode."""
+def _is_identity(network: nn.Module, node: fx.Node) -> bool:
+    """Whether `node` returns its input unchanged in eval mode."""
     if node.op == "call_module":
-        return isinstance(network.get_submodule(node.target), _PASSED_OVER)
+        return isinstance(network.get_submodule(node.target), _IDENTITIES)
     return getattr(node.target, "__name__", "") == "stochastic_depth"
 
 
 @contextlib.contextmanager
 def _without_inplace(*networks: nn.Module) -> Iterator[None]:
-    """Activations must not overwrite values that are still to be read."""
+    """Switches in-place activations off in a block: they must not overwrite values that are read later."""
     changed = [module for network in networks for module in network.modules() if getattr(module, "inplace", False)]
     for module in changed:
         module.inplace = False

@@ -1,4 +1,4 @@
-"""Learns for each weight of a layer whether to round it up or down, by what the layer gives on sampled positions."""
+"""Learns for each weight of a layer whether to round it up or down, from the layer's outputs at sampled positions."""
 
 import math
 from collections.abc import Callable
@@ -10,48 +10,48 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional as F
 
-from compress.methods.quantization.simulation import Grid, Layer
+from compress.methods.quantization.simulation import Grid, SimulatedLayer
 from compress.models.graph.aten_patterns import LINEARS, argument, is_call, own_parameter
 
-# Of Nagel et al. 2020, arXiv:2004.10568, section 3.3 and its experiments.
+# These are the values of Nagel et al. 2020, arXiv:2004.10568, section 3.3 and its experiments.
 _STRETCH = (-0.1, 1.1)  # gamma and zeta of the rectified sigmoid, equation 23
-_BETA = (20.0, 2.0)  # from where to where it is annealed
-_WARMUP = 0.2  # share of the steps before the weights are pushed to a decision
+_BETA = (20.0, 2.0)  # the first and the last exponent of the regularizer, equation 24
+_WARMUP = 0.2  # share of the steps without the regularizer
 
-_PUSH = 1.0  # weight of that push; the error counts as a share of that of nearest rounding
+_REGULARIZATION = 1.0  # its weight; the error counts as a share of that of nearest rounding
 _TRAVEL = 10.0  # how far the steps of Adam can move a weight's logit in all; 0 is undecided, 2.4 decided
 _BATCH = 512  # positions a step
 
-_POSITIONS = 16_384  # that a layer's rounding is learned from, at most
-_FLOATS = 2**26  # and what they see, 256 MiB
+_MAX_POSITIONS = 16_384  # the rounding of a layer is learned from these
+_MAX_FLOATS = 2**26  # their inputs take at most 256 MiB
 
 
 @dataclass
 class Samples:
-    """A layer at some output positions: what goes in, what else is added, and what should come out."""
+    """A layer's inputs, its other addends and its targets at P output positions."""
 
     inputs: Tensor  # (groups, P, K), with K = C_in / groups times the kernel's size
     added: Tensor  # (P, C): the bias, and where a residual sum follows, the other addend
-    targets: Tensor  # (P, C), behind the activation
+    targets: Tensor  # (P, C), after the activation
     activation: Callable[[Tensor], Tensor]
 
     def errors(self, weight: Tensor) -> Tensor:
-        """(C,): the mean squared error with a weight (C, ...)."""
+        """Returns the mean squared error of each channel, (C,), with a weight (C, ...)."""
         return (self.outputs(weight, slice(None)) - self.targets).square().mean(0)
 
     def outputs(self, weight: Tensor, some: slice) -> Tensor:
-        """(P, C) at `some` of the positions."""
+        """Returns the outputs (P, C) at `some` of the positions."""
         groups, _, fan_in = self.inputs.shape
         sums = self.inputs[:, some] @ weight.reshape(groups, -1, fan_in).transpose(1, 2)  # (groups, P, C / groups)
         return self.activation(sums.transpose(0, 1).flatten(1) + self.added[some])
 
 
 def learn_rounding(samples: Samples, weight: Tensor, grid: Grid, steps: int) -> Tensor:
-    """`weight` (C, ...) on `grid`, which has a scale a channel, rounded up or down for the least error.
+    """Rounds `weight` (C, ...) up or down on `grid`, which has a scale for each channel, for the least error.
 
-    AdaRound (Nagel et al. 2020, arXiv:2004.10568), equations 22 to 25, on minibatches of positions instead of images:
-    the same rows of the same product, drawn from all images at once. A channel for which nearest rounding is better
-    keeps that.
+    Implements AdaRound (Nagel et al. 2020, arXiv:2004.10568), equations 22 to 25, on minibatches of positions instead
+    of images: the same rows of the same product, drawn from all images at once. A channel for which nearest rounding
+    is better keeps that.
     """
     scale, low, high = grid.scale.view(-1, *[1] * (weight.dim() - 1)), grid.low, grid.high
     below = (weight / scale).floor()
@@ -71,7 +71,7 @@ def learn_rounding(samples: Samples, weight: Tensor, grid: Grid, steps: int) -> 
             progress = (step / steps - _WARMUP) / (1 - _WARMUP)
             if progress > 0:
                 beta = _BETA[0] + (_BETA[1] - _BETA[0]) * progress
-                loss = loss + _PUSH * (1 - (2 * up - 1).abs().pow(beta)).mean()
+                loss = loss + _REGULARIZATION * (1 - (2 * up - 1).abs().pow(beta)).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -80,19 +80,19 @@ def learn_rounding(samples: Samples, weight: Tensor, grid: Grid, steps: int) -> 
     return torch.where(better.view(scale.shape), learned, nearest)
 
 
-def sample(layer: Layer, generator: torch.Generator) -> Samples:
-    """The layer at output positions drawn from all images, in random order."""
+def sample(layer: SimulatedLayer, generator: torch.Generator) -> Samples:
+    """Samples the layer at output positions of all images, in random order."""
     weight, bias = layer.parameter("weight"), own_parameter(layer.node, "bias")
-    wanted = min(_POSITIONS, _FLOATS // (_options(layer.node)["groups"] * weight[0].numel()))
-    share = math.ceil(wanted / len(layer.pair.images))
+    positions = min(_MAX_POSITIONS, _MAX_FLOATS // (_options(layer.node)["groups"] * weight[0].numel()))
+    share = math.ceil(positions / len(layer.pair.images))
     parts = []
-    for x, output, new, old in zip(
+    for x, output, value, reference in zip(
         layer.inputs(), layer.outputs(False), layer.sums(False), layer.sums(True), strict=True
     ):
-        _, _, height, width = _as_images(old).shape
-        drawn = torch.randperm(old.numel() // old.shape[1], generator=generator)[:share].to(x.device)
+        _, _, height, width = _as_images(reference).shape
+        drawn = torch.randperm(reference.numel() // reference.shape[1], generator=generator)[:share].to(x.device)
         image, row, column = drawn // (height * width), drawn // width % height, drawn % width
-        added, target = (_as_images(value)[image, :, row, column] for value in (new - output, layer.activation(old)))
+        added, target = (_as_images(y)[image, :, row, column] for y in (value - output, layer.activation(reference)))
         parts.append((_patches(_as_images(x), (image, row, column), layer.node, weight), added, target))
     inputs, added, targets = (torch.cat(part) for part in zip(*parts, strict=True))
     order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
@@ -101,7 +101,7 @@ def sample(layer: Layer, generator: torch.Generator) -> Samples:
 
 
 def _patches(x: Tensor, at: tuple[Tensor, Tensor, Tensor], node: Node, weight: Tensor) -> Tensor:
-    """What the layer sees of `x` (N, C, H, W) at output positions (image, row, column): (P, groups, K)."""
+    """Returns the part of `x` (N, C, H, W) that output positions (image, row, column) read, as (P, groups, K)."""
     options, kernel = _options(node), [1, 1, *weight.shape[2:]][-2:]
     stride, padding, dilation = ([*[neutral] * 2, *options[name]][-2:] for name, neutral in _NEUTRAL.items())
     padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
@@ -118,14 +118,14 @@ _NEUTRAL = {"stride": 1, "padding": 0, "dilation": 1}
 
 
 def _options(node: Node) -> dict[str, Any]:
-    """A convolution's, or those that make a linear layer one of 1 x 1."""
+    """Returns the options of a convolution, and for a linear layer those of a 1 x 1 convolution."""
     if is_call(node, LINEARS):
         return {"stride": [], "padding": [], "dilation": [], "groups": 1}
     return {name: argument(node, name) for name in (*_NEUTRAL, "groups")}
 
 
 def _as_images(x: Tensor) -> Tensor:
-    """(N, C) and (N, C, L) as (N, C, 1, L)."""
+    """Reshapes (N, C) and (N, C, L) to (N, C, 1, L)."""
     return x if x.dim() == 4 else x.reshape(*x.shape[:2], 1, -1)
 
 

@@ -1,4 +1,4 @@
-"""Which setting would help where int8 loses accuracy, from the ranges of the channels."""
+"""Recommends a setting where int8 loses accuracy, from the ranges of the channels."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,11 +12,11 @@ from compress.models.graph.aten_patterns import CONVOLUTIONS, LINEARS, is_call, 
 from compress.models.graph.batch_norm import lift_modules, lower_conv_batch_norm
 from compress.models.graph.capture import capture
 
-_WIDE = 16  # times the median: an ordinary channel then has 16 of the 256 steps
+_WIDE = 16  # times the median range: an ordinary channel then has 16 of the 256 steps
 
 
-class Loss(Protocol):
-    """Points of top-1 that were lost on some images, with their 95 % interval."""
+class AccuracyDrop(Protocol):
+    """Percentage points of top-1 that int8 loses on some images, with the 95 % interval."""
 
     points: float
     low: float
@@ -26,37 +26,37 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class Spread:
-    """A layer whose loudest channel decides the scale of all."""
+    """A layer whose output channel with the largest range decides the scale of all channels."""
 
     layer: str
-    times: float  # largest magnitude of the loudest channel, over the median of all channels
+    times: float  # largest magnitude of that channel, over the median of all channels
     can_be_equalized: bool
 
 
 @torch.no_grad()
 def widest_spread(network: nn.Module, images: Tensor) -> Spread | None:
-    """The layer of a float network whose output's channels differ most in range on `images` (N, C, H, W)."""
+    """Returns the layer of a float network whose output channels differ most in range on `images` (N, C, H, W)."""
     module = capture(network.cpu(), images[:1])
     lift_modules(module)
     lower_conv_batch_norm(module)
     ranges = _Ranges(module)
     ranges.run(images)
-    if not ranges.found:
+    if not ranges.ratios:
         return None
-    node, times = max(ranges.found.items(), key=lambda item: item[1])
+    node, times = max(ranges.ratios.items(), key=lambda item: item[1])
     return Spread(layer_name(node), times, isinstance(find_reader(node), fx.Node))
 
 
-def advise(network: nn.Module, images: Tensor, config: QuantizeConfig, loss: Loss) -> str:
-    """One sentence: what int8 lost against the float `network`, why as far as it can be seen, and what to set."""
+def advise(network: nn.Module, images: Tensor, config: QuantizeConfig, drop: AccuracyDrop) -> str:
+    """Returns a sentence: the accuracy that int8 lost against the float `network`, a likely cause, and what to set."""
     lost = (
-        f"int8 lost {loss.points:.2f} points of validation top-1 against the float network "
-        f"(95 % interval {loss.low:.2f} to {loss.high:.2f}, {loss.images} images)"
+        f"int8 lost {drop.points:.2f} points of validation top-1 against the float network "
+        f"(95 % interval {drop.low:.2f} to {drop.high:.2f}, {drop.images} images)"
     )
     spread = widest_spread(network, images)
     wide = spread is not None and spread.times >= _WIDE
     cause = (
-        f"; the loudest channel of {spread.layer} reaches {spread.times:.0f} times as far as its median one"
+        f"; the widest channel of {spread.layer} reaches {spread.times:.0f} times as far as its median one"
         if wide
         else ""
     )
@@ -75,11 +75,11 @@ def advise(network: nn.Module, images: Tensor, config: QuantizeConfig, loss: Los
 
 
 class _Ranges(fx.Interpreter):
-    """Runs a captured graph and keeps, of each layer's output, how far its loudest channel reaches."""
+    """Runs a captured graph, and records for each layer's output the largest channel range over the median one."""
 
     def __init__(self, module: fx.GraphModule):
         super().__init__(module)
-        self.found: dict[fx.Node, float] = {}
+        self.ratios: dict[fx.Node, float] = {}
 
     def run_node(self, node: fx.Node) -> object:
         value = super().run_node(node)
@@ -88,5 +88,5 @@ class _Ranges(fx.Interpreter):
             reach = value.transpose(0, dimension).flatten(1).abs().amax(1)
             median = reach.median()
             if len(reach) > 1 and median > 0:
-                self.found[node] = (reach.max() / median).item()
+                self.ratios[node] = (reach.max() / median).item()
         return value

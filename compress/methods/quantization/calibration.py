@@ -12,12 +12,12 @@ PERCENTILE = 99.999
 CANDIDATES = 100
 SMALLEST_SHARE = 0.3  # no candidate cuts off more of a range than 70 %
 
-# From a histogram (BINS,), its lowest and its highest value, to the range that is kept.
+# (histogram (BINS,), lowest value, highest value) -> the range that is kept
 RangeSearch = Callable[[Tensor, float, float], tuple[float, float]]
 
 
 class HistogramRangeObserver(MinMaxObserver):
-    """Collects a histogram of all values seen and lets `search` choose the range from it.
+    """Collects a histogram of all values, from which `search` chooses the range.
 
     Its state is the histogram and its ends, so a saved and reloaded observer chooses the same range.
     """
@@ -28,7 +28,7 @@ class HistogramRangeObserver(MinMaxObserver):
         self.register_buffer("histogram", torch.zeros(BINS))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Counts the values of a float tensor of any shape; returns it as it is."""
+        """Counts the values of a float tensor of any shape, and returns it unchanged."""
         values = x.detach().float()
         low, high = (float(end) for end in torch.aminmax(values))
         low, high = min(low, float(self.min_val), 0.0), max(high, float(self.max_val), 0.0)
@@ -45,13 +45,13 @@ class HistogramRangeObserver(MinMaxObserver):
         return x
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of the range that `search` keeps."""
+        """Returns the scale and the zero point of the range that `search` keeps."""
         low, high = self.search(self.histogram.double().cpu(), float(self.min_val), float(self.max_val))
         return self._calculate_qparams(torch.tensor(low), torch.tensor(high))
 
 
 def percentile_range(histogram: Tensor, low: float, high: float) -> tuple[float, float]:
-    """The range that holds 99.999 % of the values, cutting as many off each end (Wu et al. 2020, arXiv:2004.09602)."""
+    """Returns the range of 99.999 % of the values, cut equally at both ends (Wu et al. 2020, arXiv:2004.09602)."""
     share = histogram.cumsum(0) / histogram.sum()
     tail = (1 - PERCENTILE / 100) / 2
     edges = torch.linspace(low, high, BINS + 1, dtype=torch.double)
@@ -61,9 +61,9 @@ def percentile_range(histogram: Tensor, low: float, high: float) -> tuple[float,
 
 
 def mse_range(histogram: Tensor, low: float, high: float) -> tuple[float, float]:
-    """The range with the least mean squared error of rounding and clipping (Nagel et al. 2021, arXiv:2106.08295, 3.1).
+    """Returns the range with the least mean squared error of rounding and clipping.
 
-    Searches the upper end first, then the lower one.
+    It searches the upper end first, then the lower one (Nagel et al. 2021, arXiv:2106.08295, section 3.1).
     """
     centers = bin_centers(low, high)
 
@@ -81,7 +81,7 @@ def mse_range(histogram: Tensor, low: float, high: float) -> tuple[float, float]
 
 
 def entropy_range(histogram: Tensor, low: float, high: float) -> tuple[float, float]:
-    """The range whose 256 levels lose the least information, by Kullback-Leibler divergence (Migacz 2017, GTC S7310).
+    """Returns the range whose 256 levels have the least Kullback-Leibler divergence (Migacz 2017, GTC S7310).
 
     The reference holds what was clipped in its outermost bins; both ends shrink by the same share.
     """
@@ -96,12 +96,12 @@ def entropy_range(histogram: Tensor, low: float, high: float) -> tuple[float, fl
 
 
 def shares() -> list[float]:
-    """The candidates, as shares of the whole range, the whole first."""
+    """Returns the candidates as shares of the whole range, the whole range first."""
     return torch.linspace(1, SMALLEST_SHARE, CANDIDATES, dtype=torch.double).tolist()
 
 
 def bin_centers(low: float, high: float) -> Tensor:
-    """(BINS,): the middle of each bin."""
+    """Returns the middle of each bin, (BINS,)."""
     return low + (torch.arange(BINS, dtype=torch.double) + 0.5) * (high - low) / BINS
 
 

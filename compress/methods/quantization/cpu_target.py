@@ -1,4 +1,4 @@
-"""Which CPU the int8 file is for: it decides how many bits a weight may have without a wrong sum."""
+"""Chooses the CPU that the int8 file is for, which decides how many bits a weight may have without overflow."""
 
 from compress.utils.errors import UserError
 
@@ -10,7 +10,7 @@ _ARM = {"asimd", "neon"}
 
 
 def host_target(flags: list[str]) -> str | None:
-    """The target that a CPU with these flags is; None where they tell nothing."""
+    """Returns the target for a CPU with these flags; None where they name no known kind."""
     if _VNNI & set(flags):
         return "x86_vnni"
     if _ARM & set(flags):
@@ -18,22 +18,22 @@ def host_target(flags: list[str]) -> str | None:
     return "x86_avx2" if "avx2" in flags else None
 
 
-def choose_target(asked: str, flags: list[str]) -> str:
-    """`asked`, or for `auto` what the CPU with these flags is. Raises UserError where that cannot be told."""
-    if asked != "auto":
-        return asked
-    found = host_target(flags)
-    if found is None:
+def choose_target(requested: str, flags: list[str]) -> str:
+    """Returns `requested`, or for `auto` the target of this CPU. Raises UserError where its flags name no kind."""
+    if requested != "auto":
+        return requested
+    host = host_target(flags)
+    if host is None:
         raise UserError(
             "quantize.target=auto on a CPU that tells no flags",
             f"one of {', '.join(WEIGHT_BITS)}",
             "set quantize.target to the CPU that will run the file; x86_avx2 is right on every one",
         )
-    return found
+    return host
 
 
 def mismatch(target: str, flags: list[str]) -> str | None:
-    """What to warn of where a file made for `target` is measured on a CPU with these flags; None where nothing."""
+    """Returns a warning where a file for `target` is measured on another kind of CPU; None where it is the same."""
     host = host_target(flags)
     if host is None or host == target:
         return None

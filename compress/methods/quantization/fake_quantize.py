@@ -1,4 +1,4 @@
-"""Fake quantization for training whose parameters are those that the exported file will hold."""
+"""Fake quantization for training, with the parameters that the exported file will hold."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,26 +15,26 @@ class RuntimeFakeQuantize(FusedMovingAvgObsFakeQuantize):
 
     torchao's own class converts with its observer's formula, which for -64..63 gives other scales than the fused
     operator trained with; and it goes on observing in eval mode, which leaks validation images into the ranges.
-    Its operator is not vectorized on the CPU, where it takes longer than the convolution before it: there the two
-    ends of the range are observed by it, and the values rounded by `RoundToGrid`, to the same bits.
+    Its operator is not vectorized on the CPU, where it takes longer than the convolution before it. There it only
+    observes the two ends of the range, and `RoundToGrid` rounds the values, to the same bits.
     """
 
-    # The ends (2,) of a batch's values -> those that are observed, where several processes share the batch.
+    # The ends (2,) of this process's values -> those of the whole batch, where several processes share it.
     common_ends: Callable[[Tensor], Tensor] | None = None
 
     members = 1  # tensors that share this range
 
     def share(self, members: int) -> None:
-        """Lets so many tensors, which come in turns, have one range: that of the values of all of them.
+        """Lets `members` tensors, which come in turns, share one range: that of the values of all of them.
 
-        A moving average over the turns would follow the mean of their ranges, and cut off the wider ones.
+        A moving average over the turns would follow the mean of their ranges, and clip the wider ones.
         """
         self.members, self._turn = members, 0
         ends = torch.tensor([[torch.inf, -torch.inf]] * members)
         self.register_buffer("member_ends", ends.to(self.scale.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any float tensor to one of the same shape, rounded to the grid."""
+        """Rounds a float tensor of any shape to the grid."""
         observing = self.training and bool(self.observer_enabled)
         if observing and (not x.is_cuda or self.common_ends or self.members > 1):
             ends = torch.stack(torch.aminmax(in_memory_order(x.detach())))
@@ -50,11 +50,11 @@ class RuntimeFakeQuantize(FusedMovingAvgObsFakeQuantize):
         return RoundToGrid.apply(x, self.scale, observer.quant_min - zero_point, observer.quant_max - zero_point)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """The scale and zero point that the last forward pass used."""
+        """Returns the scale and the zero point that the last forward pass used."""
         return self.scale, self.zero_point
 
     def _of_all_members(self, ends: Tensor) -> Tensor:
-        """The ends (2,) of the latest values of all members; in the first round they are taken as they are."""
+        """Returns the ends (2,) of the latest values of all members; the first round starts the moving average anew."""
         observer, is_first_round = self.activation_post_process, not bool(self.member_ends.isfinite().all())
         self.member_ends[self._turn] = ends
         self._turn = (self._turn + 1) % self.members
@@ -83,14 +83,14 @@ class RuntimeFakeQuantize(FusedMovingAvgObsFakeQuantize):
 
 
 class WeightFakeQuantize(RuntimeFakeQuantize):
-    """Fake quantization of a weight, symmetric per output channel, its scale always that of the weight at hand.
+    """Fake quantization of a weight, symmetric per output channel, with a scale computed from the current weight.
 
-    The fused operator gives a channel without a negative weight a zero point at the grid's end, though it is asked
-    for symmetric ranges; on such a weight ONNX Runtime leaves its depthwise kernel for one that is ten times slower.
+    The fused operator sets the zero point of a channel without a negative weight to the grid's end, though the ranges
+    are symmetric. For such a weight ONNX Runtime uses another depthwise kernel, which is ten times slower.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(C, ...) to the same shape, rounded to the grid of each channel."""
+        """Rounds a weight (C, ...) to the grid of each channel."""
         observer = self.activation_post_process
         largest = x.detach().abs().amax([axis for axis in range(x.dim()) if axis != self.ch_axis])
         observer.min_val, observer.max_val = -largest, largest
@@ -105,22 +105,22 @@ class WeightFakeQuantize(RuntimeFakeQuantize):
 
 
 class RoundToGrid(torch.autograd.Function):
-    """Rounds to `low * scale ... high * scale`; the gradient passes where nothing was cut off.
+    """Rounds to `low * scale ... high * scale`; the gradient passes where nothing was clipped.
 
-    The straight-through estimator (Jacob et al. 2018, arXiv:1712.05877, section 3) in operators that are vectorized
-    on the CPU: forward and backward took 2.1 ms where torch's own took 12 (one thread, a million values).
+    This is the straight-through estimator (Jacob et al. 2018, arXiv:1712.05877, section 3) in operators that are
+    vectorized on the CPU: forward and backward took 2.1 ms, torch's own 12 (one thread, a million values).
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-        """`x` of any shape, `scale` one value or shaped to broadcast over `x`."""
+        """Rounds `x` of any shape; `scale` is one value, or broadcasts over `x`."""
         ctx.save_for_backward(x, scale)
         ctx.ends = low - 0.5, high + 0.5
         return (x * scale.reciprocal()).round_().clamp_(low, high).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        """The gradient of `x`, and none of the grid."""
+        """Returns the gradient of `x`, and None for the grid."""
         x, scale = ctx.saved_tensors
         low, high = ctx.ends
         if scale.numel() == 1:
@@ -130,7 +130,7 @@ class RoundToGrid(torch.autograd.Function):
 
 
 def in_memory_order(x: Tensor) -> Tensor:
-    """A view of the same values as they lie in memory: reductions copy a channels_last tensor otherwise."""
+    """Returns a view of the values in memory order: reductions copy a channels_last tensor otherwise."""
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1)
     return x

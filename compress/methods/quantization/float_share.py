@@ -1,4 +1,4 @@
-"""What of an int8 file runs in float all the same: which layers, why, and how much of the arithmetic that is."""
+"""Finds the layers of an int8 file that run in float, why they do, and their share of the arithmetic."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +22,18 @@ from compress.utils.errors import UserError
 
 INT8_MACS = "int8_macs_percent"  # in metrics.json of a quantized stage: the share of the arithmetic that is int8
 
-_MOST_FLOAT_PERCENT = 50.0  # of the multiply-accumulates; above it the file is no int8 file
-_SHOWN = 3
+_MOST_FLOAT_PERCENT = 50.0  # share of the multiply-accumulates above which a file is no int8 file
+_MAX_NAMES = 3  # a message lists at most so many for each reason
 _PRODUCTS = "it multiplies two activations"
 
 
 @dataclass(frozen=True)
 class FloatLayer:
-    """A convolution or a matrix product that runs in float without having been asked to."""
+    """A convolution or a matrix product that runs in float though no setting asks for it."""
 
     layer: str
     reason: str
-    macs_percent: float  # of all multiply-accumulates of the file's layers
+    macs_percent: float  # its share of all multiply-accumulates of the file's layers
 
     @property
     def has_weights(self) -> bool:
@@ -43,13 +43,13 @@ class FloatLayer:
 
 @dataclass(frozen=True)
 class FloatShare:
-    """Of one int8 file."""
+    """The float layers of one int8 file, and the share of the arithmetic that is int8."""
 
     layers: list[FloatLayer]
     int8_macs_percent: float
 
     def remark(self) -> str | None:
-        """One sentence on the layers with weights that run in float; None where all run in int8."""
+        """Returns a sentence on the layers with weights that run in float; None where all run in int8."""
         layers = [layer for layer in self.layers if layer.has_weights]
         if not layers:
             return None
@@ -58,25 +58,25 @@ class FloatShare:
         return f"{count} in float, not int8, with {percent:.0f} % of the multiply-accumulates: {_listed(layers)}"
 
 
-def read_float_share(path: Path, network: GraphModule, asked: list[str]) -> FloatShare:
-    """Of the file that `network`, converted, was exported to; layers `asked` to stay float are passed over."""
+def read_float_share(path: Path, network: GraphModule, requested: list[str]) -> FloatShare:
+    """Reads the file to which the converted `network` was exported; skips layers that were `requested` in float."""
     layers, macs = inspect_quantization(path), count_macs(path)
     total = max(1, sum(macs.values()))
     floats = [layer for layer in layers if not layer.quantized]
     lines = _lines(network)
     weighted = [layer.node for layer in floats if layer.operator in ("Conv", "ConvTranspose", "Gemm")]
     places = dict(zip(weighted, lines, strict=True)) if len(weighted) == len(lines) else {}
-    found = [
+    float_layers = [
         FloatLayer(layer.name, layer.reason + places.get(layer.node, ""), 100 * macs.get(layer.node, 0) / total)
         for layer in floats
-        if layer.name not in asked
+        if layer.name not in requested
     ]
     int8 = sum(macs.get(layer.node, 0) for layer in layers if layer.quantized)
-    return FloatShare(found, 100 * int8 / total if macs else 100.0)
+    return FloatShare(float_layers, 100 * int8 / total if macs else 100.0)
 
 
 def require_int8(share: FloatShare, model: str, allow_float: bool) -> None:
-    """Raises UserError where most of the arithmetic stays float without having been asked to, unless it is allowed."""
+    """Raises UserError where most of the arithmetic stays float, unless that is allowed."""
     percent = sum(layer.macs_percent for layer in share.layers)
     if percent <= _MOST_FLOAT_PERCENT or allow_float:
         return
@@ -89,18 +89,18 @@ def require_int8(share: FloatShare, model: str, allow_float: bool) -> None:
 
 
 def count_macs(path: Path) -> dict[str, int]:
-    """The multiply-accumulates of each convolution and matrix product of a file for one image, by the node's name.
+    """Counts the multiply-accumulates of each convolution and matrix product for one image, by the node's name.
 
-    Shapes are those of a run, as the file need not state them.
+    Shapes come from a run, because a file need not contain them.
     """
     model = onnx.load(str(path))
     layers = [node for node in model.graph.node if node.op_type in LAYERS and len(node.input) > 1]
     if not layers:
         return {}
     constants = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    wanted = {name for node in layers for name in (*node.input[:2], node.output[0])} - set(constants)
+    needed = {name for node in layers for name in (*node.input[:2], node.output[0])} - set(constants)
     known = {value.name for value in (*model.graph.output, *model.graph.input)}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted - known))
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(needed - known))
     options = session_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = open_session(model.SerializeToString(), options=options)
@@ -122,22 +122,22 @@ def _macs(node: onnx.NodeProto, left: list[int], right: list[int], result: list[
         operands = equation.replace(" ", "").partition("->")[0].split(",")
         sizes = dict([*zip(operands[0], left, strict=True), *zip(operands[1], right, strict=True)])
         return int(np.prod(list(sizes.values())))
-    return int(np.prod(result) * np.prod(right) / max(1, result[-1] * np.prod(right[:-2])))
+    return int(np.prod(result) * np.prod(right) / max(1, result[-1] * int(np.prod(right[:-2]))))
 
 
 def _lines(network: GraphModule) -> list[str]:
-    """Of each layer with float weights of a converted network, in order: the line of code that calls it."""
+    """Returns the line of code that calls each layer with float weights of a converted network, in order."""
     calls = [node for node in network.graph.nodes if is_call(node, CONVOLUTIONS | LINEARS | TRANSPOSED)]
     return [line_of(node) for node in calls if not is_call(node.args[1], {DEQUANTIZE_CHANNELS})]
 
 
 def _listed(layers: list[FloatLayer]) -> str:
-    """The layers by reason, a few names each."""
+    """Lists the layers by reason, with a few names each."""
     reasons: dict[str, list[str]] = {}
     for layer in layers:
         reasons.setdefault(layer.reason, []).append(layer.layer)
     parts = []
     for reason, names in reasons.items():
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        parts.append(f"{', '.join(names[:_SHOWN])}{more}: {reason}")
+        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+        parts.append(f"{', '.join(names[:_MAX_NAMES])}{more}: {reason}")
     return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Keeps named layers of a prepared network in float: takes away their weights' rounding and the ranges nobody needs."""
+"""Keeps named layers of a prepared network in float: removes their fake quantization and ranges no layer needs."""
 
 import copy
 import math
@@ -30,20 +30,20 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class WeightedLayer:
-    """A layer that `convert` would make int8, as it runs in float: batch norm folded, weights not rounded."""
+    """A layer that `convert` would make int8, in its float form: batch norm folded, weights not rounded."""
 
-    name: str  # of the module: `layer1.0.conv1`
+    name: str  # the module's name: `layer1.0.conv1`
     operator: str
     weight: Tensor  # (C, C_in / groups, ...)
     bias: Tensor | None  # (C,)
-    macs: int  # of one image
+    macs: int  # multiply-accumulates for one image
 
 
 def weighted_layers(prepared: GraphModule) -> list[WeightedLayer]:
-    """The layers of `prepared` with a quantized weight, in the order in which they run. Copies it first."""
+    """Returns the layers of `prepared` with a quantized weight, in the order in which they run; copies it first."""
     module = copy.deepcopy(prepared)
     lower_conv_batch_norm(module)
-    layers = {}
+    layers: dict[str, WeightedLayer] = {}
     for node, name in _layers(module).items():
         weight, bias = (tensor_of(part, module) for part in (node.args[1].args[0], argument(node, "bias")))
         macs = weight[0].numel() * math.prod(int(size) for size in node.meta["val"].shape[1:])
@@ -55,11 +55,11 @@ def weighted_layers(prepared: GraphModule) -> list[WeightedLayer]:
 def exclude_layers(
     prepared: GraphModule, names: Collection[str], uncorrected: GraphModule | None = None
 ) -> GraphModule:
-    """Let the layers `names` stay float when `prepared` is converted; changes it in place and returns it.
+    """Keeps the layers `names` in float when `prepared` is converted; changes it in place and returns it.
 
-    A tensor that an int8 layer reads, or an int8 kernel makes, stays quantized, and a float layer reads it so: a
-    convolution whose output is read in both forms would lose its int8 kernel. The state of all that stays keeps its
-    names. From `uncorrected` these layers take back the weights that they had before corrections for their rounding.
+    A tensor that an int8 layer reads, or an int8 kernel computes, stays quantized, and a float layer reads it so: a
+    convolution whose output is read in both forms would lose its int8 kernel. The remaining state keeps its names.
+    With `uncorrected` the layers get back the weights that they had before corrections for their rounding.
     Raises ValueError for a name that is no layer with a quantized weight.
     """
     layers = _layers(prepared)
@@ -93,11 +93,11 @@ def exclude_layers(
 def tensors_left_float(
     makers: Mapping[T, K | None], inputs: Mapping[K, Sequence[T]], layers: Mapping[K, str], names: Collection[str]
 ) -> set[T]:
-    """Which quantized tensors need not be so any more once the layers `names` run in float.
+    """Returns the quantized tensors that become float once the layers `names` run in float.
 
-    `makers` has every quantized tensor with the int8 kernel that makes it, None where no int8 kernel does; `inputs`
-    the quantized tensors that each int8 kernel reads; `layers` the names of those kernels that have weights. A kernel
-    without weights leaves int8 where one of its inputs does.
+    `makers` maps every quantized tensor to the int8 kernel that computes it, or to None; `inputs` maps each int8
+    kernel to the quantized tensors that it reads; `layers` holds the names of the kernels that have weights. A kernel
+    without weights becomes float when one of its inputs does.
     """
     readers = {tensor: [kernel for kernel in inputs if tensor in inputs[kernel]] for tensor in makers}
     floats = {kernel for kernel, name in layers.items() if name in names}
@@ -115,11 +115,13 @@ def tensors_left_float(
 
 
 def _layers(prepared: GraphModule) -> dict[Node, str]:
-    """Every call of a layer with a quantized weight, and the layer's name."""
+    """Returns every call of a layer with a quantized weight, with the layer's name."""
     layers = {}
     for node in prepared.graph.nodes:
-        if is_call(node, CONVOLUTIONS | LINEARS) and _is_observer(node.args[1], prepared) and weight_name(node):
-            layers[node] = weight_name(node).removesuffix(".weight")
+        if is_call(node, CONVOLUTIONS | LINEARS) and _is_observer(node.args[1], prepared):
+            name = weight_name(node)
+            if name is not None:
+                layers[node] = name.removesuffix(".weight")
         block = prepared.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(block, ConvBatchNorm) and not isinstance(block.weight_quantizer, nn.Identity):
             layers[node] = node.target
@@ -127,7 +129,7 @@ def _layers(prepared: GraphModule) -> dict[Node, str]:
 
 
 def _read(prepared: GraphModule) -> tuple[dict[Node, Node | None], dict[Node, list[Node]]]:
-    """The makers of the observed activations and the inputs of the int8 kernels, as `tensors_left_float` wants them."""
+    """Returns the makers of the observed activations and the inputs of the int8 kernels, for `tensors_left_float`."""
     kernels = [node for node in prepared.graph.nodes if node.meta.get(INT8_KERNEL)]
     makers = {}
     for node in prepared.graph.nodes:

@@ -1,6 +1,6 @@
-"""Lets layers of an exported int8 file run in float by editing its graph: what a new export would give, in no time.
+"""Lets layers of an exported int8 file run in float by editing its graph, which is much faster than a new export.
 
-`mixed_precision.exclude_layers` does the same to the network before it is exported; both follow `tensors_left_float`.
+`mixed_precision.exclude_layers` does the same to the network before it is exported; both use `tensors_left_float`.
 """
 
 from collections.abc import Collection
@@ -27,7 +27,7 @@ WEIGHTLESS = {"Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool", "Sigmo
 
 
 def exclude_layers_onnx(exported: bytes, layers: Collection[WeightedLayer]) -> bytes:
-    """The file `exported`, all int8, with `layers` in float.
+    """Returns the file `exported`, which is all int8, with `layers` in float.
 
     Raises ValueError for a layer whose int8 weight is not in the file.
     """
@@ -41,10 +41,10 @@ def exclude_layers_onnx(exported: bytes, layers: Collection[WeightedLayer]) -> b
     dropped = tensors_left_float(graph.makers, graph.inputs, graph.layers, weights)
     for quantize, first in graph.first_quantize.items():
         if first in dropped:
-            _leave_float(model, quantize)
+            _remove_quantize(model, quantize)
     for node, name in graph.layers.items():
         if name in weights:
-            _give_float_weights(model, node, weights[name])
+            _set_float_weights(model, node, weights[name])
     add_fourth_channel(model)
     protect_float_layers(model)
     RemoveUnusedNodesPass()(model)
@@ -52,9 +52,9 @@ def exclude_layers_onnx(exported: bytes, layers: Collection[WeightedLayer]) -> b
 
 
 class _Graph:
-    """The quantized tensors and int8 kernels of a file, as `tensors_left_float` wants them.
+    """The quantized tensors and int8 kernels of a file, for `tensors_left_float`.
 
-    A tensor stands for its first QuantizeLinear; those that repeat it on its grid, behind a move, belong to it.
+    A tensor is represented by its first QuantizeLinear; those that repeat it on its grid after a move belong to it.
     """
 
     def __init__(self, model: ir.Model):
@@ -69,10 +69,10 @@ class _Graph:
                 self._add_kernel(node)
 
     def _add_quantize(self, node: ir.Node) -> None:
-        source = node.inputs[0].producer()
+        source = _input(node, 0).producer()
         while source is not None and source.op_type in CLAMPS | MOVES:
-            source = source.inputs[0].producer()
-        before = self._tensor(node.inputs[0])
+            source = _input(source, 0).producer()
+        before = self._tensor(_input(node, 0))
         if before is not None and same_grid(before, node):
             self.first_quantize[node] = before
             return
@@ -80,44 +80,56 @@ class _Graph:
         self.makers[node] = source if source in self.inputs else None
 
     def _add_kernel(self, node: ir.Node) -> None:
-        values = [node.inputs[0]] if node.op_type in LAYERS else [v for v in node.inputs if not _is_constant(v)]
-        tensors = [self._tensor(value) for value in values]
-        if any(tensor is None for tensor in tensors):
+        if node.op_type in LAYERS:
+            values = [_input(node, 0)]
+        else:
+            values = [value for value in node.inputs if value is not None and not _is_constant(value)]
+        tensors = [tensor for tensor in map(self._tensor, values) if tensor is not None]
+        if len(tensors) < len(values):  # it reads a float tensor
             return
         if node.op_type in LAYERS:
-            weight = node.inputs[1].producer()
-            if weight is None or weight.op_type != "DequantizeLinear" or not _is_constant(node.inputs[1]):
+            weight = _input(node, 1).producer()
+            if weight is None or weight.op_type != "DequantizeLinear" or not _is_constant(_input(node, 1)):
                 return
-            self.layers[node] = weight.inputs[0].name.removesuffix(".weight")
+            self.layers[node] = str(_input(weight, 0).name).removesuffix(".weight")
         self.inputs[node] = tensors
 
     def _tensor(self, value: ir.Value) -> ir.Node | None:
-        """The quantized tensor that `value` is, at once or behind moves; None for a float one."""
+        """Returns the quantized tensor that `value` is, at once or after moves; None for a float one."""
         node = value.producer()
         while node is not None and node.op_type in MOVES | {"DequantizeLinear"}:
-            node = node.inputs[0].producer()
-        return self.first_quantize.get(node)
+            node = _input(node, 0).producer()
+        return None if node is None else self.first_quantize.get(node)
+
+
+def _input(node: ir.Node, position: int) -> ir.Value:
+    """Returns the input at `position`. Raises ValueError where the node lacks it."""
+    value = node.inputs[position]
+    if value is None:
+        raise ValueError(f"received {node.op_type} {node.name} without input {position}; expected a file that has it")
+    return value
 
 
 def _is_constant(value: ir.Value) -> bool:
     """Whether the value is dequantized from an initializer."""
     node = value.producer()
-    return node is not None and node.op_type == "DequantizeLinear" and node.inputs[0].const_value is not None
+    return node is not None and node.op_type == "DequantizeLinear" and _input(node, 0).const_value is not None
 
 
-def _leave_float(model: ir.Model, quantize: ir.Node) -> None:
-    """Let what reads the dequantized values of `quantize` read its input instead."""
+def _remove_quantize(model: ir.Model, quantize: ir.Node) -> None:
+    """Lets the readers of the dequantized values of `quantize` read its input instead."""
+    value = _input(quantize, 0)
     for reader in list(quantize.outputs[0].consumers()):
-        if reader.op_type == "Pad":  # of integers, with the zero point
-            reader.replace_input_with(0, quantize.inputs[0])
-            reader.replace_input_with(2, add_initializer(model, f"{reader.name}_zero", np.float32(0)))
-            reader.outputs[0].dtype = quantize.inputs[0].dtype
+        if reader.op_type == "Pad":  # it pads integers with the zero point
+            reader.replace_input_with(0, value)
+            reader.replace_input_with(2, add_initializer(model, f"{reader.name}_zero", np.array(0, np.float32)))
+            reader.outputs[0].dtype = ir.DataType.FLOAT
             for dequantize in list(reader.outputs[0].consumers()):
                 _bypass(model, dequantize, reader.outputs[0])
         elif same_grid(quantize, reader):
-            _bypass(model, reader, quantize.inputs[0])
+            _bypass(model, reader, value)
         else:
-            _restore_hard_sigmoid(model, reader, quantize.inputs[0])
+            _restore_hard_sigmoid(model, reader, value)
 
 
 def _bypass(model: ir.Model, dequantize: ir.Node, value: ir.Value) -> None:
@@ -129,13 +141,13 @@ def _bypass(model: ir.Model, dequantize: ir.Node, value: ir.Value) -> None:
 
 
 def _restore_hard_sigmoid(model: ir.Model, sixth: ir.Node, value: ir.Value) -> None:
-    """Undo `rewrites.hard_sigmoid_as_sum`, whose clamp is the saturation of integers."""
+    """Undoes `rewrites.hard_sigmoid_as_sum`, whose clamp is the saturation of integers."""
     (total,) = sixth.outputs[0].consumers()
     gate = ir.node("HardSigmoid", [value], {"alpha": 1 / 6, "beta": 0.5}, name=f"{total.name}_gate")
     replace_node(model, total, [gate])
 
 
-def _give_float_weights(model: ir.Model, node: ir.Node, layer: WeightedLayer) -> None:
+def _set_float_weights(model: ir.Model, node: ir.Node, layer: WeightedLayer) -> None:
     for position, (part, values) in enumerate((("weight", layer.weight), ("bias", layer.bias)), 1):
         if values is not None:
             name = f"{layer.name}.float_{part}"  # the file has the int8 weight under the plain name

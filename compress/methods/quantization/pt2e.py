@@ -1,4 +1,4 @@
-"""The way of a trained network to int8: capture, prepare, calibrate or train, convert."""
+"""Takes a trained network to int8: capture, prepare, calibrate or train, convert."""
 
 import contextlib
 import copy
@@ -12,7 +12,7 @@ from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 from torchao.quantization.pt2e.observer import ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from compress.methods.quantization.equalization import equalize
+from compress.methods.quantization.equalization import Equalization, equalize
 from compress.methods.quantization.fake_quantize import RuntimeFakeQuantize, WeightFakeQuantize
 from compress.methods.quantization.quantizer import RuntimeQuantizer
 from compress.methods.quantization.rewrites import (
@@ -35,40 +35,59 @@ def prepare(
     weight_bits: int,
     qat: bool,
     calibration: str = "min_max",
-    equalized: bool = False,
 ) -> GraphModule:
-    """A module with observers (PTQ) or with fake quantization (QAT) in it, to calibrate or to train.
+    """Inserts observers (PTQ) or fake quantization (QAT) into a copy of `network`, to calibrate or to train it.
 
-    `calibration` is a name in `ACTIVATION_OBSERVERS`; QAT has a moving average of its own. With `equalized` (PTQ
-    only) the ranges of channels are evened out first; what was done is under `meta["equalization"]`.
+    `example` is (N, C, H, W). `calibration` is a name in `ACTIVATION_OBSERVERS`; QAT has a moving average of its own.
 
     Its `state_dict()`, loaded into a module prepared anew from the same network, converts to the same int8 network
-    bit for bit. Calibrate before the first forward pass in eval mode, QAT too: until then there are no ranges.
+    bit for bit. Calibrate before the first forward pass in eval mode, for QAT too: until then there are no ranges.
     """
-    if qat and equalized:
-        raise ValueError("received qat=True and equalized=True; expected one: training keeps batch norm apart")
-    module = capture(network, example)
-    split_gated_activations(module)
-    flatten_linear_inputs(module)
-    batch_norm_as_convolution(module)
-    lift_modules(module)
+    module = _capture_for_int8(network, example)
     quantizer = RuntimeQuantizer(weight_bits, qat, calibration)
     if qat:
         for block in conv_batch_norms(module):
             block.weight_quantizer = quantizer.weight_quantizer()
     else:
         lower_conv_batch_norm(module)
-    equalization = equalize(module) if equalized else None
+    return _insert_observers(module, quantizer).train(qat)
+
+
+def prepare_equalized(
+    network: nn.Module, example: Tensor, weight_bits: int, qat: bool, calibration: str = "min_max"
+) -> tuple[GraphModule, Equalization]:
+    """Evens out the ranges of channels, then inserts observers as `prepare` does; returns also what was equalized.
+
+    Raises ValueError for QAT.
+    """
+    if qat:
+        raise ValueError("received qat=True to equalize; expected qat=False: training keeps batch norm apart")
+    module = _capture_for_int8(network, example)
+    lower_conv_batch_norm(module)
+    equalization = equalize(module)
+    return _insert_observers(module, RuntimeQuantizer(weight_bits, qat, calibration)).train(qat), equalization
+
+
+def _capture_for_int8(network: nn.Module, example: Tensor) -> GraphModule:
+    """Captures `network` in the forms that have int8 kernels, with batch norm and dropout as modules."""
+    module = capture(network, example)
+    split_gated_activations(module)
+    flatten_linear_inputs(module)
+    batch_norm_as_convolution(module)
+    lift_modules(module)
+    return module
+
+
+def _insert_observers(module: GraphModule, quantizer: RuntimeQuantizer) -> GraphModule:
     with quiet():
         module = prepare_pt2e(module, quantizer)
     restore_switches(module)
     name_shared_modules_once(module)
-    module.meta["equalization"] = equalization
-    return module.train(qat)
+    return module
 
 
 def calibrate(prepared: GraphModule, batches: Iterable[Tensor]) -> None:
-    """Observe the ranges of weights and activations on `batches` of (N, C, H, W), in eval mode."""
+    """Observes the ranges of weights and activations on `batches` of (N, C, H, W), in eval mode."""
     was_training = prepared.training
     prepared.eval()
     for module in prepared.modules():
@@ -81,7 +100,7 @@ def calibrate(prepared: GraphModule, batches: Iterable[Tensor]) -> None:
 
 
 def convert(prepared: GraphModule) -> GraphModule:
-    """The int8 network with explicit quantize and dequantize operators. `prepared` stays as it was.
+    """Returns the int8 network, with explicit quantize and dequantize operators. `prepared` does not change.
 
     Raises ValueError where a tensor was never observed.
     """
@@ -102,7 +121,7 @@ def convert(prepared: GraphModule) -> GraphModule:
 
 
 def without_rounding(prepared: GraphModule) -> GraphModule:
-    """The float network inside, batch norm folded, observers and fake quantization gone. `prepared` stays as it was."""
+    """Returns the float network inside: batch norm folded, without rounding. `prepared` does not change."""
     module = copy.deepcopy(prepared)
     lower_conv_batch_norm(module)
     for node in list(module.graph.nodes):
@@ -115,20 +134,20 @@ def without_rounding(prepared: GraphModule) -> GraphModule:
 
 
 def freeze_batch_norm(prepared: GraphModule) -> None:
-    """From here on train with batch norm folded: running statistics stay, its scale and shift go on learning."""
+    """Folds batch norm for the rest of the training: its statistics stay, its scale and shift go on learning."""
     for block in conv_batch_norms(prepared):
         block.frozen = True
 
 
 def freeze_observers(prepared: GraphModule) -> None:
-    """From here on train with the activations' ranges as they are. A weight's scale goes on following the weight."""
+    """Keeps the activations' ranges for the rest of the training. A weight's scale goes on following the weight."""
     for module in prepared.modules():
         if isinstance(module, FakeQuantizeBase):
             module.disable_observer()
 
 
 def require_ranges(prepared: GraphModule) -> None:
-    """Raise ValueError, naming the first, where an observer saw no value yet."""
+    """Raises ValueError, with the name of the first, where an observer saw no value yet."""
     for name, module in prepared.named_modules():
         if isinstance(module, ObserverBase) and not bool(module.min_val.numel() and module.min_val.isfinite().all()):
             raise ValueError(
@@ -138,7 +157,7 @@ def require_ranges(prepared: GraphModule) -> None:
 
 
 def measure_weights(module: GraphModule) -> None:
-    """Take the scale of each fake-quantized weight anew: the optimizer's last step came after the last forward."""
+    """Computes the scale of each fake-quantized weight anew: the last optimizer step came after the last forward."""
     for node in module.graph.nodes:
         quantizer = module.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(quantizer, WeightFakeQuantize):
@@ -146,7 +165,7 @@ def measure_weights(module: GraphModule) -> None:
 
 
 def name_shared_modules_once(module: GraphModule) -> None:
-    """Give an observer that several tensors share one name, so that its state is saved once."""
+    """Gives an observer that several tensors share a single name, so that its state is saved once."""
     readers: dict[nn.Module, list[Node]] = {}
     for node in module.graph.nodes:
         if node.op == "call_module":
@@ -163,7 +182,7 @@ def name_shared_modules_once(module: GraphModule) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences torchao's deprecation notices about its own insides."""
+    """Silences torchao's deprecation warnings about its own code in a block."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
         yield

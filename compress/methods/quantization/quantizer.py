@@ -1,4 +1,4 @@
-"""Says which tensors of a captured network are quantized, and how: in the forms ONNX Runtime has int8 kernels for."""
+"""Annotates the tensors of a captured network that are quantized, in forms for which ONNX Runtime has int8 kernels."""
 
 import torch
 from torch.fx import GraphModule, Node
@@ -38,12 +38,12 @@ AVERAGING_CONSTANT = 0.01  # share of the newest batch in a moving range, as in 
 
 
 class RuntimeQuantizer(Quantizer):
-    """Activations unsigned 8 bits per tensor, weights signed 7 or 8 bits per output channel, symmetric.
+    """Quantizes activations to unsigned 8 bits per tensor, weights to signed 7 or 8 bits per channel, symmetric.
 
     Unsigned activations with signed weights per channel are the fast form of ONNX Runtime on x86. Without VNNI its
     AVX2 kernels add two products in 16 bits, which saturates unless weights keep to 7 bits.
-    A tensor is quantized after the activation that its producer is fused with, and once: operators that only move
-    values (flatten, slice, zero padding, channel shuffle, max pooling) hand on the parameters of their input.
+    A tensor is quantized once, after the activation with which its producer is fused: operators that only move values
+    (flatten, slice, zero padding, channel shuffle, max pooling) pass the parameters of their input on.
     """
 
     def __init__(self, weight_bits: int, qat: bool, calibration: str = "min_max"):
@@ -56,31 +56,31 @@ class RuntimeQuantizer(Quantizer):
         self.activation_spec = _activation_spec(qat, calibration)
 
     def annotate(self, module: GraphModule) -> GraphModule:
-        """Annotate `module` in place, a graph in which convolutions with batch norm are `ConvBatchNorm` calls."""
+        """Annotates `module` in place, a graph in which convolutions with batch norm are `ConvBatchNorm` calls."""
         quantized_inputs = {node: self._annotate_weight(node, module) for node in module.graph.nodes}
         quantized_inputs = {node: inputs for node, inputs in quantized_inputs.items() if inputs}
         for node in quantized_inputs:
             node.meta[INT8_KERNEL] = True
-        wanted = {origin(tensor) for inputs in quantized_inputs.values() for tensor in inputs}
-        wanted |= self._outputs(quantized_inputs, module)
-        groups = _shared_ranges(module, wanted)
+        quantized = {origin(tensor) for inputs in quantized_inputs.values() for tensor in inputs}
+        quantized |= self._outputs(quantized_inputs, module)
+        groups = _shared_ranges(module, quantized)
         for node in module.graph.nodes:
-            if node in wanted:
+            if node in quantized:
                 self._annotate_output(node, groups.get(node, node))
         return module
 
     def validate(self, module: GraphModule) -> None:
-        """Nothing to refuse: what has no int8 kernel stays float."""
+        """Refuses nothing: an operator without an int8 kernel stays float."""
 
     def weight_quantizer(self) -> WeightFakeQuantize:
-        """A new fake quantization for one convolution's folded weight."""
+        """Returns a new fake quantization for one convolution's folded weight."""
         spec = self.weight_spec
         return spec.observer_or_fake_quant_ctr(
             dtype=spec.dtype, quant_min=spec.quant_min, quant_max=spec.quant_max, qscheme=spec.qscheme, ch_axis=0
         )
 
     def _annotate_weight(self, node: Node, module: GraphModule) -> list[Node]:
-        """Annotate the weight, if any; return the activations that must be int8 for the int8 kernel of `node`."""
+        """Annotates the weight, if any; returns the activations that must be int8 for the int8 kernel of `node`."""
         if is_call(node, CONVOLUTIONS | LINEARS) and node.args[1].op == "get_attr":
             node.meta[ANNOTATION] = QuantizationAnnotation({node.args[1]: self.weight_spec}, _annotated=True)
             return [node.args[0]]
@@ -96,7 +96,7 @@ class RuntimeQuantizer(Quantizer):
         return []
 
     def _outputs(self, quantized_inputs: dict[Node, list[Node]], module: GraphModule) -> set[Node]:
-        """The node after which each int8 kernel's output is quantized: behind a fused clamp. Logits stay float."""
+        """Returns the node after which each int8 kernel's output is quantized, past fused clamps; logits stay float."""
         (result,) = (node for node in module.graph.nodes if node.op == "output")
         logits = {origin(node) for node in result.all_input_nodes}
         ends = set()
@@ -127,10 +127,10 @@ def is_convolution(node: Node, module: GraphModule) -> bool:
     return is_call(node, CONVOLUTIONS) or is_conv_batch_norm(node, module)
 
 
-def _shared_ranges(module: GraphModule, wanted: set[Node]) -> dict[Node, Node]:
-    """For each tensor that meets others in a concatenation, the first of its group: all have one range.
+def _shared_ranges(module: GraphModule, quantized: set[Node]) -> dict[Node, Node]:
+    """Returns the first tensor of the group for each tensor that is concatenated with others: all share one range.
 
-    The concatenation holds them on one grid anyway; sharing it from the start saves a rescaling of each part.
+    The concatenation has one grid anyway; sharing it from the start saves rescaling each part.
     """
     leader: dict[Node, Node] = {}
     order = {node: position for position, node in enumerate(module.graph.nodes)}
@@ -141,9 +141,9 @@ def _shared_ranges(module: GraphModule, wanted: set[Node]) -> dict[Node, Node]:
         return node
 
     for node in module.graph.nodes:
-        if is_call(node, CONCATENATIONS) and node in wanted:
+        if is_call(node, CONCATENATIONS) and node in quantized:
             members = {find(member) for member in [node, *map(origin, node.args[0])]}
-            first = min(members, key=order.get)
+            first = min(members, key=order.__getitem__)
             leader.update(dict.fromkeys(members, first))
     return {node: find(node) for node in leader}
 

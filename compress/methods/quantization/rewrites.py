@@ -23,7 +23,7 @@ GATE_OF = {aten.hardswish.default: aten.hardsigmoid.default, aten.silu.default: 
 
 
 def split_gated_activations(module: GraphModule) -> None:
-    """Hardswish and SiLU as x times a gate, in place: the runtime has int8 kernels for both halves, none for either."""
+    """Writes Hardswish and SiLU as x times a gate, in place: the runtime has int8 kernels for both factors."""
     for node in list(module.graph.nodes):
         if not is_call(node, set(GATE_OF)):
             continue
@@ -37,10 +37,10 @@ def split_gated_activations(module: GraphModule) -> None:
 
 
 def batch_norm_as_convolution(module: GraphModule) -> None:
-    """Put a 1x1 depthwise convolution of ones in front of each batch norm that has none to fold into, in place.
+    """Puts a 1x1 depthwise convolution of ones before each batch norm that has no convolution to fold into, in place.
 
-    The two fold into a scale and a shift for each channel, which the runtime then has an int8 kernel for; networks that
-    normalise in front of their convolutions would go to float and back at every block.
+    The two fold into a scale and a shift for each channel, for which the runtime has an int8 kernel. Networks that
+    normalise before their convolutions would otherwise go to float and back at every block.
     """
     for node in list(module.graph.nodes):
         if not is_call(node, {aten.batch_norm.default}) or node.meta["val"].dim() != 4:
@@ -62,7 +62,7 @@ def batch_norm_as_convolution(module: GraphModule) -> None:
 
 
 def flatten_linear_inputs(module: GraphModule) -> None:
-    """Let each linear layer read rows (N, C), in place: the runtime has an int8 kernel for those, not for (N, T, C)."""
+    """Lets each linear layer read rows (N, C), in place: the runtime has an int8 kernel for them, not for (N, T, C)."""
     for node in list(module.graph.nodes):
         shape = node.meta["val"].shape if is_call(node, LINEARS) else ()
         sizes = [size if isinstance(size, int) else -1 for size in shape]  # the batch is at most one of these
@@ -85,13 +85,15 @@ def flatten_linear_inputs(module: GraphModule) -> None:
 
 
 def name_weights(module: GraphModule, names: list[str | None]) -> None:
-    """Store each int8 weight under the name of the parameter that it was, in place: `names` are those of all layers.
+    """Stores each int8 weight under the name of its parameter, in place; `names` are the parameters of all layers.
 
-    So the layers of the exported file can be told by their names in the network.
+    The layers of the exported file then have their names in the network.
     """
     for node, name in zip(weighted_calls(module), names, strict=True):
         if not is_call(node.args[1], {DEQUANTIZE_CHANNELS}):
             continue
+        if name is None:
+            raise ValueError(f"received int8 weights for {node.name} from no parameter; expected those of a parameter")
         stored = node.args[1].args[0]
         path, _, leaf = name.rpartition(".")
         owner, int8 = module.get_submodule(path), tensor_of(stored, module)
@@ -103,9 +105,9 @@ def name_weights(module: GraphModule, names: list[str | None]) -> None:
 
 
 def requantize_moves(module: GraphModule) -> None:
-    """Quantize anew, on the same grid, after each operator that only moves quantized values, in place.
+    """Quantizes again, on the same grid, after each operator that only moves quantized values, in place.
 
-    The runtime keeps such an operator in int8 only where it stands between the two. It changes no value.
+    The runtime keeps such an operator in int8 only between a dequantize and a quantize. No value changes.
     """
     for node in list(module.graph.nodes):
         source = node.args[0] if is_move(node) else None
@@ -125,7 +127,7 @@ def requantize_moves(module: GraphModule) -> None:
 
 
 def quantize_biases(module: GraphModule) -> None:
-    """Store the bias of each int8 convolution and linear layer as int32 on the grid s_x * s_w of its sums, in place."""
+    """Stores the bias of each int8 convolution or linear layer as int32 on the grid s_x * s_w of sums, in place."""
     for node in list(module.graph.nodes):
         if not is_call(node, CONVOLUTIONS | LINEARS):
             continue
@@ -155,10 +157,10 @@ def quantize_biases(module: GraphModule) -> None:
 
 
 def hard_sigmoid_as_sum(module: GraphModule) -> None:
-    """Write hardsigmoid between int8 tensors as x / 6 + 1 / 2, in place, which has an int8 kernel.
+    """Writes hardsigmoid between int8 tensors as x / 6 + 1 / 2, in place, which has an int8 kernel.
 
-    Reading x with a sixth of its scale divides it for nothing. The clamp to 0..1 falls away: what an unsigned value
-    with a range inside 0..1 cannot hold saturates just there.
+    Reading x with a sixth of its scale divides it at no cost. The clamp to 0..1 is not needed: an unsigned value with
+    a range inside 0..1 saturates at the same ends.
     """
     for node in list(module.graph.nodes):
         if not is_call(node, {aten.hardsigmoid.default}) or not is_call(node.args[0], {DEQUANTIZE}):
@@ -173,7 +175,7 @@ def hard_sigmoid_as_sum(module: GraphModule) -> None:
             sixth = module.graph.call_function(DEQUANTIZE, (x.args[0], x.args[1] / 6, *x.args[2:]))
             half = module.graph.call_function(DEQUANTIZE, (module.graph.get_attr(name), 0.5 / 255, *HALF_GRID))
             total = module.graph.call_function(aten.add.Tensor, (sixth, half))
-        total.meta = dict(node.meta)  # which module calls it, for one
+        total.meta = dict(node.meta)  # with the module that calls it
         node.replace_all_uses_with(total)
         module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
@@ -184,5 +186,5 @@ HALF_GRID = (0, 0, 255, torch.uint8)
 
 
 def _only_returned(node: Node) -> bool:
-    """Whether the node is on the way to the network's result and read by nothing else."""
+    """Whether the node reaches only the network's result, through moves."""
     return all(user.op == "output" or (is_move(user) and _only_returned(user)) for user in node.users)

@@ -1,8 +1,8 @@
-"""What each layer costs as int8, measured on the exported file in ONNX Runtime, and the few that must stay float.
+"""Measures each layer's cost in int8 on the exported file in ONNX Runtime, and selects the few that must stay float.
 
-A layer's cost is what is lost when it alone is int8 and all others are float. The other way round, what is won when it
-alone is float, is the small difference of two figures that the rounding of all other layers blurs, and shows nothing
-of two layers with a tensor between them that suffers from int8: it stays so until both are float.
+A layer's cost is the loss when it alone is int8 and all others are float. The opposite, the gain when it alone is
+float, is a small difference of two figures that the rounding of all other layers blurs. It also misses two layers with
+a tensor between them that suffers from int8: the tensor stays int8 until both are float.
 """
 
 import logging
@@ -29,21 +29,21 @@ from compress.utils.metric import Metric
 
 log = logging.getLogger(__name__)
 
-ROUNDING = 1e-9  # of percents: a drop of exactly what is allowed is allowed
+ROUNDING = 1e-9  # percentage points: rounding must not refuse a drop of exactly what is allowed
 
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # of images (N, C, H, W) and labels (N,), in one order
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # -> images (N, C, H, W) and labels (N,), always in one order
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How well a file with some layers in float does on the images."""
+    """The accuracy of a file with some layers in float on the images."""
 
     score_percent: float  # the task's metric
     kl_nats: float  # mean divergence of its predictions from those of the float network
 
 
 class MixedPrecisionFiles:
-    """The exported network with any of its layers in float: makes such a file, runs it, and remembers the result."""
+    """The exported network with any of its layers in float: edits the file, runs it, and caches the result."""
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class MixedPrecisionFiles:
         uncorrected: GraphModule,
         shape: tuple[int, int, int],
         batches: Batches,
-        wanted: Tensor,
+        float_logits: Tensor,
         task: Task = CLASSIFICATION,
     ):
-        """`prepared` is calibrated, corrected or trained; `wanted` holds the float network's logits (N, K).
+        """Exports `prepared`, which is calibrated, corrected or trained; `float_logits` (N, K) are the reference.
 
-        `uncorrected` has the weights of a layer in float: what makes up for rounding is wrong without it.
+        A layer in float takes its weights from `uncorrected`: corrections for rounding are wrong without rounding.
         """
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "int8.onnx"
@@ -64,12 +64,12 @@ class MixedPrecisionFiles:
             self._exported = path.read_bytes()
             int8 = {layer.name for layer in inspect_quantization(path) if layer.quantized}
         self.layers = {layer.name: layer for layer in weighted_layers(uncorrected) if layer.name in int8}
-        self._batches, self._wanted, self._task = batches, wanted.double(), task
-        self.images = len(wanted)
+        self._batches, self._float_logits, self._task = batches, float_logits.double(), task
+        self.images = len(float_logits)
         self._known: dict[frozenset[str], Quality] = {}
 
     def quality(self, floats: Iterable[str]) -> Quality:
-        """Of the file with the layers `floats` in float."""
+        """Returns the quality of the file with the layers `floats` in float."""
         names = frozenset(floats)
         if names not in self._known:
             self._known[names] = self._measure(
@@ -84,21 +84,21 @@ class MixedPrecisionFiles:
             for images, labels in self._batches()
         ]
         logits, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
-        divergence = self._task.distance(logits.double(), self._wanted).mean().item()
+        divergence = self._task.distance(logits.double(), self._float_logits).mean().item()
         return Quality(self._task.score(logits, labels), divergence)
 
 
 def control_accuracy(
     files: MixedPrecisionFiles, float_percent: float, max_drop_points: float, metric: Metric = CLASSIFICATION.metric
 ) -> dict[str, Any]:
-    """The table of sensitivity.json: each layer's cost as int8, and which stay float so that the drop is kept.
+    """Returns the table of sensitivity.json: each layer's cost in int8, and which stay float to keep within the drop.
 
-    Raises UserError where no number of float layers keeps it.
+    Raises UserError where no number of float layers keeps within it.
     """
     int8 = files.quality([])
     ranked = _rank(files)
     log.info("sensitivity: int8 has %.2f %% on validation, float %.2f %%", int8.score_percent, float_percent)
-    kept = _choose(files, ranked, float_percent - max_drop_points)
+    kept = _select_float_layers(files, ranked, float_percent - max_drop_points)
     if kept is None:
         raise _unreachable(files, ranked, float_percent, max_drop_points, metric)
     final = files.quality(kept)
@@ -112,30 +112,32 @@ def control_accuracy(
         "int8_kl_nats": int8.kl_nats,
         f"chosen_{metric.key}_percent": final.score_percent,
         "chosen_kl_nats": final.kl_nats,
-        "layers": [_row(layer, _alone(files, name), name in kept, metric.key) for name, layer in files.layers.items()],
+        "layers": [
+            _row(layer, _quality_alone(files, name), name in kept, metric.key) for name, layer in files.layers.items()
+        ],
     }
 
 
-def _alone(files: MixedPrecisionFiles, name: str) -> Quality:
-    """Of the file in which this layer is int8 and all others are float."""
+def _quality_alone(files: MixedPrecisionFiles, name: str) -> Quality:
+    """Returns the quality of the file in which this layer is int8 and all others are float."""
     return files.quality(files.layers.keys() - {name})
 
 
 def _rank(files: MixedPrecisionFiles) -> list[str]:
-    """The layers, first the one that costs most."""
+    """Returns the layers in order of their cost, the highest first."""
     with progress("sensitivity", len(files.layers)) as bar:
         for name in files.layers:
             bar.note(name)
-            _alone(files, name)
+            _quality_alone(files, name)
             bar.advance()
-    return sorted(files.layers, key=lambda name: -_alone(files, name).kl_nats)
+    return sorted(files.layers, key=lambda name: -_quality_alone(files, name).kl_nats)
 
 
-def _choose(files: MixedPrecisionFiles, ranked: list[str], least_percent: float) -> list[str] | None:
-    """Few layers which in float keep `least_percent`; None where no number of the first of `ranked` does.
+def _select_float_layers(files: MixedPrecisionFiles, ranked: list[str], least_percent: float) -> list[str] | None:
+    """Returns few layers which in float keep `least_percent`; None where no beginning of `ranked` does.
 
-    Greedy, not exhaustive: it takes the shortest beginning of `ranked` that suffices, then gives back to int8, from
-    its end, each layer that can be spared. None of what is left can be spared alone, but another set may be smaller.
+    The search is greedy: it takes the shortest beginning of `ranked` that suffices, then returns to int8, from its end,
+    each layer that is not needed. Every remaining layer is needed, but another set may be smaller.
     """
 
     def suffices(names: list[str]) -> bool:

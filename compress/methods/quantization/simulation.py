@@ -1,4 +1,4 @@
-"""A calibrated network computed as it will be once it is converted, and one layer of it seen from all sides."""
+"""Simulates a calibrated network as it computes once it is converted, and compares its layers with the float ones."""
 
 import copy
 from collections.abc import Callable
@@ -9,31 +9,40 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.observer import ObserverBase
 
-from compress.models.graph.aten_patterns import CLAMPS, LINEARS, SUMS, argument, is_call, only_user, own_parameter
+from compress.models.graph.aten_patterns import (
+    CLAMPS,
+    LINEARS,
+    SUMS,
+    argument,
+    is_call,
+    layer_name,
+    only_user,
+    own_parameter,
+)
 from compress.models.graph.paired_interpreter import PairedInterpreter
 
 
 class Grid(nn.Module):
-    """Rounds to the grid that an observer found."""
+    """Rounds to the grid of an observer's range."""
 
     def __init__(self, observer: ObserverBase):
         super().__init__()
         self.scale, zero_point = observer.calculate_qparams()
         self.zero_point = zero_point.int()
         self.low, self.high = observer.quant_min, observer.quant_max
-        self.axis = getattr(observer, "ch_axis", None)  # of the channels, where each has its scale
+        self.axis = getattr(observer, "ch_axis", None)  # the axis of the channels, where each has its scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any float tensor to one of the same shape."""
+        """Rounds a float tensor of any shape."""
         if self.axis is None:
             return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.low, self.high)
         return torch.fake_quantize_per_channel_affine(x, self.scale, self.zero_point, self.axis, self.low, self.high)
 
 
 def simulate(prepared: GraphModule, images: list[Tensor]) -> PairedInterpreter:
-    """The calibrated network, rounding as its observers tell, side by side with itself in float.
+    """Pairs the calibrated network, which rounds to its observers' grids, with itself in float as the reference.
 
-    The first holds copies of the weights, to be changed on the way. `images` are chunks (N, C, H, W).
+    Both are copies, so that weights can change on the way. `images` are chunks (N, C, H, W).
     """
     return PairedInterpreter(
         prepared.graph, _replace(prepared, Grid), _replace(prepared, lambda _: nn.Identity()), images
@@ -49,10 +58,11 @@ def _replace(prepared: GraphModule, make: Callable[[ObserverBase], nn.Module]) -
 
 
 @dataclass
-class Layer:
-    """A convolution or linear layer, the residual sum that it goes into, and the activation that it is fused with.
+class SimulatedLayer:
+    """A convolution or linear layer, the residual sum that reads it, and the activation that it is fused with.
 
-    Tensors are lists, one a chunk of images, with channels second: (N, C, H, W), or (N, C) of a linear layer.
+    Values are lists with a tensor for each chunk of images. Channels are the second dimension: (N, C, H, W), or (N, C)
+    for a linear layer. `reference=True` selects the float network, `reference=False` the quantized one.
     """
 
     node: Node
@@ -61,10 +71,10 @@ class Layer:
     clamps: list[Node]
 
     @classmethod
-    def at(cls, node: Node, pair: PairedInterpreter) -> "Layer":
-        """The layer that `node` calls. A sum counts only where its other side cannot change any more."""
+    def at(cls, node: Node, pair: PairedInterpreter) -> "SimulatedLayer":
+        """Returns the layer that `node` calls. A sum counts only where its other side cannot change any more."""
         end, addend = _sum_behind(node)
-        if addend is None or not pair.is_settled(addend, node):
+        if addend is None or not pair.is_final(addend, node):
             end, addend = node, None
         clamps = []
         while is_call(end := only_user(end), CLAMPS):
@@ -72,55 +82,61 @@ class Layer:
         return cls(node, pair, addend, clamps)
 
     def parameter(self, name: str) -> Tensor:
-        """The quantized network's "weight" or "bias"."""
-        return self.pair.network.get_parameter(own_parameter(self.node, name).target)
+        """Returns the quantized network's "weight" or "bias". Raises ValueError where the layer has none of its own."""
+        source = own_parameter(self.node, name)
+        if source is None:
+            raise ValueError(f"received {name} of {layer_name(self.node)}; expected a parameter of the layer's own")
+        return self.pair.network.get_parameter(source.target)
 
     def grid(self) -> Grid:
-        """That of the weight."""
+        """Returns the grid of the weight."""
         return self.pair.network.get_submodule(argument(self.node, "weight").target)
 
     def inputs(self) -> list[Tensor]:
-        """The quantized network's."""
-        return self._channels_second(self.pair.new(self.node.args[0]))
+        """Returns what the layer reads in the quantized network."""
+        return self._channels_second(self.pair.values(self.node.args[0]))
 
-    def outputs(self, old: bool) -> list[Tensor]:
-        """In front of sum and activation: the float network's where `old`, else the quantized one's."""
-        return self._channels_second(self.pair.old(self.node) if old else self.pair.new(self.node))
+    def outputs(self, reference: bool) -> list[Tensor]:
+        """Returns the layer's own outputs, before the sum and the activation."""
+        return self._channels_second(self._values(self.node, reference))
 
-    def sums(self, old: bool) -> list[Tensor]:
-        """Behind the sum, where there is one, and in front of the activation."""
-        outputs = self.outputs(old)
+    def sums(self, reference: bool) -> list[Tensor]:
+        """Returns the outputs after the sum, where there is one, and before the activation."""
+        outputs = self.outputs(reference)
         if self.addend is None:
             return outputs
-        others = self.pair.old(self.addend) if old else self.pair.new(self.addend)
+        others = self._values(self.addend, reference)
         return [x + other for x, other in zip(outputs, self._channels_second(others), strict=True)]
 
     def activation(self, x: Tensor) -> Tensor:
-        """Any float tensor to one of the same shape; the identity where none follows."""
+        """Applies the fused activation to a tensor of any shape; the identity where there is none."""
         for clamp in self.clamps:
             x = clamp.target(x, *clamp.args[1:], **clamp.kwargs)
         return x
 
     def error(self) -> float:
-        """Squared error behind the activation, as a share of the squared float output."""
+        """Returns the squared error after the activation, as a share of the squared float output."""
         error = power = 0.0
-        for new, old in zip(self.sums(False), self.sums(True), strict=True):
-            new, old = self.activation(new), self.activation(old)
-            error += (new - old).double().square().sum().item()
-            power += old.double().square().sum().item()
+        for value, reference in zip(self.sums(False), self.sums(True), strict=True):
+            value, reference = self.activation(value), self.activation(reference)
+            error += (value - reference).double().square().sum().item()
+            power += reference.double().square().sum().item()
         return error / max(power, torch.finfo(torch.float32).tiny)
 
     def change(self, name: str, value: Tensor) -> None:
-        """Gives the quantized network another "weight" or "bias"."""
+        """Replaces the quantized network's "weight" or "bias"."""
         self.parameter(name).copy_(value)
-        self.pair.forget(self.node)
+        self.pair.invalidate(self.node)
+
+    def _values(self, node: Node, reference: bool) -> list[Tensor]:
+        return self.pair.reference_values(node) if reference else self.pair.values(node)
 
     def _channels_second(self, values: list[Tensor]) -> list[Tensor]:
         return [x.movedim(-1, 1) for x in values] if is_call(self.node, LINEARS) else values
 
 
 def _sum_behind(node: Node) -> tuple[Node | None, Node | None]:
-    """The residual sum that alone reads a layer's output, at once or quantized, and the sum's other side."""
+    """Returns the residual sum that alone reads a layer's output, quantized or not, and the sum's other side."""
     user = only_user(node)
     if user is not None and user.op == "call_module":
         node, user = user, only_user(user)

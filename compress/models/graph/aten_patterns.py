@@ -1,6 +1,7 @@
-"""Names the operators that ONNX Runtime can run in int8, and how they are read in an exported graph."""
+"""Lists the operators that ONNX Runtime can run in int8, and reads their nodes in an exported graph."""
 
 from collections.abc import Callable
+from typing import Any, TypeGuard, overload
 
 import torch
 import torch.ao.quantization.fx._decomposed
@@ -15,10 +16,10 @@ CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default}
 LINEARS = {aten.linear.default}
 TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 
-# Quantized after the activation: the saturation of an unsigned 8-bit value performs these for nothing.
+# Activations that the saturation of an unsigned 8-bit value performs at no cost: quantization comes after them.
 CLAMPS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
 
-# Values move, none changes: input and output share scale and zero point.
+# Operators that move values without changing them: input and output share scale and zero point.
 MOVES = {
     aten.flatten.using_ints,
     aten.view.default,
@@ -47,9 +48,9 @@ CONCATENATIONS = {aten.cat.default}
 MEANS = {aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim}
 GATES = {aten.sigmoid.default, aten.hardsigmoid.default}
 
-DROPOUT = "dropout_of_"  # how the name of such a module starts
+DROPOUT = "dropout_of_"  # the prefix of the name of a dropout module
 
-# The mark in a node's meta that the quantizer wants an int8 kernel for it.
+# The key in a node's meta with which the quantizer marks int8 kernels.
 INT8_KERNEL = "int8_kernel"
 
 QUANTIZE = quantized.quantize_per_tensor.default
@@ -57,18 +58,22 @@ DEQUANTIZE = quantized.dequantize_per_tensor.default
 DEQUANTIZE_CHANNELS = quantized.dequantize_per_channel.default
 
 
-def is_call(node: object, targets: set[Callable]) -> bool:
+def is_call(node: object, targets: set[Callable]) -> TypeGuard[Node]:
     """Whether `node` is a call of one of `targets`."""
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
 
 
 def only_user(node: Node) -> Node | None:
-    """The one node that reads `node`; None where there are several."""
+    """Returns the only node that reads `node`; None where there are several."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
+@overload
+def tensor_of(node: None, module: GraphModule) -> None: ...
+@overload
+def tensor_of(node: Node, module: GraphModule) -> torch.Tensor: ...
 def tensor_of(node: Node | None, module: GraphModule) -> torch.Tensor | None:
-    """The parameter or buffer that a `get_attr` node reads; None for no node."""
+    """Returns the parameter or buffer that a `get_attr` node reads; None for no node."""
     if node is None:
         return None
     value = module
@@ -78,20 +83,20 @@ def tensor_of(node: Node | None, module: GraphModule) -> torch.Tensor | None:
 
 
 def weighted_calls(module: GraphModule) -> list[Node]:
-    """The convolutions and linear layers, in the order in which they run."""
+    """Returns the calls of convolutions and linear layers, in the order in which they run."""
     return [node for node in module.graph.nodes if is_call(node, CONVOLUTIONS | LINEARS)]
 
 
 def weight_name(node: Node) -> str | None:
-    """The parameter that a convolution or linear layer reads, at once or observed; None where it reads no parameter."""
+    """Returns the name of the parameter that a layer reads, directly or through an observer; None where it has none."""
     weight = node.args[1]
     while weight.op == "call_module":
         weight = weight.args[0]
     return weight.target if weight.op == "get_attr" else None
 
 
-def argument(node: Node, name: str) -> object:
-    """An argument of an aten call by its name in the operator's schema, its default where it was left out."""
+def argument(node: Node, name: str) -> Any:
+    """Returns an argument of an aten call by its name in the operator's schema, or its default."""
     for position, parameter in enumerate(node.target._schema.arguments):
         if parameter.name == name:
             if position < len(node.args):
@@ -101,7 +106,7 @@ def argument(node: Node, name: str) -> object:
 
 
 def own_parameter(node: Node, name: str) -> Node | None:
-    """The `get_attr` node of a layer's "weight" or "bias", perhaps behind an observer; None if others read it too."""
+    """Returns the `get_attr` node of a layer's "weight" or "bias", also through an observer; None if it is shared."""
     source = argument(node, name)
     while source is not None and source.op == "call_module" and only_user(source):
         source = source.args[0]
@@ -111,7 +116,7 @@ def own_parameter(node: Node, name: str) -> Node | None:
 
 
 def layer_name(node: Node) -> str:
-    """The name that the layer of a convolution or linear call has in the network."""
+    """Returns the network's name of the layer that a convolution or linear call runs."""
     weight = own_parameter(node, "weight")
     return node.name if weight is None else str(weight.target).removesuffix(".weight")
 
@@ -123,7 +128,7 @@ def is_float(node: Node) -> bool:
 
 
 def is_spatial_mean(node: Node) -> bool:
-    """Whether the node averages each channel of (N, C, H, W) over a window: what a pooling kernel computes."""
+    """Whether the node averages each channel of (N, C, H, W) over a window, as a pooling kernel does."""
     if not is_call(node, MEANS):
         return False
     if node.target is aten.mean.dim:
@@ -134,7 +139,7 @@ def is_spatial_mean(node: Node) -> bool:
 
 
 def is_move(node: Node) -> bool:
-    """Whether the node only moves values about, so that they keep their scale and zero point."""
+    """Whether the node only moves values, so that they keep their scale and zero point."""
     if is_call(node, {aten.pad.default, aten.constant_pad_nd.default}):
         mode = argument(node, "mode") if node.target is aten.pad.default else "constant"
         return mode == "constant" and not argument(node, "value")
@@ -144,25 +149,25 @@ def is_move(node: Node) -> bool:
 
 
 def is_dropout(node: Node) -> bool:
-    """Whether the node is a dropout that was made a module again; what it leaves is larger while it trains only."""
+    """Whether the node is a dropout module, which changes values in training only."""
     return node.op == "call_module" and str(node.target).startswith(DROPOUT)
 
 
 def origin(node: Node) -> Node:
-    """The node that computed the values of `node`: follows moves upwards."""
+    """Returns the node that computed the values of `node`, before all moves."""
     while is_move(node):
         node = node.args[0]
     return node
 
 
 def place_of(node: Node) -> str:
-    """The module whose forward pass calls `node`, and the file and line there: "body.0 (net.py, line 12)"."""
+    """Returns the module whose forward pass calls `node`, with file and line: "body.0 (net.py, line 12)"."""
     stack = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     module = stack[-1].removeprefix("L['self']").strip(".") if stack else ""
     return f"{module or 'its forward pass'}{line_of(node)}"
 
 
 def line_of(node: Node) -> str:
-    """ " (net.py, line 12)" for the innermost line of code outside the libraries that calls `node`; "" if unknown."""
+    """Returns " (net.py, line 12)" for the innermost line outside the libraries that calls `node`; "" if unknown."""
     line = innermost_line(node.meta.get("stack_trace"))
     return f" ({line})" if line else ""

@@ -1,7 +1,7 @@
-"""Batch norm and dropout of a captured graph as modules again, so that train() and eval() mean what they say.
+"""Turns batch norm and dropout of a captured graph into modules again, so that train() and eval() work.
 
-PT2E's own switch between training and evaluation rewrites the graph by pattern and drops batch norm's eps and
-momentum and dropout's p on the way; torchao's conv and batch-norm fusion for training fixes eps at 1e-5.
+PT2E's own switch between training and evaluation rewrites the graph by pattern and loses batch norm's eps and momentum
+and dropout's p; torchao's fusion of convolution and batch norm for training fixes eps at 1e-5.
 """
 
 from collections import Counter
@@ -29,11 +29,11 @@ SMALLEST_SCALE = 1e-8
 
 
 class ConvBatchNorm(nn.Module):
-    """A convolution and its batch norm, trained on the folded and fake-quantized weights that will ship.
+    """A convolution and its batch norm, trained with the folded and fake-quantized weights of the exported file.
 
-    In training the weights are scaled by the running statistics, rounded, and scaled back before batch norm
-    normalises with the batch's own (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2, in its one-pass form; it
-    scales the convolution's output back, which is the same function and an order of magnitude more to multiply). In
+    In training the weights are scaled by the running statistics, rounded, and scaled back; then batch norm normalises
+    with the batch's own statistics (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2, in its one-pass form; the
+    paper scales the convolution's output back, which is the same function with ten times as many multiplications). In
     eval mode, and once `frozen`, only the folded convolution runs.
     """
 
@@ -46,21 +46,21 @@ class ConvBatchNorm(nn.Module):
         self.frozen = False
 
     def scale(self) -> Tensor:
-        """(C,): what folding multiplies each output channel by."""
+        """Returns the factor of each output channel in folding, (C,)."""
         return self.batch_norm.weight * torch.rsqrt(self.batch_norm.running_var + self.batch_norm.eps)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight (C, C_in / groups, ...) and bias (C,) of the one convolution that equals both in eval mode."""
+        """Returns weight (C, C_in / groups, ...) and bias (C,) of the convolution that equals both in eval mode."""
         scale, mean = self.scale(), self.batch_norm.running_mean
         offset = mean if self.bias is None else mean - self.bias
         return self.weight * self.per_channel(scale), self.batch_norm.bias - offset * scale
 
     def per_channel(self, scale: Tensor) -> Tensor:
-        """(C,) shaped to multiply the output channels of the weight."""
+        """Reshapes (C,) so that it multiplies the output channels of the weight."""
         return scale.reshape(-1, *[1] * (self.weight.dim() - 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, ...) to (N, C, ...)."""
+        """Maps (N, C_in, ...) to (N, C, ...)."""
         if not self.training or self.frozen:
             weight, bias = self.folded()
             return self.convolve(x, self.weight_quantizer(weight), bias, **self.options)
@@ -72,7 +72,7 @@ class ConvBatchNorm(nn.Module):
 
 
 def lift_modules(module: GraphModule) -> None:
-    """Replace every captured batch norm and dropout, in place: by `ConvBatchNorm` behind a convolution of its own."""
+    """Replaces batch norm and dropout by modules, in place: by `ConvBatchNorm` after a convolution of its own."""
     uses = Counter(node.target for node in module.graph.nodes if node.op == "get_attr")
     for node in list(module.graph.nodes):
         if is_call(node, {aten.batch_norm.default}):
@@ -88,7 +88,7 @@ def lift_modules(module: GraphModule) -> None:
 
 
 def remove_dropout(module: GraphModule) -> None:
-    """Take every dropout out, in place: a network that is not trained does without."""
+    """Removes every dropout, in place: only training needs it."""
     for node in list(module.graph.nodes):
         if is_dropout(node):
             node.replace_all_uses_with(node.args[0])
@@ -97,7 +97,7 @@ def remove_dropout(module: GraphModule) -> None:
 
 
 def lower_conv_batch_norm(module: GraphModule) -> None:
-    """Replace every `ConvBatchNorm`, in place, by the folded convolution with its weight's fake quantization."""
+    """Replaces every `ConvBatchNorm`, in place, by the folded convolution with its weight's fake quantization."""
     for node in list(module.graph.nodes):
         block = module.get_submodule(node.target) if node.op == "call_module" else None
         if not isinstance(block, ConvBatchNorm):
@@ -122,7 +122,7 @@ def lower_conv_batch_norm(module: GraphModule) -> None:
 
 
 def conv_batch_norms(module: nn.Module) -> list[ConvBatchNorm]:
-    """Every `ConvBatchNorm` inside `module`."""
+    """Returns every `ConvBatchNorm` inside `module`."""
     return [block for block in module.modules() if isinstance(block, ConvBatchNorm)]
 
 
@@ -134,7 +134,7 @@ def _lift_conv_batch_norm(module: GraphModule, conv: Node, node: Node) -> None:
 
 
 def _batch_norm(module: GraphModule, node: Node) -> nn.Module:
-    """The torch.nn batch norm that a captured batch_norm call came from, with the very same parameters."""
+    """Returns the torch.nn batch norm of a captured batch_norm call, with the same parameter objects."""
     weight, bias, mean, variance = (tensor_of(argument(node, name), module) for name in _BATCH_NORM_TENSORS)
     if mean is None:
         raise UserError(

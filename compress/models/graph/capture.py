@@ -18,14 +18,14 @@ from compress.models.graph.normal_forms import (
 
 
 def capture(network: nn.Module, example: Tensor) -> GraphModule:
-    """The graph of aten operators of `network` in eval mode, for any batch size; `example` is (N, C, H, W).
+    """Captures `network` in eval mode as aten operators, for any batch size; `example` is (N, C, H, W).
 
-    Copies the network first: the graph shares no tensor with it.
+    It copies the network first, so that the graph shares no tensor with it.
     """
     network = copy.deepcopy(network).eval()
     pair = example[:1].repeat(2, 1, 1, 1)  # a batch of one would fix the batch size at one
     with warnings.catch_warnings():
-        # Of old weight and spectral norm, whose weight is a plain attribute that each forward pass computes.
+        # Old weight and spectral norm cause it: each forward pass computes their weight, which is a plain attribute.
         warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
         program = torch.export.export(network, (pair,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     module = program.module(check_guards=False)
@@ -40,9 +40,9 @@ def capture(network: nn.Module, example: Tensor) -> GraphModule:
 
 
 def restore_switches(module: GraphModule) -> None:
-    """Undo what makes train() and eval() of an exported module raise.
+    """Lets train() and eval() of an exported module work, which export replaces by functions that raise.
 
-    Both are right here: every operator that differs between the two is a module of the graph.
+    Both are correct here: every operator that differs between the two is a module of the graph.
     """
     module.__dict__.pop("train", None)
     module.__dict__.pop("eval", None)

@@ -1,4 +1,4 @@
-"""A network without its batch norms, where it is only asked: up to a third less time."""
+"""Folds batch norm into convolutions for networks that are not trained, which saves up to a third of the time."""
 
 import copy
 from collections import Counter
@@ -10,9 +10,9 @@ from compress.models.graph.tracing import batch_norm_at, only_user, trace
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """A copy, in eval mode, whose convolutions have taken up the batch norms behind them.
+    """Returns a copy, in eval mode, with batch norm folded into the convolution before it.
 
-    What is called more than once, or inside a block that branches on values, stays as it is.
+    Layers that are called more than once, or inside a block that branches on values, do not change.
     """
     network = copy.deepcopy(network).eval()
     calls = [node for node in trace(network).nodes if node.op == "call_module"]
@@ -20,18 +20,20 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     convolutions = [node for node in calls if _is_plain(network.get_submodule(node.target))]
     pairs = [(node.target, batch_norm_at(network, only_user(node))) for node in convolutions]
     for name, norm_name in pairs:
-        norm = network.get_submodule(norm_name) if norm_name else None
-        if norm_name and norm.running_mean is not None and times[name] == 1 >= times[norm_name]:
+        if norm_name is None:
+            continue
+        norm = network.get_submodule(norm_name)
+        if norm.running_mean is not None and times[name] == 1 >= times[norm_name]:
             network.set_submodule(name, fuse_conv_bn_eval(network.get_submodule(name), norm))
             network.set_submodule(norm_name, _rest(norm))
     return network
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """A convolution of torch's own, with a weight that is a parameter: others compute it anew at each call."""
+    """Whether `layer` is torch's own convolution with a parameter as weight; others compute it anew at each call."""
     return type(layer) is nn.Conv2d and isinstance(layer.weight, nn.Parameter)
 
 
 def _rest(norm: nn.BatchNorm2d) -> nn.Module:
-    """What is left of a batch norm: nothing, or the activation inside timm's."""
+    """Returns what remains of a folded batch norm: the identity, or dropout and activation of timm's class."""
     return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()

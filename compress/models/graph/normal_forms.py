@@ -1,4 +1,4 @@
-"""Rewrites of a freshly captured graph into the one form of each operation that the rest of the project knows."""
+"""Rewrites a captured graph into the one form of each operation that the other modules read."""
 
 import math
 import operator
@@ -26,7 +26,7 @@ _ATTENTION = {aten.scaled_dot_product_attention.default}
 
 
 def make_functional(module: GraphModule) -> None:
-    """Replace in-place operators by their pure forms, in place; later readers of the changed tensor get the result."""
+    """Replaces in-place operators by their pure forms, in place; later readers of the tensor read the result."""
     order = {node: position for position, node in enumerate(module.graph.nodes)}
     for node in module.graph.nodes:
         target = _pure_form(node) if node.op == "call_function" else None
@@ -41,9 +41,9 @@ def make_functional(module: GraphModule) -> None:
 
 
 def _pure_form(node: Node) -> Callable | None:
-    """What computes the same as an operator that overwrites its first operand, `relu_` for one, and overwrites nothing.
+    """Returns the pure form of an operator that overwrites its first operand, such as `relu_`.
 
-    None for any other operator, and for one that writes into a tensor of which another operator reads a part or all.
+    Returns None for any other operator, and for one that writes into a view of a tensor that others read.
     """
     namespace, _, name = getattr(node.target, "_name", "").partition("::")
     written = node.args[0] if node.args else None
@@ -56,7 +56,7 @@ def _pure_form(node: Node) -> Callable | None:
 
 
 def _is_view_of_read_tensor(node: Node) -> bool:
-    """Whether `node` is a view into a tensor that others read too: they see what is written into it."""
+    """Whether `node` is a view of a tensor that others read too, so that they see what is written into it."""
     while is_move(node) or is_call(node, {aten.select.int}):
         node = node.args[0]
         if len(node.users) > 1:
@@ -65,9 +65,9 @@ def _is_view_of_read_tensor(node: Node) -> bool:
 
 
 def pad_by_numbers(module: GraphModule) -> None:
-    """Write padding="same" and padding="valid" of convolutions as numbers, in place.
+    """Writes padding="same" and padding="valid" of convolutions as numbers, in place.
 
-    Where "same" needs one more value behind than before, as torch has it, that one is added in front of the layer.
+    Where torch's "same" pads one more value after than before, a padding operator adds that one before the layer.
     """
     for node in list(module.graph.nodes):
         if not is_call(node, set(_PADDED_BY_NAME)):
@@ -94,9 +94,9 @@ def pad_by_numbers(module: GraphModule) -> None:
 
 
 def pool_without_padding(module: GraphModule) -> None:
-    """Let an average pooling that pads nothing count no padding, in place.
+    """Sets count_include_pad=False on average pooling without padding, in place.
 
-    Where `ceil_mode` lets a window reach over the edge, ONNX Runtime would divide by the whole window, torch does not.
+    Where a window of `ceil_mode` crosses the edge, ONNX Runtime would divide by the whole window; torch does not.
     """
     for node in module.graph.nodes:
         if is_call(node, {aten.avg_pool1d.default, aten.avg_pool2d.default}) and not any(argument(node, "padding")):
@@ -107,7 +107,7 @@ def pool_without_padding(module: GraphModule) -> None:
 
 
 def products_as_linear(module: GraphModule) -> None:
-    """Write the product of an activation and a matrix of parameters as a linear layer, in place."""
+    """Writes the product of an activation and a matrix of parameters as a linear layer, in place."""
     for node in list(module.graph.nodes):
         if not is_call(node, {aten.matmul.default, aten.mm.default}):
             continue
@@ -124,9 +124,9 @@ def products_as_linear(module: GraphModule) -> None:
 
 
 def attention_with_heads(module: GraphModule) -> None:
-    """Give attention four dimensions (N, H, T, C), in place: the exporter knows no other.
+    """Gives attention four dimensions (N, H, T, C), in place, which the exporter requires.
 
-    (N, T, C) gets a dimension of heads, of one; of (N, W, H, T, C), as windows have it, the first ones become one.
+    (N, T, C) receives a dimension for one head; the first dimensions of (N, W, H, T, C), with windows, become one.
     """
     for node in list(module.graph.nodes):
         if is_call(node, _ATTENTION) and node.meta["val"].dim() > 4:
@@ -150,7 +150,7 @@ def attention_with_heads(module: GraphModule) -> None:
 
 
 def _flatten_windows(module: GraphModule, node: Node) -> None:
-    """Attention on more than four dimensions as on four; one with a mask of as many stays as it is."""
+    """Writes attention on more than four dimensions with four, unless its mask has more than four too."""
     spare, masks = node.meta["val"].dim() - 4, node.args[3:4]
     if any(isinstance(mask, Node) and mask.meta["val"].dim() > 4 for mask in masks):
         return
@@ -166,10 +166,10 @@ def _flatten_windows(module: GraphModule, node: Node) -> None:
 
 @torch.no_grad()
 def fold_computed_weights(module: GraphModule) -> None:
-    """Compute the weights and biases of layers that depend on parameters alone, once, in place.
+    """Computes weights and biases that depend on parameters alone once, in place.
 
-    Weight norm, spectral norm, weight standardisation and sums of kernels are parameters again behind it, under the
-    name of the layer. A weight that depends on the image, or on chance, stays as it is.
+    Weight norm, spectral norm, weight standardisation and sums of kernels become parameters with the name of the
+    layer. A weight that depends on the image, or on random numbers, does not change.
     """
     values = _Constants(module)
     computed = {
@@ -205,12 +205,14 @@ class _Constants:
     """The nodes of a graph that depend on parameters and buffers alone, and their values."""
 
     def __init__(self, module: GraphModule):
-        self._module, self._values, self._nodes = module, {}, set()
+        self._module = module
+        self._values: dict[Node, Tensor] = {}
+        self._nodes: set[Node] = set()
         for node in module.graph.nodes:
             sources = node.all_input_nodes
             computed = sources and node.op == "call_function" and self._nodes.issuperset(sources)
-            by_chance = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-            if node.op == "get_attr" or (computed and not by_chance):
+            is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            if node.op == "get_attr" or (computed and not is_random):
                 self._nodes.add(node)
 
     def is_constant(self, node: Node) -> bool:
@@ -227,8 +229,9 @@ class _Constants:
 
 
 def _owner(source: Node, module: GraphModule) -> str:
-    """The layer whose largest parameter goes into `source`."""
-    sizes, waiting, seen = {}, [source], set()
+    """Returns the name of the layer that owns the largest parameter from which `source` is computed."""
+    sizes: dict[str, int] = {}
+    waiting, seen = [source], set()
     while waiting:
         node = waiting.pop()
         if node in seen:
@@ -237,21 +240,21 @@ def _owner(source: Node, module: GraphModule) -> str:
         if node.op == "get_attr" and isinstance(tensor_of(node, module), Tensor):
             sizes[str(node.target)] = math.prod(tensor_of(node, module).shape)
         waiting += node.all_input_nodes
-    name = max(sorted(sizes), key=sizes.get)
+    name = max(sorted(sizes), key=sizes.__getitem__)
     if ".parametrizations." in name:
         return name.partition(".parametrizations.")[0]
     return name.rpartition(".")[0] or name
 
 
 def _delete(module: GraphModule, names: set[str]) -> None:
-    """Takes parameters and buffers away."""
+    """Deletes parameters and buffers."""
     for name in names:
         path, _, leaf = name.rpartition(".")
         delattr(module.get_submodule(path), leaf)
 
 
 def _rename(module: GraphModule, old: str, new: str) -> None:
-    """Moves a parameter of the root to the place `new`, unless something that is still read is there."""
+    """Moves a parameter of the root to the name `new`, unless that name is still read."""
     readers = [node for node in module.graph.nodes if node.op == "get_attr"]
     path, _, leaf = new.rpartition(".")
     if any(node.target in (new, path) or str(node.target).startswith(f"{new}.") for node in readers):
@@ -269,7 +272,7 @@ def _rename(module: GraphModule, old: str, new: str) -> None:
 
 
 def _call(module: GraphModule, target: Callable, arguments: tuple, like: Node, options: dict | None = None) -> Node:
-    """A new call at the place where the graph inserts, with the shape of its result."""
+    """Inserts a call at the graph's insertion point, and records the value of its result for shapes."""
     options = options or {}
     node = module.graph.call_function(target, arguments, options)
     values, keywords = fx.map_arg((arguments, options), lambda source: source.meta["val"])

@@ -1,7 +1,8 @@
-"""The calls of a network in eval mode, as far as they do not depend on values."""
+"""Traces the calls of a network in eval mode, as far as they do not depend on values."""
 
 import contextlib
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,37 +14,40 @@ from torch.utils._pytree import tree_leaves
 
 _INPLACE_OPERATORS = {getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "pow")}
 
-# Subclasses of these read their width from themselves, and a trace would write it down as a number.
+# Subclasses of these read their own width, which a trace would record as a number.
 _SIZED = (nn.Conv2d, nn.Linear, nn.LayerNorm)
 
 
 class _Tracer(fx.Tracer):
-    """Where a module's forward pass branches on values it stays one node, and what is inside stays as it is."""
+    """Keeps a module whose forward pass branches on values as one node."""
+
+    module_stack: OrderedDict[str, Any]  # fx keeps here which modules are being called
 
     def __init__(self, image: Tensor | None):
         super().__init__()
-        self._image, self._values = image, {}
+        self._image = image
+        self._values: dict[fx.Node, Any] = {}
 
     def create_node(self, kind: str, *arguments: Any, **options: Any) -> fx.Node:
-        """As fx does it; what the call gives for the image is kept, for branches on shapes."""
+        """Creates a node as fx does, and keeps its value for the image, which decides branches on shapes."""
         node = super().create_node(kind, *arguments, **options)
         if self._image is not None and all(source in self._values for source in node.all_input_nodes):
-            with contextlib.suppress(Exception), _as_it_was():  # what cannot be evaluated is not known
+            with contextlib.suppress(Exception), _untraced_modules():  # a node that fails has no value
                 self._values[node] = self._image if kind == "placeholder" else call_node(node, self.root, self._values)
         return node
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """A branch on shapes, which all images have in common; one on an image's values cannot be traced."""
+        """Decides a branch on shapes, which all images share; a branch on an image's values cannot be traced."""
         value = self._values.get(obj.node)
         return bool(value) if isinstance(value, (bool, int, float)) else super().to_bool(obj)
 
     def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
-        """A sequence has as many parts for every image."""
+        """Iterates over a sequence, which has equally many parts for every image."""
         value = self._values.get(obj.node)
         return iter([obj[at] for at in range(len(value))]) if isinstance(value, (tuple, list)) else super().iter(obj)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Layers are one node, also those whose class is the user's or timm's."""
+        """Whether a module is one node: torch's own modules, and layers whose class is the user's or timm's."""
         return isinstance(m, _SIZED) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -60,7 +64,7 @@ class _Tracer(fx.Tracer):
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
     def _refuse_lost_writes(self, m: nn.Module, known: set[fx.Node], value: Any) -> None:
-        """Raises TraceError where a value is changed in place and then read by its old name: a graph cannot say so."""
+        """Raises TraceError where a value changes in place and is read by its old name: a graph cannot express it."""
         order = {node: position for position, node in enumerate(self.graph.nodes)}
         returned = {leaf.node for leaf in tree_leaves(value) if isinstance(leaf, fx.Proxy)}
         for node in order:
@@ -78,8 +82,8 @@ class _Tracer(fx.Tracer):
 
 
 @contextlib.contextmanager
-def _as_it_was() -> Iterator[None]:
-    """Inside, modules compute, in the middle of a trace: fx makes every call of a module a node of its own."""
+def _untraced_modules() -> Iterator[None]:
+    """Lets modules compute values in a block during a trace, in which fx turns every call of a module into a node."""
     patched = nn.Module.__call__, nn.Module.__getattr__
     nn.Module.__call__, nn.Module.__getattr__ = _symbolic_trace._orig_module_call, _symbolic_trace._orig_module_getattr
     try:
@@ -102,7 +106,7 @@ def writes_in_place(node: fx.Node) -> bool:
 
 
 class _Constant:
-    """A function that returns a tensor which a forward pass makes without its input."""
+    """A function that returns a tensor which a forward pass creates without its input."""
 
     def __init__(self, value: Tensor):
         self._value = value
@@ -114,7 +118,7 @@ class _Constant:
 
 @contextlib.contextmanager
 def _attributes_kept(network: nn.Module) -> Iterator[None]:
-    """Takes back what a forward pass stores in modules, such as a cache: in a trace that is no tensor but a proxy."""
+    """Restores modules' attributes after a block: a trace stores proxies in them, in a cache for example."""
     before = [(module, dict(vars(module))) for module in network.modules()]
     containers = [value for _, held in before for value in held.values() if type(value) in (dict, list)]
     contents = [(value, value.copy()) for value in containers]
@@ -131,11 +135,11 @@ def _attributes_kept(network: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def trace(network: nn.Module, image: Tensor | None = None) -> fx.Graph:
-    """The calls of `network` in eval mode, as deep as they can be traced.
+    """Traces the calls of `network` in eval mode, as deep as possible.
 
-    With an `image` (1, C, H, W), branches on shapes go as they do for it.
+    An `image` (1, C, H, W) decides branches on shapes.
     """
-    whole = nn.Sequential()  # so that the network itself is a module among others
+    whole = nn.Sequential()  # so that the network itself is a module that can become one node
     whole.network = network
     with _attributes_kept(network):
         graph = _Tracer(image).trace(whole)
@@ -151,19 +155,19 @@ def trace(network: nn.Module, image: Tensor | None = None) -> fx.Graph:
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
-    """The node that alone reads `node`, if one does."""
+    """Returns the only node that reads `node`; None where there are several or none."""
     users = list(node.users)
     return users[0] if len(users) == 1 else None
 
 
 def read_argument(node: fx.Node, at: int, name: str) -> fx.Node | None:
-    """The node that `node` is called with at position `at`, or by `name`."""
+    """Returns the node that is the argument of `node` at position `at`, or under `name`."""
     value = node.args[at] if len(node.args) > at else node.kwargs.get(name)
     return value if isinstance(value, fx.Node) else None
 
 
 def batch_norm_at(network: nn.Module, node: fx.Node | None) -> str | None:
-    """The name of the batch norm that `node` calls: as a module, or inside one of timm's with an activation."""
+    """Returns the name of the batch norm that `node` calls, as a module or inside timm's one with an activation."""
     if not isinstance(node, fx.Node):
         return None
     if node.op == "call_module":
@@ -176,7 +180,7 @@ def batch_norm_at(network: nn.Module, node: fx.Node | None) -> str | None:
 
 
 def call_node(node: fx.Node, root: nn.Module, inputs: dict[fx.Node, Tensor]) -> Tensor:
-    """What `node` computes from the values of its inputs, with `root`'s modules and parameters; nothing in place."""
+    """Computes `node` from the values of its inputs, with `root`'s modules and parameters, never in place."""
     arguments = fx.map_arg(node.args, inputs.__getitem__)
     options = fx.map_arg(node.kwargs, inputs.__getitem__)
     if writes_in_place(node) and arguments and isinstance(arguments[0], Tensor):

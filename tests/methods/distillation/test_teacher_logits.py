@@ -12,7 +12,7 @@ from compress.data import load_data
 from compress.data.augmentation import Augmentation
 from compress.data.dataset import Data, Examples
 from compress.methods.distillation import teacher_logits as module
-from compress.methods.distillation.teacher_logits import answers, cached_logits
+from compress.methods.distillation.teacher_logits import cached_logits, teacher_function
 from compress.models import Architecture, build
 from compress.models.artifact import Artifact
 from compress.stages.distill import distill
@@ -49,9 +49,9 @@ def epoch(data: Data, augmentation: Augmentation) -> list[Examples]:
 @pytest.mark.parametrize(("padding", "flip"), [(0, False), (1, False), (0, True)])
 def test_they_are_the_networks(data: Data, network: nn.Module, padding: int, flip: bool) -> None:
     augmentation = Augmentation(padding, flip)
-    answer = answers(context_of(data, network, augmentation))
+    teacher_fn = teacher_function(context_of(data, network, augmentation))
     for examples in epoch(data, augmentation):
-        found = answer(examples)
+        found = teacher_fn(examples)
         with torch.no_grad():
             torch.testing.assert_close(found, network(examples.images), rtol=1e-4, atol=1e-4)
         assert not found.requires_grad
@@ -63,23 +63,23 @@ def test_an_image_that_never_changes_is_shown_once(
 ) -> None:
     """In two epochs; not where the logits would take too much memory."""
     seen, augmentation = [], Augmentation(padding, False)
-    monkeypatch.setattr(module, "_MOST_BYTES", most)
+    monkeypatch.setattr(module, "_MAX_BYTES", most)
     monkeypatch.setattr(module, "fold_batch_norm", lambda network: network)
     network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    answer = answers(context_of(data, network, augmentation))
+    teacher_fn = teacher_function(context_of(data, network, augmentation))
     assert seen == []  # nor where no epoch comes
-    shown = [answer(examples) for _ in range(2) for examples in epoch(data, augmentation)]
+    shown = [teacher_fn(examples) for _ in range(2) for examples in epoch(data, augmentation)]
     assert sum(seen) == calls * len(data.train) == calls * sum(map(len, shown)) / 2
 
 
 def test_a_part_of_the_images_is_found_by_its_place(data: Data, network: nn.Module) -> None:
     """The train split is not all that was read, and a batch may come in parts."""
-    answer = cached_logits(network, data.train, CPU)
+    teacher_fn = cached_logits(network, data.train, CPU)
     chosen = data.train.index[[5, 3, 11]]
     images, labels = next(data.train.pixels.stream([chosen]))
     with torch.no_grad():
         wanted = network(images.float().div(255).sub(data.train.mean).div(data.train.std))
-    found = answer(Examples(images, labels, chosen))
+    found = teacher_fn(Examples(images, labels, chosen))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -93,7 +93,7 @@ def test_a_stage_ends_with_nearly_the_same_weights(
     settings = {"distill": DistillConfig(epochs=1, lr=0.001), "quantize": QuantizeConfig(epochs=1, lr=0.001)}[stage]
     ends: list[dict[str, Tensor]] = []
     for most in (2**30, 1):
-        monkeypatch.setattr(module, "_MOST_BYTES", most)
+        monkeypatch.setattr(module, "_MAX_BYTES", most)
         torch.manual_seed(0)
         made = {"distill": distill, "quantize": quantize}[stage](copy.deepcopy(context.teacher), settings, context)
         ends.append(made.tensors())

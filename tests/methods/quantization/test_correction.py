@@ -12,8 +12,8 @@ from torch.fx import GraphModule
 from compress.export.onnx import export_onnx
 from compress.methods.quantization.adaround import learn_rounding, sample
 from compress.methods.quantization.correction import correct
-from compress.methods.quantization.pt2e import calibrate, convert, prepare
-from compress.methods.quantization.simulation import Grid, Layer, simulate
+from compress.methods.quantization.pt2e import calibrate, convert, prepare, prepare_equalized
+from compress.methods.quantization.simulation import Grid, SimulatedLayer, simulate
 from compress.models.graph.aten_patterns import CONVOLUTIONS, LINEARS, is_call, layer_name
 from compress.models.graph.paired_interpreter import PairedInterpreter
 
@@ -49,8 +49,11 @@ def settled_residual() -> Residual:
     return settled(Residual(), torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(2)))
 
 
-def calibrated(network: nn.Module, images: Tensor, **options) -> GraphModule:
-    prepared = prepare(network, images[:1], 7, qat=False, **options)
+def calibrated(network: nn.Module, images: Tensor, equalized: bool = False) -> GraphModule:
+    if equalized:
+        prepared, _ = prepare_equalized(network, images[:1], 7, qat=False)
+    else:
+        prepared = prepare(network, images[:1], 7, qat=False)
     calibrate(prepared, images.split(64))
     return prepared
 
@@ -62,12 +65,12 @@ def error(prepared: GraphModule, network: nn.Module, images: Tensor) -> float:
     return ((convert(prepared)(images) - wanted).square().mean() / wanted.var()).item()
 
 
-def layers(pair: PairedInterpreter, graph: torch.fx.Graph) -> Iterator[Layer]:
+def layers(pair: PairedInterpreter, graph: torch.fx.Graph) -> Iterator[SimulatedLayer]:
     """Every layer with weights, at its turn."""
     for node in graph.nodes:
         if is_call(node, CONVOLUTIONS | LINEARS):
-            yield Layer.at(node, pair)
-        pair.advance(node)
+            yield SimulatedLayer.at(node, pair)
+        pair.step(node)
 
 
 @pytest.mark.parametrize("build", [biased, settled_residual])

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compress.export.onnx import export_onnx
-from compress.methods.quantization.pt2e import calibrate, convert, prepare
+from compress.methods.quantization.pt2e import calibrate, convert, prepare, prepare_equalized
 
 from .tiny_networks import Mobile, Residual, Shuffle, conv_bn, settled
 
@@ -48,7 +48,10 @@ def spread(network: nn.Sequential, decades: float) -> nn.Sequential:
 @torch.no_grad()
 def error(network: nn.Module, images: Tensor, equalized: bool) -> float:
     """Squared error of the int8 logits, as a share of the float ones' variance."""
-    prepared = prepare(network, images[:1], 7, qat=False, equalized=equalized)
+    if equalized:
+        prepared, _ = prepare_equalized(network, images[:1], 7, qat=False)
+    else:
+        prepared = prepare(network, images[:1], 7, qat=False)
     calibrate(prepared, [images])
     wanted = network(images)
     return ((convert(prepared)(images) - wanted).square().mean() / wanted.var()).item()
@@ -67,15 +70,15 @@ def test_int8_is_as_good_as_before_the_channels_were_spread(images):
 @pytest.mark.parametrize("build", [separable, Residual, Shuffle])
 def test_the_function_stays_the_same(images, build):
     network = settled(build(), images)
-    prepared = prepare(network, images[:1], 7, qat=False, equalized=True)
+    prepared, _ = prepare_equalized(network, images[:1], 7, qat=False)
     with torch.no_grad():
         torch.testing.assert_close(prepared(images), network(images), rtol=0, atol=1e-5)
 
 
 def test_both_sides_of_every_pair_have_one_range(images):
-    prepared = prepare(spread(settled(separable(), images), 1.5), images[:1], 8, qat=False, equalized=True)
+    prepared, found = prepare_equalized(spread(settled(separable(), images), 1.5), images[:1], 8, qat=False)
     names = ["0", "3", "6", "9", "15"]
-    assert prepared.meta["equalization"].pairs == [*pairwise(names)]
+    assert found.pairs == [*pairwise(names)]
     weights = [prepared.get_parameter(f"{name}.weight").detach() for name in names]
     groups = [1, 16, 1, 12, 1]
     for first, (second, count) in pairwise(zip(weights, groups, strict=True)):
@@ -89,8 +92,7 @@ def test_a_pair_with_relu6_between_is_left_alone(images):
     with torch.no_grad():
         network[0].weight.mul_(20)  # the clamp acts
     network.append(nn.Flatten()).eval()
-    prepared = prepare(network, images[:1], 7, qat=False, equalized=True)
-    found = prepared.meta["equalization"]
+    prepared, found = prepare_equalized(network, images[:1], 7, qat=False)
     assert found.pairs == [("2", "4")]
     assert found.left_out[0] == {
         "layer": "0",
@@ -101,8 +103,7 @@ def test_a_pair_with_relu6_between_is_left_alone(images):
 
 
 def test_what_cannot_be_equalized_is_named(images):
-    prepared = prepare(settled(Mobile(), images), images[:1], 7, qat=False, equalized=True)
-    found = prepared.meta["equalization"]
+    _, found = prepare_equalized(settled(Mobile(), images), images[:1], 7, qat=False)
     assert found.pairs == [("squeeze.1", "squeeze.3")]
     reasons = {row["layer"]: row["reason"].removeprefix("not equalized: ") for row in found.left_out}
     assert reasons == {
@@ -126,9 +127,9 @@ def test_a_shared_weight_and_a_shuffle_are_left_alone(images):
             x = self.turned(self.twice(self.twice(self.first(x)).relu()))
             return self.last(x.transpose(1, 2)).mean((2, 3))
 
-    prepared = prepare(Shared().eval(), images[:1], 7, qat=False, equalized=True)
-    reasons = [row["reason"] for row in prepared.meta["equalization"].left_out]
-    assert prepared.meta["equalization"].pairs == []
+    _, found = prepare_equalized(Shared().eval(), images[:1], 7, qat=False)
+    reasons = [row["reason"] for row in found.left_out]
+    assert found.pairs == []
     assert [reason.split(": ")[1] for reason in reasons] == [
         "the weight of conv2d_1, which reads it, is computed or shared",
         "its weight is computed or shared",
@@ -143,14 +144,14 @@ def test_dead_channels_stay_as_they_are(images):
     with torch.no_grad():
         network[0].weight[:4] = 0
         network[6].weight[:, 8:12] = 0
-    prepared = prepare(network, images[:1], 7, qat=False, equalized=True)
+    prepared, _ = prepare_equalized(network, images[:1], 7, qat=False)
     with torch.no_grad():
         torch.testing.assert_close(prepared(images), network(images), rtol=0, atol=1e-5)
 
 
 def test_saved_state_and_file_are_the_same_network(images, run_onnx, tmp_path):
     """The weights carry all of it: a network prepared anew needs no equalization of its own."""
-    prepared = prepare(spread(settled(separable(), images), 1.0), images[:1], 7, qat=False, equalized=True)
+    prepared, _ = prepare_equalized(spread(settled(separable(), images), 1.0), images[:1], 7, qat=False)
     calibrate(prepared, [images])
     save_file(prepared.state_dict(), tmp_path / "state.safetensors")
     reloaded = prepare(settled(separable(), images.flip(0), 7), images[:1], 7, qat=False)
@@ -164,5 +165,5 @@ def test_saved_state_and_file_are_the_same_network(images, run_onnx, tmp_path):
 
 
 def test_training_is_refused(images):
-    with pytest.raises(ValueError, match="qat=True and equalized=True"):
-        prepare(settled(Shuffle(), images), images[:1], 7, qat=True, equalized=True)
+    with pytest.raises(ValueError, match="qat=True to equalize"):
+        prepare_equalized(settled(Shuffle(), images), images[:1], 7, qat=True)

@@ -33,48 +33,51 @@ def pair() -> tuple[fx.Graph, nn.Module, nn.Module, list[Tensor]]:
 @torch.no_grad()
 def test_values_are_those_of_the_networks_at_their_turn(pair) -> None:
     graph, network, original, images = pair
-    lockstep = PairedInterpreter(graph, network, original, images)
+    interpreter = PairedInterpreter(graph, network, original, images)
     result = None
     for node in graph.nodes:
         if node.op == "output":
             result = node.args[0]
-            for found, whole in ((lockstep.new(result), network), (lockstep.old(result), original)):
+            for found, whole in (
+                (interpreter.values(result), network),
+                (interpreter.reference_values(result), original),
+            ):
                 assert all(torch.equal(some, whole(part)) for some, part in zip(found, images, strict=True))
         elif node.target in ("right", "scale"):
             parameter = network.scale if node.target == "scale" else network.right.weight
             parameter.mul_(3)
-        lockstep.advance(node)
+        interpreter.step(node)
     assert not torch.equal(network.scale, original.scale)
 
 
 @torch.no_grad()
 def test_a_change_counts_once_the_old_value_is_forgotten(pair) -> None:
     graph, network, original, images = pair
-    lockstep = PairedInterpreter(graph, network, original, images)
+    interpreter = PairedInterpreter(graph, network, original, images)
     node = next(node for node in graph.nodes if node.target == "left")
-    before = lockstep.new(node)[0]
+    before = interpreter.values(node)[0]
     network.left.bias.add_(1)
-    assert torch.equal(lockstep.new(node)[0], before)
-    lockstep.forget(node)
-    assert torch.allclose(lockstep.new(node)[0], before + 1)
+    assert torch.equal(interpreter.values(node)[0], before)
+    interpreter.invalidate(node)
+    assert torch.allclose(interpreter.values(node)[0], before + 1)
 
 
 def test_a_value_is_settled_where_no_later_parameter_goes_into_it(pair) -> None:
     graph, network, original, images = pair
-    lockstep = PairedInterpreter(graph, network, original, images)
+    interpreter = PairedInterpreter(graph, network, original, images)
     node = {node.name: node for node in graph.nodes}
-    assert lockstep.is_settled(node["left"], node["right"])
-    assert lockstep.is_settled(node["sigmoid"], node["sigmoid"])
-    assert not lockstep.is_settled(node["sigmoid"], node["left"])
-    assert not lockstep.is_settled(node["mul"], node["add"])
+    assert interpreter.is_final(node["left"], node["right"])
+    assert interpreter.is_final(node["sigmoid"], node["sigmoid"])
+    assert not interpreter.is_final(node["sigmoid"], node["left"])
+    assert not interpreter.is_final(node["mul"], node["add"])
 
 
 @torch.no_grad()
 def test_a_value_is_freed_behind_its_last_reader(pair) -> None:
     graph, network, original, images = pair
-    lockstep = PairedInterpreter(graph, network, original, images)
+    interpreter = PairedInterpreter(graph, network, original, images)
     for node in graph.nodes:
-        lockstep.advance(node)
-        alive = {source for (_, source), chunks in lockstep._values.items() if chunks} - lockstep._constants
+        interpreter.step(node)
+        alive = {source for (_, source), chunks in interpreter._values.items() if chunks} - interpreter._constants
         order = list(graph.nodes)
         assert all(any(order.index(user) > order.index(node) for user in source.users) for source in alive)

@@ -1,0 +1,36 @@
+"""Builds the network that the settings of a teacher describe."""
+
+from torch import nn
+
+from compress.config.schema import TeacherConfig
+from compress.models import Architecture, build, is_library, stem_for
+from compress.models.weights import load_checkpoint
+from compress.utils.errors import UserError
+
+
+def teacher_from_config(
+    config: TeacherConfig, shape: tuple[int, int, int], classes: int
+) -> tuple[nn.Module, Architecture, list[str]]:
+    """Builds the network for images (C, H, W) and loads its checkpoint, if it has one.
+
+    Returns the network, the architecture that rebuilds it, and remarks on the checkpoint. Raises UserError for a
+    checkpoint that does not fit, and for epochs where all parameters are frozen.
+    """
+    stem, model = stem_for(config.stem, shape[1]), config.factory or config.model
+    if config.stem == "small" and is_library(model):
+        raise UserError(
+            f"teacher.stem=small with teacher.model={model}",
+            "auto or imagenet: networks of a library are built as they were published",
+            "leave teacher.stem out, or name a network of python -m compress.models",
+        )
+    architecture = Architecture(model, stem, shape[0], classes, shape[1])
+    network = build(architecture, config.weights)
+    remarks = load_checkpoint(network, config.checkpoint, config.checkpoint_key) if config.checkpoint else []
+    if config.epochs and not any(value.requires_grad for value in network.parameters()):
+        raise UserError(
+            f"teacher.epochs={config.epochs} and {architecture.model}, whose parameters are all frozen (requires_grad="
+            "False)",
+            "parameters to train, or a teacher that is taken as it is",
+            "set teacher.epochs=0, or requires_grad_(True) on what is to be trained",
+        )
+    return network, architecture, remarks
