@@ -24,9 +24,10 @@ from compress.export.onnx_rewrites import (
     strip_descriptions,
     use_global_average_pool,
 )
-from compress.export.torchlib import kept_registry, paused_garbage_collection
+from compress.export.torchlib import kept_registry, no_needless_decomposition, paused_garbage_collection
 from compress.models.graph.batch_norm import lift_modules, lower_conv_batch_norm
 from compress.models.graph.capture import capture
+from compress.models.graph.normal_forms import global_pools_as_means
 
 OPSET = 18  # the exporter's native one; has every operator that ONNX Runtime fuses
 
@@ -45,8 +46,9 @@ def export_onnx(module: nn.Module, path: Path, input_shape: tuple[int, int, int]
         module = capture(module, example)
         lift_modules(module)
         lower_conv_batch_norm(module)
+    global_pools_as_means(module)
     module.eval()  # a dropout in training mode would go into the file: ONNX Runtime passes over it, others refuse it
-    with torch.no_grad(), _silence(), kept_registry(), paused_garbage_collection():
+    with torch.no_grad(), _silence(), kept_registry(), no_needless_decomposition(), paused_garbage_collection():
         program = torch.onnx.export(
             module,
             (example,),

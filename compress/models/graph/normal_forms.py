@@ -278,3 +278,16 @@ def _call(module: GraphModule, target: Callable, arguments: tuple, like: Node, o
     values, keywords = fx.map_arg((arguments, options), lambda source: source.meta["val"])
     node.meta = dict(like.meta) | {"val": target(*values, **keywords)}
     return node
+
+
+def global_pools_as_means(module: GraphModule) -> None:
+    """Write an average pooling to one pixel as a mean over height and width, in place, as torch decomposes it."""
+    for node in list(module.graph.nodes):
+        if not is_call(node, {aten.adaptive_avg_pool2d.default}) or node.args[1] not in (1, [1], [1, 1]):
+            continue
+        with module.graph.inserting_before(node):
+            mean = module.graph.call_function(aten.mean.dim, (node.args[0], [-1, -2], True))
+        mean.meta = dict(node.meta)
+        node.replace_all_uses_with(mean)
+        module.graph.erase_node(node)
+    module.recompile()
