@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -137,7 +137,7 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
 def to_config(composed: DictConfig) -> Config:
     """The composed config as checked dataclasses. Raises UserError for a value outside its range or left unset."""
     try:
-        config = OmegaConf.to_object(composed)
+        config = cast(Config, OmegaConf.to_object(composed))  # its schema, which `register` stored
     except OmegaConfBaseException as error:
         raise explain(error) from error
     check(config)
@@ -146,7 +146,7 @@ def to_config(composed: DictConfig) -> Config:
 
 def explain(error: Exception) -> UserError:
     """What Hydra or OmegaConf complain of, as the one line that a user can act on."""
-    cause = error
+    cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     lines = [

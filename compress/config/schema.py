@@ -3,7 +3,7 @@
 Hydra composes a config from these dataclasses and hands it back as them; nothing behind this file sees OmegaConf.
 """
 
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 from compress.config.options import option
@@ -234,14 +234,16 @@ class StageSections:
 
 
 _FLOORS = "the validation metric in percent, an epoch of the stage each: a run ends below it; []: nowhere"
-StopBelowConfig = make_dataclass(
-    "StopBelowConfig",
-    [(stage.name, list[float], option([], _FLOORS, low=0, high=100)) for stage in fields(StageSections)],
-    namespace={
-        "__doc__": "Below which accuracy a training ends its run early; a search sets them for its trials.",
-        "__module__": __name__,  # processes send it to each other
-    },
-)
+
+
+@dataclass
+class StopBelowConfig:
+    """Below which accuracy a training ends its run early, a list for each stage; a search sets them for its trials."""
+
+    teacher: list[float] = option([], _FLOORS, low=0, high=100)
+    prune: list[float] = option([], _FLOORS, low=0, high=100)
+    distill: list[float] = option([], _FLOORS, low=0, high=100)
+    quantize: list[float] = option([], _FLOORS, low=0, high=100)
 
 
 @dataclass

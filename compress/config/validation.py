@@ -52,11 +52,14 @@ def _check_corrections(quantize: QuantizeConfig) -> None:
 
 
 def _check_normalisation(data: DataConfig) -> None:
-    if (data.mean is None) != (data.std is None):
-        raise UserError(f"data.mean={data.mean} data.std={data.std}", "both or neither", "set the missing one")
-    if data.std is not None and (len(data.std) != len(data.mean) or min(data.std, default=0) <= 0):
+    mean, std = data.mean, data.std
+    if mean is None and std is None:
+        return
+    if mean is None or std is None:
+        raise UserError(f"data.mean={mean} data.std={std}", "both or neither", "set the missing one")
+    if len(std) != len(mean) or min(std, default=0) <= 0:
         raise UserError(
-            f"data.mean={data.mean} data.std={data.std}",
+            f"data.mean={mean} data.std={std}",
             "as many means as deviations, and deviations above 0",
             "give one of each a channel, or neither",
         )

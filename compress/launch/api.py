@@ -35,7 +35,8 @@ class Result:
     @property
     def path(self) -> Path:
         """The file to deploy."""
-        return self.folder / self.summary["stages"][-1]["stage"] / ONNX
+        last: str = self.summary["stages"][-1]["stage"]
+        return self.folder / last / ONNX
 
     def predict(self, images: Sequence[str | Path | Image.Image]) -> list[dict[str, float]]:
         """Of each image, a file, an array (H, W[, C]) or a Pillow image: every class with its probability."""
@@ -84,7 +85,8 @@ def _config(recipe: str, model: nn.Module | None, data: Sequence[Any] | None, ov
             config.data.name = _DATA
         yield config
     finally:
-        USER_MODELS.pop(name, None)
+        if name is not None:
+            USER_MODELS.pop(name, None)
         ARRAYS.pop(_DATA, None)
 
 

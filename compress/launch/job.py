@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import rich
 from hydra.conf import HydraConf
@@ -68,7 +68,8 @@ def runs_beside_others(hydra: HydraConf) -> bool:
 def _study(composed: DictConfig, folder: Path, hydra: HydraConf) -> dict[str, Any]:
     config = to_config(composed)
     if runs_beside_others(hydra):
-        config.threads = config.threads or share(OmegaConf.to_container(hydra.launcher))
+        launcher = cast(dict[str, Any], OmegaConf.to_container(hydra.launcher))
+        config.threads = config.threads or share(launcher)
     from compress.pipeline.experiment import run_experiment  # after the check: torch takes seconds to import
 
     return run_experiment(config, folder, wait=hydra.mode == RunMode.MULTIRUN)

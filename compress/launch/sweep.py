@@ -9,7 +9,7 @@ import threading
 from _thread import interrupt_main
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -43,11 +43,11 @@ class SweepCallback(Callback):
     """Learns from Hydra, which tells it to callbacks alone, where the command writes."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        HydraConfig.instance().cfg = config  # it is set later, and ${hydra:...} in a folder's name could not be read
+        _make_resolvable(config)
         _command.key, _command.folder = "hydra.run.dir", Path(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        HydraConfig.instance().cfg = config
+        _make_resolvable(config)
         _command.key, _command.folder = "hydra.sweep.dir", Path(config.hydra.sweep.dir)
         _command.launcher = config.hydra.launcher["_target_"].rpartition(".")[2]
         _command.searches = config.hydra.sweeper["_target_"] == SearchConfig._target_
@@ -56,6 +56,11 @@ class SweepCallback(Callback):
         if runs_beside_others(config.hydra):
             _start_what_takes_signals(config.hydra.launcher)
             _pass_signals_on_to_jobs()
+
+
+def _make_resolvable(config: DictConfig) -> None:
+    """Lets ${hydra:...} in a folder's name be read already: Hydra itself sets its config later."""
+    HydraConfig.instance().cfg = config  # type: ignore[assignment]  # Hydra too puts a whole config there
 
 
 def place() -> str:
@@ -123,7 +128,7 @@ def _start_what_takes_signals(launcher: DictConfig) -> None:
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # it would leave out lines that two jobs have alike
         import ray
 
-        ray.init(**OmegaConf.to_container(launcher.ray.init, resolve=True))
+        ray.init(**cast(dict[str, Any], OmegaConf.to_container(launcher.ray.init, resolve=True)))
 
 
 def _pass_signals_on_to_jobs() -> None:
@@ -143,7 +148,7 @@ def _pass_signals_on_to_jobs() -> None:
 
     def take() -> None:
         while True:
-            interrupt_main(signal.sigwait({signal.SIGINT}))
+            interrupt_main(signal.Signals(signal.sigwait({signal.SIGINT})))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:

@@ -169,14 +169,17 @@ def worker_loop() -> None:
     """
     silence()
     logging.disable(logging.WARNING)  # the leader has said it
-    run = None
-    while (told := receive_broadcast()) is not None:
-        if isinstance(told, Config):
-            run = prepare(told)
-        else:
-            _require_the_same(told.inputs, stage_inputs(told.name, run, told.inputs["parent"]), run.ranks.rank)
-            with TensorBoardWriter(None) as curves, suppress(StageDone):
-                compute_stage(told, run, curves)
+    run: Run | None = None
+    while (received := receive_broadcast()) is not None:
+        if isinstance(received, Config):
+            run = prepare(received)
+            continue
+        if run is None:
+            raise ValueError("received a stage before the config of its run; expected `prepare` to broadcast it first")
+        own = stage_inputs(received.name, run, received.inputs["parent"])
+        _require_the_same(received.inputs, own, run.ranks.rank)
+        with TensorBoardWriter(None) as curves, suppress(StageDone):
+            compute_stage(received, run, curves)
     destroy_process_group()
 
 

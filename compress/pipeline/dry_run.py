@@ -154,8 +154,8 @@ def _try_stage(name: str, done: list[Tried], trial: _Trial) -> Tried:
     tried.folder.mkdir()
     write_model(artifact, tried.folder)
     _try_restoring(tried, model, trial)
-    if artifact.spec.quantization:
-        _try_int8(tried, model, trial)
+    if quantization := artifact.spec.quantization:
+        _try_int8(tried, quantization["float_layers"], model, trial)
     elif model != before:
         try_export(artifact.network, data, tried.file, model)
     return tried
@@ -176,13 +176,13 @@ def _try_restoring(tried: Tried, model: str, trial: _Trial) -> None:
             )
 
 
-def _try_int8(tried: Tried, model: str, trial: _Trial) -> None:
+def _try_int8(tried: Tried, float_layers: list[str], model: str, trial: _Trial) -> None:
     """Raises UserError unless the int8 file runs, agrees with the simulation, and is int8 for the most part."""
     network, file = tried.artifact.network, tried.file
     _attempt(lambda: export_onnx(network, file, trial.data.shape), model, "quantized", network, trial.data)
     with torch.no_grad():
         _compare_file(file, trial.images, network(trial.images), _INT8, f"{model} as an int8 file")
-    share = read_float_share(file, network, tried.artifact.spec.quantization["float_layers"])
+    share = read_float_share(file, network, float_layers)
     require_int8(share, model, trial.config.quantize.allow_float)
     tried.stays_float = [{"layer": layer.layer, "reason": layer.reason} for layer in share.layers]
     if remark := share.remark():

@@ -76,10 +76,11 @@ def with_normalisation(data: Data, config: Config) -> Data:
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (found.mean, found.std))
     if channels == 1:
         mean, std = mean.mean(1, keepdim=True), std.mean(1, keepdim=True)
-    parts: dict[str, Split] = {
-        name: replace(getattr(data, name), mean=mean, std=std) for name in ("train", "val", "test")
-    }
-    return replace(data, **parts)
+
+    def normalised(split: Split) -> Split:
+        return replace(split, mean=mean, std=std)
+
+    return replace(data, train=normalised(data.train), val=normalised(data.val), test=normalised(data.test))
 
 
 def _of_torchvision(name: str, weights: str) -> Preprocessing | None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -9,6 +10,8 @@ from torch import nn
 from compress.models.graph.aten_patterns import line_of
 from compress.utils.errors import UserError
 from compress.utils.user_code import causes, first_line, user_line
+
+T = TypeVar("T")
 
 _VALUES = ("data-dependent", "GuardOnDataDependentSymNode", "DataDependentOutputException", "_local_scalar_dense")
 _LEAVES_TORCH = (".numpy()", "tolist", "Cannot access data pointer", "FakeTensor to NumPy")
@@ -107,7 +110,7 @@ def _line_that_needs(network: nn.Module, shape: tuple[int, int, int], images: in
     return None
 
 
-def _quietly(step: Callable) -> object | None:
+def _quietly(step: Callable[[], T]) -> T | None:
     """What `step` returns; None where it raises: it only adds a line to a message that is right without it."""
     try:
         return step()

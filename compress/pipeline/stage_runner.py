@@ -29,6 +29,7 @@ from compress.tasks import TASKS
 from compress.training.tensorboard import TensorBoardWriter
 from compress.utils import files
 from compress.utils.cpu import cpu_flags
+from compress.utils.errors import UserError
 from compress.utils.metric import metric_of
 from compress.utils.missing import taken_before
 
@@ -52,21 +53,22 @@ def compute_and_evaluate(name: str, stage: Path, done: list[Path], inputs: dict[
             result = compute_stage(Job(name, stage, list(done), inputs), run, curves)
         write_model(result, stage)
         export_onnx(result.network.cpu(), stage / files.ONNX, data.shape)
-        left_out, int8 = result.left_out, {}
-        if result.spec.quantization:
-            rows, int8 = _check_int8(stage / files.ONNX, result, config.quantize.allow_float)
+        left_out, quantization = result.left_out, result.spec.quantization
+        int8: dict[str, Any] = {}
+        if quantization:
+            rows, int8 = _check_int8(stage / files.ONNX, result, quantization, config.quantize.allow_float)
             left_out = left_out + rows
-        if result.spec.quantization and (remark := mismatch(result.spec.quantization["target"], cpu_flags())):
-            log.warning("%s: %s", name, remark)
-            result.notes["target"] = remark
+            if remark := mismatch(quantization["target"], cpu_flags()):
+                log.warning("%s: %s", name, remark)
+                result.notes["target"] = remark
         if result.sensitivity:
             _write_sensitivity(result.sensitivity, stage, curves)
         metrics = _deploy(name, stage, done[0] if done else stage, spent | int8, run)
-        if result.spec.quantization:
+        if quantization:
             _tell_loss(stage, done[-1], result, run)
         if filters := result.notes.get("filters"):
             curves.by_layer("filters_left_percent", (100 * after / before for before, after in filters.values()))
-    record = {
+    record: dict[str, Any] = {
         "key": files.digest_of(inputs),
         "inputs": inputs,
         "config": asdict(config),
@@ -88,7 +90,7 @@ def compute_and_evaluate(name: str, stage: Path, done: list[Path], inputs: dict[
     )  # fmt: skip
     if left_out:
         log.info("%s: left out %d layers, named in %s", name, len(left_out), files.STAGE)
-    return files.finished_stage(stage, record["key"])
+    return _written(stage, record["key"])
 
 
 def _is_tried(config: Config) -> bool:
@@ -113,7 +115,19 @@ def reexport_stage(name: str, stage: Path, done: list[Path], record: dict[str, A
     files.finish_stage(anew, record | now)
     shutil.rmtree(stage)
     anew.rename(stage)
-    return files.finished_stage(stage, record["key"])
+    return _written(stage, record["key"])
+
+
+def _written(stage: Path, key: str) -> dict[str, Any]:
+    """Returns the record of a stage that was just finished. Raises UserError where its files changed meanwhile."""
+    record = files.finished_stage(stage, key)
+    if record is None:
+        raise UserError(
+            f"{stage}, whose files changed while they were written",
+            "a folder that no other process writes into",
+            "start the same command again",
+        )
+    return record
 
 
 def _deploy(name: str, stage: Path, teacher: Path, spent: dict[str, Any], run: Run) -> dict[str, Any]:
@@ -138,7 +152,9 @@ def _deploy(name: str, stage: Path, teacher: Path, spent: dict[str, Any], run: R
     return measured.metrics
 
 
-def _check_int8(path: Path, result: Artifact, allow_float: bool) -> tuple[list[dict[str, str]], dict[str, Any]]:
+def _check_int8(
+    path: Path, result: Artifact, quantization: dict[str, Any], allow_float: bool
+) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """What no int8 kernel can run, with the reason, and the share that is int8; what was kept in float is float.
 
     Raises ValueError where the runtime runs another one as float, or one of these as int8, and UserError where most of
@@ -146,7 +162,7 @@ def _check_int8(path: Path, result: Artifact, allow_float: bool) -> tuple[list[d
     """
     floats = {layer.name for layer in inspect_quantization(path) if not layer.quantized}
     require_quantized(path, tuple(floats))
-    chosen = result.spec.quantization["float_layers"]
+    chosen = quantization["float_layers"]
     if not floats.issuperset(chosen):
         raise ValueError(f"received {path} with int8 weights in {sorted(set(chosen) - floats)}; expected float ones")
     share = read_float_share(path, result.network, chosen)

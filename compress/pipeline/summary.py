@@ -14,7 +14,7 @@ from compress.utils.metric import metric_of
 
 def summary_rows(done: list[Path]) -> list[dict[str, Any]]:
     """A row a stage: its metrics, and each against the teacher's."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for stage in done:
         metrics = files.read_json(stage / files.METRICS)
         teacher = rows[0]["metrics"] if rows else metrics

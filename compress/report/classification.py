@@ -57,7 +57,8 @@ def class_figures(run: Run) -> Classes | None:
         return None
     names, labels = run.last.spec["classes"], run.last.predictions["labels"]
     counts = confusion(labels, run.last.predictions["deployed_top1"], len(names))
-    theirs = confusion(labels, run.teacher.predictions["deployed_top1"], len(names)) if _comparable(run) else None
+    teacher = run.teacher.predictions if len(run.stages) > 1 else None
+    theirs = confusion(labels, teacher["deployed_top1"], len(names)) if teacher is not None else None
     mistakes = _mistakes(counts, theirs, names)
     wrong = int(counts.sum() - np.trace(counts))
     takeaway = f"{len(labels) - wrong:,} of {len(labels):,} test images are right."
@@ -104,11 +105,6 @@ def class_losses(counts: np.ndarray, theirs: np.ndarray, names: list[str]) -> li
         if images
     ]
     return sorted(found, key=lambda row: -row.points_lost)
-
-
-def _comparable(run: Run) -> bool:
-    """Whether there is another file than the teacher's own, and the teacher's predictions are there."""
-    return len(run.stages) > 1 and run.teacher.predictions is not None
 
 
 def _mistakes(counts: np.ndarray, theirs: np.ndarray | None, names: list[str]) -> list[Mistake]:

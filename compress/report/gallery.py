@@ -62,7 +62,7 @@ def gallery(run: Run) -> Gallery | None:
     examples = run.last.examples
     if examples is None or not len(examples["images"]):
         return None
-    cards = [_card(run.last, at) for at in range(len(examples["images"]))]
+    cards = [_card(run.last, examples, at) for at in range(len(examples["images"]))]
     ramp = np.tile(np.arange(256, dtype=np.uint8), (1, 1))
     return Gallery(
         disagree=[card for card in cards if not card.agree],
@@ -76,11 +76,12 @@ def gallery(run: Run) -> Gallery | None:
 
 def disagreement(run: Run) -> str:
     """How often teacher and last stage disagree on all test images, and who is right then; empty where not known."""
-    kept = [stage.predictions for stage in (run.last, run.teacher)]
-    if len(run.stages) == 1 or any(found is None or "deployed_top1" not in found for found in kept):
+    last, teacher = run.last.predictions, run.teacher.predictions
+    if len(run.stages) == 1 or last is None or teacher is None:
         return ""
-    labels = run.last.predictions["labels"]
-    own, theirs = (stage.predictions["deployed_top1"] for stage in (run.last, run.teacher))
+    if "deployed_top1" not in last or "deployed_top1" not in teacher:  # of a task without classes
+        return ""
+    labels, own, theirs = last["labels"], last["deployed_top1"], teacher["deployed_top1"]
     differ = own != theirs
     if not differ.any():
         return f"The teacher's file and {run.last.short}'s give all {len(labels):,} test images the same class."
@@ -107,17 +108,24 @@ def _heat_colours() -> np.ndarray:
     return np.stack([np.interp(values, places, known[:, channel]) for channel in range(3)], 1).round().astype(np.uint8)
 
 
-def _card(stage: Stage, at: int) -> Card:
-    found, classes = stage.examples, stage.spec["classes"]
-    label, theirs, own = (int(found[name][at]) for name in ("labels", "teacher_top1", "deployed_top1"))
-    image = found["images"][at]
-    pictures = [Picture(_address(image), "image", f"Test image {int(found['index'][at])}, class {classes[label]}")]
-    if "heatmap" in found:
+def _card(stage: Stage, examples: dict[str, np.ndarray], at: int) -> Card:
+    """Returns the card of the image at position `at` of `examples`, which `stage` kept."""
+    classes = stage.spec["classes"]
+    label, theirs, own = (int(examples[name][at]) for name in ("labels", "teacher_top1", "deployed_top1"))
+    image = examples["images"][at]
+    pictures = [Picture(_address(image), "image", f"Test image {int(examples['index'][at])}, class {classes[label]}")]
+    if "heatmap" in examples:
         for name, caption, said in (("teacher_heatmap", "teacher", theirs), ("heatmap", stage.short, own)):
             alt = f"Where the {caption} network looks for class {classes[said]}"
-            pictures.append(Picture(_address(overlay(image, found[name][at])), caption, alt))
+            pictures.append(Picture(_address(overlay(image, examples[name][at])), caption, alt))
     return Card(
-        int(found["index"][at]), classes[label], classes[theirs], classes[own], theirs == label, own == label, pictures
+        int(examples["index"][at]),
+        classes[label],
+        classes[theirs],
+        classes[own],
+        theirs == label,
+        own == label,
+        pictures,
     )
 
 

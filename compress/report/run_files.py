@@ -161,8 +161,10 @@ def _load_stage(folder: Path) -> Stage:
     tensors = {name: _read_tensors(folder / name) for name in (PREDICTIONS, EXAMPLES) if (folder / name).is_file()}
     tables = {name: _read_json(folder / name) for name in (PROFILE, SENSITIVITY) if (folder / name).is_file()}
     return Stage(
-        folder,
-        *(_read_json(folder / name) for name in (METRICS, STAGE, SPEC)),
+        folder=folder,
+        metrics=_read_json(folder / METRICS),
+        record=_read_json(folder / STAGE),
+        spec=_read_json(folder / SPEC),
         predictions=tensors.get(PREDICTIONS),
         profile=tables.get(PROFILE),
         examples=tensors.get(EXAMPLES),

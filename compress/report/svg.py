@@ -179,7 +179,7 @@ def _label(box: Box, at: float, text: str) -> Label:
 
 def _places(x: float, y: float, width: float) -> list[tuple[float, Box]]:
     """Boxes around (x, y) that lie within the picture, each with the pixels that its distance counts for."""
-    found = []
+    found: list[tuple[float, Box]] = []
     for cost, gap in ((0, 9), (80, 20), (160, 32)):
         right, left, above, below = x + gap, x - gap - width, y - gap - _LINE, y + gap
         corners = [(right, y - _LINE / 2), (left, y - _LINE / 2), (x - width / 2, above), (x - width / 2, below)]

@@ -98,7 +98,8 @@ def _results(
 ) -> list[tuple[Job, Result]]:
     """Of each trial what it came to: that of a twin, what is wrong with its settings, or what its run returned."""
     known = trials.all()
-    jobs, results = [], []
+    jobs: list[Job] = []
+    results: list[tuple[Job, Result]] = []
     for trial in waiting:
         job = Job(trial, around.overrides(trial))
         twin = next((old for old in known if old.state == COMPLETE and old.settings == trial.settings), None)

@@ -107,7 +107,9 @@ class Goals:
     @property
     def figures(self) -> list[str]:
         """Those that a trial is judged by, each once."""
-        return list(dict.fromkeys(goal.figure for goal in (*self.objectives, *self.constraints)))
+        aims = [objective.figure for objective in self.objectives]
+        bounds = [constraint.figure for constraint in self.constraints]
+        return list(dict.fromkeys(aims + bounds))
 
     @property
     def timed(self) -> list[str]:

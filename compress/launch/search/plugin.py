@@ -26,6 +26,8 @@ class OptunaSweeper(Sweeper):
         _require_optuna()
         from compress.launch.search.sweeper import sweep
 
+        if self.config is None or self.launcher is None:
+            raise ValueError("received sweep before setup; expected Hydra to set the sweeper up first")
         sweep(arguments, self.config, self.loader, self.launcher)
 
 

@@ -24,7 +24,7 @@ _WIDTH = 80  # columns of a terminal
 
 
 def leave(folder: Path, study: dict[str, str], trials: list[Trial], goals: Goals, config: Config | None) -> None:
-    """Writes pareto.json, and best.yaml where a trial is complete: `config` is then that of the best one.
+    """Writes pareto.json, and best.yaml where a trial is complete: `config` has to be that of the best one, or None.
 
     `study` tells where the trials are kept.
     """
@@ -32,15 +32,15 @@ def leave(folder: Path, study: dict[str, str], trials: list[Trial], goals: Goals
     best = best_trial(trials, goals)
     with lock_file(folder, "search"):  # processes that share a study may share its folder
         write_json(folder / PARETO, _record(study, trials, goals))
-        if best:
+        if best and config:
             write_bytes(folder / BEST, recipe_text(config, _comments(best, trials, goals, config)).encode())
 
 
 def show(folder: Path, trials: list[Trial], goals: Goals) -> None:
     """The Pareto set on the terminal, 80 columns wide, what became of the other trials, and where the recipe is."""
     console, best = get_console(), best_trial(trials, goals)
-    shown = pareto_set(trials, goals) or ([best] if best else [])
-    if shown:
+    if best:
+        shown = pareto_set(trials, goals) or [best]
         console.print(_figures_table(shown, best, goals), _settings_table(shown))
     console.print(_tally(trials))
     for trial in trials:

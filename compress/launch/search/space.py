@@ -7,12 +7,13 @@ from decimal import Decimal
 from typing import Any, Optional
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from compress.config.schema import Config
 from compress.utils.errors import UserError
 
 Value = int | float | str
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,15 @@ class Dimension:
     """A setting, and the values that it may take; a choice is kept as it is typed."""
 
     key: str
-    distribution: BaseDistribution
+    distribution: Distribution
 
     @property
     def ends(self) -> list[Value]:
         """Both ends of a range, or every choice: where they are allowed, all between them is."""
         found = self.distribution
-        return list(found.choices) if isinstance(found, CategoricalDistribution) else [found.low, found.high]
+        if isinstance(found, CategoricalDistribution):
+            return [choice for choice in found.choices if isinstance(choice, str)]  # all are: they are kept as typed
+        return [found.low, found.high]
 
     def typed(self, value: Value) -> str:
         """The override that sets it: `prune.ratio=0.3`."""
@@ -48,7 +51,7 @@ def read_space(overrides: Sequence[Override]) -> tuple[list[str], list[Dimension
             "a setting or more with interval(a,b), range(a,b,step) or choice(a,b,c)",
             "write 'prune.ratio=interval(0.2,0.8)', for example",
         )
-    return [override.input_line for override in last.values() if not override.is_sweep_override()], varied
+    return [str(override.input_line) for override in last.values() if not override.is_sweep_override()], varied
 
 
 def _dimension(key: str, override: Override) -> Dimension:
@@ -67,14 +70,14 @@ def _dimension(key: str, override: Override) -> Dimension:
 
 
 def _is_log(override: Override) -> bool:
-    tags = getattr(override.value(), "tags", set())
+    tags: set[str] = getattr(override.value(), "tags", set())
     if tags - {"log"}:
         raise _mistake(override, "no tag but log", "remove the tag")
     return "log" in tags
 
 
-def _interval(override: Override, kind: type, low: float, high: float, log: bool) -> BaseDistribution:
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high) or (log and low <= 0):
+def _interval(override: Override, kind: type, low: float | None, high: float | None, log: bool) -> Distribution:
+    if low is None or high is None or not -math.inf < low <= high < math.inf or (log and low <= 0):
         raise _mistake(override, "two finite ends, the lower one first, above 0 with log", "mend the ends")
     if kind is float:
         return FloatDistribution(low, high, log=log)
@@ -83,7 +86,7 @@ def _interval(override: Override, kind: type, low: float, high: float, log: bool
     return IntDistribution(int(low), int(high), log=log)
 
 
-def _range(override: Override, values: list[Any], step: float, log: bool) -> BaseDistribution:
+def _range(override: Override, values: list[Any], step: float, log: bool) -> Distribution:
     if not values:
         raise _mistake(override, "a range with a value in it", "mend its ends or its step")
     low, high, step = min(values), max(values), abs(step)
@@ -92,7 +95,7 @@ def _range(override: Override, values: list[Any], step: float, log: bool) -> Bas
             override, "with log a range of whole numbers above 0 in steps of 1", "use an interval, or no log"
         )
     if isinstance(low, int):
-        return IntDistribution(low, high, log=log, step=step)
+        return IntDistribution(low, high, log=log, step=int(step))
     start, stride = Decimal(str(_tidy(low))), Decimal(str(step))
     return FloatDistribution(float(start), float(start + (len(values) - 1) * stride), step=float(step))
 

@@ -4,6 +4,7 @@ from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
+from typing import cast
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -40,7 +41,7 @@ def sweep(arguments: list[str], config: DictConfig, loader: ConfigLoader, launch
 
     Raises UserError for a search that cannot be, and as `search`.
     """
-    settings: SearchConfig = OmegaConf.to_object(config.hydra.sweeper)
+    settings = cast(SearchConfig, OmegaConf.to_object(config.hydra.sweeper))  # its schema
     check_ranges(settings, "hydra.sweeper.")
     goals = parse_goals(settings.objectives, settings.constraints)
     fixed, space = read_space(OverridesParser.create(config_loader=loader).parse_overrides(arguments))
@@ -84,7 +85,7 @@ class _Hydra:
             composed = self.loader.load_sweep_config(self.config, overrides)
             with open_dict(composed):
                 del composed["hydra"]
-            return OmegaConf.to_object(composed)
+            return cast(Config, OmegaConf.to_object(composed))  # its schema
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error) from error
 

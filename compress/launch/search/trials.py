@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from compress.launch.search.objectives import Goals, take_figure
@@ -43,7 +44,7 @@ class Trial:
     settings: dict[str, Value]  # what was proposed, by key
     folder: str  # inside the sweep's
     host: str  # the machine where that is
-    figures: dict[str, float] = field(default_factory=dict)  # the numbers of metrics.json
+    figures: dict[str, Any] = field(default_factory=dict)  # the numbers of metrics.json, in the same places
     validation: dict[str, list[float]] = field(default_factory=dict)  # by stage top-1 in percent, an epoch each
     reason: str = ""  # why it failed or was given up
     copy_of: int | None = None  # the trial that had the same settings, and was not run again
@@ -60,7 +61,7 @@ class Trials:
             self._study = optuna.create_study(
                 storage=storage,
                 study_name=name,
-                directions=[objective.direction for objective in goals.objectives],
+                directions=[StudyDirection[objective.direction.upper()] for objective in goals.objectives],
                 sampler=sampler,
                 load_if_exists=True,
             )
@@ -102,7 +103,7 @@ class Trials:
         folder = trial.user_attrs.get("folder", str(trial.number))
         trial.set_user_attr("folder", folder)
         owner = this_process()
-        asked = Trial(trial.number, RUNNING, dict(trial.params), folder, owner["host"])
+        asked = Trial(trial.number, RUNNING, dict(trial.params), folder, str(owner["host"]))
         if len([other for other in self._alive() if other.number < trial.number]) >= budget:
             self.fail(asked, "the other processes of the study had asked for the last trials")
             return None

@@ -18,10 +18,17 @@ _WIDE = 16  # times the median: an ordinary channel then has 16 of the 256 steps
 class Loss(Protocol):
     """Points of top-1 that were lost on some images, with their 95 % interval."""
 
-    points: float
-    low: float
-    high: float
-    images: int
+    @property
+    def points(self) -> float: ...
+
+    @property
+    def low(self) -> float: ...
+
+    @property
+    def high(self) -> float: ...
+
+    @property
+    def images(self) -> int: ...
 
 
 @dataclass(frozen=True)
