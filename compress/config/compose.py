@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from compress.config.overrides import as_hydra_reads, as_text, known_keys, parsed, unknown_key
+from compress.config.overrides import known_keys, parse_override, quote_overrides, quote_text_value, unknown_key
 from compress.config.paths import CONF, RECIPES
 from compress.config.schema import Config, SearchConfig
 from compress.config.validation import check
@@ -39,7 +39,7 @@ def register(overrides: Sequence[str] = ()) -> None:
 
 def recipe_files(overrides: Sequence[str]) -> list[str]:
     """The files among the recipes that a command line asks for."""
-    asked = [parsed(text) for text in overrides if text.startswith("recipe=")]
+    asked = [parse_override(text) for text in overrides if text.startswith("recipe=")]
     named = [
         name
         for found in asked
@@ -49,7 +49,7 @@ def recipe_files(overrides: Sequence[str]) -> list[str]:
     return [name for name in (part.strip("'\"") for part in named) if name.endswith(".yaml")]
 
 
-def with_own_folders(arguments: list[str]) -> list[str]:
+def with_output_folders(arguments: list[str]) -> list[str]:
     """The command line with outputs/<the file's name>/ where Hydra would make a folder of the recipe's whole path."""
     files = recipe_files(arguments)
     if not files:
@@ -63,7 +63,11 @@ def with_own_folders(arguments: list[str]) -> list[str]:
     typed = {text.partition("=")[0] for text in arguments}
     return [
         *arguments[:at],
-        *(f"{key}={as_text(key, folder, multirun=False)}" for key, folder in folders.items() if key not in typed),
+        *(
+            f"{key}={quote_text_value(key, folder, multirun=False)}"
+            for key, folder in folders.items()
+            if key not in typed
+        ),
         *arguments[at:],
     ]
 
@@ -119,7 +123,7 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError for a recipe, a key or a value that cannot be.
     """
-    arguments = as_hydra_reads([f"recipe={recipe}", *overrides])
+    arguments = quote_overrides([f"recipe={recipe}", *overrides])
     register(arguments)
     around = GlobalHydra.instance().hydra  # of a Hydra application that calls us
     GlobalHydra.instance().clear()
@@ -127,7 +131,7 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             return to_config(compose("config", arguments))
     except HydraException as error:
-        raise explain(error) from error
+        raise to_user_error(error) from error
     finally:
         GlobalHydra.instance().clear()
         if around is not None:
@@ -139,12 +143,12 @@ def to_config(composed: DictConfig) -> Config:
     try:
         config = cast(Config, OmegaConf.to_object(composed))  # its schema, which `register` stored
     except OmegaConfBaseException as error:
-        raise explain(error) from error
+        raise to_user_error(error) from error
     check(config)
     return config
 
 
-def explain(error: Exception) -> UserError:
+def to_user_error(error: Exception) -> UserError:
     """What Hydra or OmegaConf complain of, as the one line that a user can act on."""
     cause: BaseException = error
     while cause.__cause__ is not None:

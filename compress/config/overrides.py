@@ -36,25 +36,25 @@ _WITH_VALUE = {
 }  # fmt: skip
 
 
-def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
+def quote_overrides(arguments: Sequence[str]) -> list[str]:
     """The arguments of a command line with text in quotes where Hydra would take it for something else.
 
     Raises UserError, with what to type, for what is no key=value and for a value that cannot be parsed.
     """
     multirun = bool({"-m", "--multirun"} & set(arguments))
     texts, done = _text_keys(), []
-    arguments = _together(arguments)
+    arguments = _flags_last(arguments)
     for at, argument in enumerate(arguments):
         if argument.startswith("-"):
             _require_flag(argument, arguments[at + 1 : at + 2])
         elif not _is_flags(arguments, at) and not argument.startswith("~"):
             match = _TYPED.fullmatch(argument)
             if match is None:
-                raise _no_override(arguments, at)
+                raise _not_an_override(arguments, at)
             sign, key, value = match.groups()
             _require_key(key, value)
             if key in texts or key == "recipe":
-                argument = f"{sign}{key}={as_text(key, value, multirun)}"
+                argument = f"{sign}{key}={quote_text_value(key, value, multirun)}"
             _require_value(argument, key, value, multirun)
         done.append(argument)
     return done
@@ -66,7 +66,7 @@ def _is_flags(arguments: Sequence[str], at: int) -> bool:
     return arguments[at].startswith("-") or (before in _WITH_VALUE and "=" not in arguments[at])
 
 
-def _together(arguments: Sequence[str]) -> Sequence[str]:
+def _flags_last(arguments: Sequence[str]) -> Sequence[str]:
     """The arguments with the flags last, where one stands between overrides: there Hydra does not take it."""
     flags = [_is_flags(arguments, at) for at in range(len(arguments))]
     if flags == sorted(flags) or flags == sorted(flags, reverse=True):
@@ -77,7 +77,7 @@ def _together(arguments: Sequence[str]) -> Sequence[str]:
     ]
 
 
-def parsed(argument: str) -> Override | None:
+def parse_override(argument: str) -> Override | None:
     """An override as Hydra reads it; None for what it cannot parse."""
     try:
         return OverridesParser.create().parse_override(argument)
@@ -85,7 +85,7 @@ def parsed(argument: str) -> Override | None:
         return None
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """A value in the quotes that make it text for Hydra."""
     return QuotedString(text, Quote.single).with_quotes()
 
@@ -124,22 +124,22 @@ def for_shell(key: str, value: str) -> str:
     return shlex.quote(f"{key}={QuotedString(value, mark).with_quotes()}")
 
 
-def as_text(key: str, value: str, multirun: bool) -> str:
+def quote_text_value(key: str, value: str, multirun: bool) -> str:
     """A text key's value as Hydra has to be given it: as it is where that comes to the same."""
     if not value.strip() or (value[0] in "'\"" and value[-1] == value[0] and len(value) > 1):
         return value
     if key in PATHS and value.startswith("~/"):  # a shell expands it at the start of a word alone
         value = str(Path(value).expanduser())
-    found = parsed(f"{key}={value}")
+    found = parse_override(f"{key}={value}")
     whole = not multirun or key.startswith("hydra.") or os.path.exists(value)
     if found is None and "," in value and not whole:  # one of several is not plain
-        return ",".join(as_text(key, part, multirun) for part in value.split(","))
+        return ",".join(quote_text_value(key, part, multirun) for part in value.split(","))
     if found is None:
-        return quoted(value)
+        return quote(value)
     if found.is_sweep_override():
         path = key in PATHS or value.endswith(".yaml")
-        return quoted(value) if whole and (path or os.path.exists(value)) else value
-    return value if found.value() is None or isinstance(found.value(), (str, QuotedString)) else quoted(value)
+        return quote(value) if whole and (path or os.path.exists(value)) else value
+    return value if found.value() is None or isinstance(found.value(), (str, QuotedString)) else quote(value)
 
 
 def _text_keys() -> set[str]:
@@ -185,7 +185,7 @@ def _require_flag(argument: str, behind: Sequence[str]) -> None:
     raise UserError(argument, "a flag that exists, or key=value", meant)
 
 
-def _no_override(arguments: Sequence[str], at: int) -> UserError:
+def _not_an_override(arguments: Sequence[str], at: int) -> UserError:
     """What to type where an argument is no key=value, as the rest of a path with spaces that the shell has split."""
     end = next((i for i in range(at, len(arguments)) if "=" in arguments[i].strip("=")), len(arguments))
     key, _, rest = re.sub("[:/]", "=", arguments[at], count=1).partition("=")
@@ -207,7 +207,7 @@ def _no_override(arguments: Sequence[str], at: int) -> UserError:
 
 def _require_value(argument: str, key: str, value: str, multirun: bool) -> None:
     """Raises UserError for a value that Hydra cannot parse, or that would be several where one is wanted."""
-    found = parsed(argument)
+    found = parse_override(argument)
     several = found is not None and found.is_sweep_override() and not multirun
     if found is not None and not several:
         return

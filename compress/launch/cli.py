@@ -40,23 +40,23 @@ def _run(arguments: list[str]) -> int:
         return _follow()
     import hydra
 
-    from compress.config.compose import register, with_own_folders
-    from compress.config.overrides import as_hydra_reads
+    from compress.config.compose import register, with_output_folders
+    from compress.config.overrides import quote_overrides
     from compress.launch.exit_status import exit_status
     from compress.launch.job import run
     from compress.launch.launchers import register_launchers, require_one_kind_of_processes
     from compress.launch.search.plugin import register_search
-    from compress.launch.sweep import explain_launcher, outcome, place, write_page
+    from compress.launch.sweep import explain_launcher_error, outcome, place, write_page
     from compress.utils.signals import handle_signals
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit
     try:
-        sys.argv[1:] = as_hydra_reads(arguments)  # Hydra takes them from there
+        sys.argv[1:] = quote_overrides(arguments)  # Hydra takes them from there
         register(sys.argv[1:])
         require_one_kind_of_processes(sys.argv[1:], world_size())
         register_launchers()
         register_search()
-        sys.argv[1:] = with_own_folders(sys.argv[1:])
+        sys.argv[1:] = with_output_folders(sys.argv[1:])
         with handle_signals():
             try:
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run)()
@@ -66,7 +66,7 @@ def _run(arguments: list[str]) -> int:
     except Interrupted as stop:
         status, line = 128 + stop.signal, f"{stop}; to go on: the same command with {place()}"
     except Exception as error:
-        status, line = exit_status(explain_launcher(error))
+        status, line = exit_status(explain_launcher_error(error))
         if status == 1:
             traceback.print_exc()
     if line:

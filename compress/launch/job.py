@@ -17,7 +17,7 @@ from rich.logging import RichHandler
 
 from compress.config.compose import to_config
 from compress.launch.exit_status import exit_status
-from compress.launch.slurm import queued_again
+from compress.launch.slurm import requeue_on_timeout
 from compress.utils.cores import share
 from compress.utils.errors import EarlyStopped, Interrupted
 from compress.utils.files import FAILED, FINISHED, GIVEN_UP, STATUS, STOPPED, write_json
@@ -40,12 +40,12 @@ def run(composed: DictConfig) -> dict[str, Any]:
     note = {"id": uuid.uuid4().hex}  # tells this start from those before it in the same folder
     write_json(folder / STATUS, note | {"state": "running"})
     try:
-        with _own_process(hydra) if runs_beside_others(hydra) else nullcontext():
+        with _own_process(hydra) if runs_in_own_process(hydra) else nullcontext():
             found = _study(composed, folder, hydra)
     except Interrupted as stop:
         end = {"state": STOPPED, "error": str(stop), "exit": 128 + stop.signal}
         write_json(folder / STATUS, note | end)
-        if not runs_beside_others(hydra):
+        if not runs_in_own_process(hydra):
             raise
         return end
     except Exception as error:
@@ -60,14 +60,14 @@ def run(composed: DictConfig) -> dict[str, Any]:
     return {"state": FINISHED} | found
 
 
-def runs_beside_others(hydra: HydraConf) -> bool:
+def runs_in_own_process(hydra: HydraConf) -> bool:
     """Whether a config is of a sweep whose jobs have processes of their own; `hydra` is its node of that name."""
     return hydra.mode == RunMode.MULTIRUN and not hydra.launcher["_target_"].endswith(".BasicLauncher")
 
 
 def _study(composed: DictConfig, folder: Path, hydra: HydraConf) -> dict[str, Any]:
     config = to_config(composed)
-    if runs_beside_others(hydra):
+    if runs_in_own_process(hydra):
         launcher = cast(dict[str, Any], OmegaConf.to_container(hydra.launcher))
         config.threads = config.threads or share(launcher)
     from compress.pipeline.experiment import run_experiment  # after the check: torch takes seconds to import
@@ -87,6 +87,6 @@ def _own_process(hydra: HydraConf) -> Iterator[None]:
     with (
         handle_signals(),
         interrupted_by(Path(hydra.sweep.dir) / STOP),
-        queued_again() if by_submitit else nullcontext(),
+        requeue_on_timeout() if by_submitit else nullcontext(),
     ):
         yield

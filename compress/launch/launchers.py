@@ -40,7 +40,7 @@ def require_one_kind_of_processes(arguments: list[str], processes: int) -> None:
         )
 
 
-def launcher_mistake(error: Exception, launcher: str) -> UserError | None:
+def to_launcher_error(error: Exception, launcher: str) -> UserError | None:
     """The mend, where an option or the class `launcher` behind it cannot work here."""
     option = str(getattr(error, "missing_cfg_file", "")).removeprefix(f"{_GROUP}/")
     if isinstance(error, MissingConfigException) and option in EXTRAS:

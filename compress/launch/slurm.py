@@ -9,7 +9,7 @@ from compress.utils.errors import Interrupted
 
 
 @contextmanager
-def queued_again() -> Iterator[None]:
+def requeue_on_timeout() -> Iterator[None]:
     """Has submitit's own handler of SIGUSR2, which leaves the process at once, wait until what runs here has stopped.
 
     SIGTERM is ignored: Slurm sends one too when a job is queued again.

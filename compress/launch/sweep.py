@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from compress.config.schema import SearchConfig
 from compress.launch.exit_status import exit_status
-from compress.launch.job import STOP, runs_beside_others
-from compress.launch.launchers import launcher_mistake
+from compress.launch.job import STOP, runs_in_own_process
+from compress.launch.launchers import to_launcher_error
 from compress.utils.errors import Interrupted, UserError
 from compress.utils.files import FINISHED, STATUS
 from compress.utils.signals import raise_stopped
@@ -53,7 +53,7 @@ class SweepCallback(Callback):
         _command.searches = config.hydra.sweeper["_target_"] == SearchConfig._target_
         _command.before = _statuses()
         (_command.folder / STOP).unlink(missing_ok=True)
-        if runs_beside_others(config.hydra):
+        if runs_in_own_process(config.hydra):
             _start_what_takes_signals(config.hydra.launcher)
             _pass_signals_on_to_jobs()
 
@@ -102,9 +102,9 @@ def outcome() -> tuple[int, str]:
     return (2 if all(job.get("exit") == 2 for job in missed.values()) else 1), str(mistake)
 
 
-def explain_launcher(error: Exception) -> Exception:
+def explain_launcher_error(error: Exception) -> Exception:
     """What `error` says of a launcher that is missing or has given up; itself, where it is of something else."""
-    mistake = launcher_mistake(error, _command.launcher)
+    mistake = to_launcher_error(error, _command.launcher)
     if mistake or _command.launcher in ("", "BasicLauncher") or exit_status(error)[0] == 2:
         return mistake or error
     return RuntimeError(f"{_command.launcher} gave up: {error}; to go on: the same command with {place()}")

@@ -39,7 +39,7 @@ class Cache:
         self.folder = folder
 
     @contextmanager
-    def turn(self, key: str) -> Iterator[None]:
+    def compute_once(self, key: str) -> Iterator[None]:
         """One process at a time computes the stage `key`; the others wait here and then find it.
 
         Where the folder cannot be written there is nothing to wait for.
@@ -54,47 +54,47 @@ class Cache:
         with lock_file(self.folder / _LOCKS, key, waiting):
             yield
 
-    def take(self, key: str, stage: Path) -> dict[str, Any] | None:
+    def fetch(self, key: str, stage_dir: Path) -> dict[str, Any] | None:
         """Links the files of `key` into the folder `stage`, all but stage.json, and returns its record.
 
         None where there is none. One with a file that is not as it was written is set aside with a warning.
         """
-        entry = self._place(key)
+        entry = self._entry_dir(key)
         if not (entry / STAGE).is_file():
             return None
         record = finished_stage(entry, key)
         if record is None:
             self._set_aside(key)
             return None
-        fresh_folder(stage)
+        fresh_folder(stage_dir)
         for name in record["files"]:
-            _link(entry / name, stage / name)
-        if digests(stage) != record["files"]:  # changed between the check and the link
+            _link(entry / name, stage_dir / name)
+        if digests(stage_dir) != record["files"]:  # changed between the check and the link
             self._set_aside(key)
-            fresh_folder(stage)
+            fresh_folder(stage_dir)
             return None
         if self._writable():
             self._mark_used(entry)
         return record
 
-    def put(self, key: str, stage: Path) -> None:
+    def store(self, key: str, stage_dir: Path) -> None:
         """Adds a finished stage. A folder that cannot be written, or is full, is told and costs only the next run."""
-        made = self.folder / _UNFINISHED / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+        unfinished = self.folder / _UNFINISHED / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
         try:
-            made.mkdir(parents=True)
-            for path in stage.iterdir():
+            unfinished.mkdir(parents=True)
+            for path in stage_dir.iterdir():
                 if path.is_file():
-                    _link(path, made / path.name)
-            self._place(key).parent.mkdir(parents=True, exist_ok=True)
-            if (self._place(key) / STAGE).is_file():  # of another process: as good
-                shutil.rmtree(made)
+                    _link(path, unfinished / path.name)
+            self._entry_dir(key).parent.mkdir(parents=True, exist_ok=True)
+            if (self._entry_dir(key) / STAGE).is_file():  # of another process: as good
+                shutil.rmtree(unfinished)
                 return
-            if self._place(key).exists():  # what a killed `prune` left
-                shutil.rmtree(self._place(key))
-            made.rename(self._place(key))
-            self._mark_used(self._place(key))
+            if self._entry_dir(key).exists():  # what a killed `prune` left
+                shutil.rmtree(self._entry_dir(key))
+            unfinished.rename(self._entry_dir(key))
+            self._mark_used(self._entry_dir(key))
         except OSError as error:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
             log.warning("this stage is not in the cache: %s", error)
 
     def entries(self) -> list[Entry]:
@@ -125,14 +125,14 @@ class Cache:
         removed = []
         while entries and total > max_bytes:
             entry = entries.pop()
-            with self.turn(entry.key):
+            with self.compute_once(entry.key):
                 (entry.folder / STAGE).unlink()  # first: what is half removed must not look whole
                 shutil.rmtree(entry.folder)
             total -= entry.size_bytes
             removed.append(entry)
         return removed
 
-    def _place(self, key: str) -> Path:
+    def _entry_dir(self, key: str) -> Path:
         return self.folder / key[:2] / key
 
     def _mark_used(self, entry: Path) -> None:
@@ -150,10 +150,10 @@ class Cache:
     def _set_aside(self, key: str) -> Path:
         """Moves a damaged stage out of the way, for whoever wants to know what happened to it."""
         place = self.folder / _DAMAGED / f"{key}-{uuid.uuid4().hex[:8]}"
-        log.warning("a file of %s is not as it was written: it is computed again; see %s", self._place(key), place)
+        log.warning("a file of %s is not as it was written: it is computed again; see %s", self._entry_dir(key), place)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            self._place(key).rename(place)
+            self._entry_dir(key).rename(place)
         except OSError as error:
             log.warning("it could not be moved: %s", error)
         return place

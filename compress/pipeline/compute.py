@@ -52,7 +52,7 @@ _MEASURE = ("compress.evaluation.evaluate", "compress.evaluation.benchmark_worke
 
 
 @dataclass
-class Run:
+class RunContext:
     """What all stages of a run share."""
 
     config: Config
@@ -62,7 +62,7 @@ class Run:
     ranks: ProcessGroup
     cache: Cache | None
 
-    def conditions(self) -> dict[str, Any]:
+    def evaluation_settings(self) -> dict[str, Any]:
         """What the files and figures of a stage depend on besides its weights."""
         return {
             "export": asdict(self.config.export),
@@ -74,16 +74,16 @@ class Run:
 
 
 @dataclass
-class Job:
+class StageJob:
     """A stage to compute; `inputs` are what `stage_inputs` gave, and their digest is its key."""
 
     name: str
-    stage: Path
+    stage_dir: Path
     done: list[Path]
     inputs: dict[str, Any]
 
 
-def prepare(config: Config) -> Run:
+def prepare(config: Config) -> RunContext:
     """Readies the machine and reads the data, in every process of the run.
 
     Raises UserError for a device that is not there, for data that cannot be used, and for more processes than images.
@@ -108,7 +108,7 @@ def prepare(config: Config) -> Run:
             "raise data.batch_size, or lower torchrun's --nproc-per-node",
         )
     cache = Cache(Path(config.cache.dir)) if config.cache.enabled else None
-    return Run(config, data, device, threads, ranks, cache)
+    return RunContext(config, data, device, threads, ranks, cache)
 
 
 def require_networks_fit(config: Config, data: Data) -> None:
@@ -130,7 +130,7 @@ def prepare_machine(config: Config) -> tuple[torch.device, int]:
     return torch.device("cuda" if cuda else "cpu"), threads
 
 
-def compute_stage(job: Job, run: Run, curves: TensorBoardWriter) -> Artifact:
+def compute_stage(job: StageJob, run: RunContext, curves: TensorBoardWriter) -> Artifact:
     """The network of a stage, and what there is to tell of it.
 
     Raises UserError as the stage does, Interrupted where a signal ends its training, and StageDone in a process that
@@ -149,7 +149,7 @@ def compute_stage(job: Job, run: Run, curves: TensorBoardWriter) -> Artifact:
         seed = stage_seed(config, job.name)
         seed_everything(seed)
         key, minutes = files.digest_of(job.inputs), config.train.checkpoint_minutes
-        checkpoint = Checkpoint(files.training_file(job.stage), key, minutes)
+        checkpoint = Checkpoint(files.training_file(job.stage_dir), key, minutes)
         data = (
             run.data if teacher is None or run.data.labelled else add_pseudo_labels(teacher.network, run.data, device)
         )
@@ -169,7 +169,7 @@ def worker_loop() -> None:
     """
     silence()
     logging.disable(logging.WARNING)  # the leader has said it
-    run: Run | None = None
+    run: RunContext | None = None
     while (received := receive_broadcast()) is not None:
         if isinstance(received, Config):
             run = prepare(received)
@@ -183,7 +183,7 @@ def worker_loop() -> None:
     destroy_process_group()
 
 
-def stage_inputs(name: str, run: Run, parent: dict[str, str] | None) -> dict[str, Any]:
+def stage_inputs(name: str, run: RunContext, parent: dict[str, str] | None) -> dict[str, Any]:
     """All that decides what a stage computes."""
     config, data = run.config, run.data
     elsewhere = ("root", "workers")  # the fingerprint tells what was read, wherever it lay

@@ -21,7 +21,7 @@ from compress.export.onnx import export_onnx
 from compress.methods.quantization.float_share import read_float_share, require_int8
 from compress.methods.restore import restore
 from compress.models.artifact import Artifact, write_model
-from compress.pipeline.refusals import refusal
+from compress.pipeline.dry_run_errors import to_dry_run_error
 from compress.stages import STAGES
 from compress.stages.teacher import untrained
 from compress.training.context import Context
@@ -37,23 +37,23 @@ _RESTORED = 1e-3  # of the logits' spread: a rebuilt network differs by the orde
 _DEPLOYED = 1e-2  # the same, of a float file in ONNX Runtime
 _INT8 = 0.3  # mean difference of an int8 file from its simulation, where now and then a value is a step aside
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 @dataclass
-class _Trial:
+class _DryRun:
     """What all steps of a trial share."""
 
     config: Config
     data: Data  # few images
-    place: Path
+    scratch_dir: Path
     model: str
     network: nn.Module  # the teacher before its first epoch
     images: Tensor  # (N, C, H, W)
 
 
 @dataclass
-class Tried:
+class DryRunStage:
     """A stage that a network went through untrained."""
 
     artifact: Artifact
@@ -69,12 +69,12 @@ class Tried:
 def require_compressible(config: Config, data: Data) -> None:
     """Raises UserError where a stage of `config` could not take its network, see `try_stages`; a log line otherwise."""
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as place:
-        try_stages(config, data, Path(place))
+    with tempfile.TemporaryDirectory() as scratch_dir:
+        try_stages(config, data, Path(scratch_dir))
     log.info("tried untrained, through all stages: %.0f s", time.perf_counter() - start)
 
 
-def try_stages(config: Config, data: Data, place: Path) -> list[Tried]:
+def try_stages(config: Config, data: Data, scratch_dir: Path) -> list[DryRunStage]:
     """Runs the stages of `config` on a few images, a step of training each, and tries what each one writes.
 
     The network of each stage is rebuilt from its files, and its model.onnx is run in ONNX Runtime; both have to agree
@@ -82,19 +82,19 @@ def try_stages(config: Config, data: Data, place: Path) -> list[Tried]:
     fails, where most of the arithmetic would stay float, and where the network's outputs are not a function of the
     image alone.
     """
-    few = _few(data)
+    small_data = _small_data(data)
     torch.manual_seed(config.seed)
     network, architecture = untrained(config.teacher, data.shape, len(data.classes))
     model = architecture.model
-    images = torch.cat([images for images, _ in few.train.batches()])
+    images = torch.cat([images for images, _ in small_data.train.batches()])
     network.eval()
     _require_function(network, images, model)
-    done: list[Tried] = []
+    done: list[DryRunStage] = []
     with _silent():
-        trial = _Trial(config, few, place, model, network, images)
-        try_export(network, few, place / "untrained.onnx", model)
+        dry_run = _DryRun(config, small_data, scratch_dir, model, network, images)
+        try_export(network, small_data, scratch_dir / "untrained.onnx", model)
         for name in config.stages:
-            done.append(_try_stage(name, done, trial))
+            done.append(_try_stage(name, done, dry_run))
     for warning in (warning for tried in done for warning in tried.warnings):
         log.warning("%s", warning)
     return done
@@ -108,7 +108,7 @@ def try_export(network: nn.Module, data: Data, file: Path, model: str) -> None:
         _compare_file(file, images, network.eval()(images), _DEPLOYED, f"{model} as an ONNX file")
 
 
-def _few(data: Data) -> Data:
+def _small_data(data: Data) -> Data:
     """The same data set with a few images in each split; its test split stays unread."""
 
     def some(split: Split) -> Split:
@@ -135,37 +135,37 @@ def _require_function(network: nn.Module, images: Tensor, model: str) -> None:
         )
 
 
-def _try_stage(name: str, done: list[Tried], trial: _Trial) -> Tried:
+def _try_stage(name: str, done: list[DryRunStage], dry_run: _DryRun) -> DryRunStage:
     """Runs a stage as a run would, but on few images."""
-    config, data, stage = trial.config, trial.data, STAGES[name]
+    config, data, stage = dry_run.config, dry_run.data, STAGES[name]
     current, teacher = (restore(done[at].folder, torch.device("cpu")) if done else None for at in (-1, 0))
     if teacher is not None and not data.labelled:
         data = add_pseudo_labels(teacher.network, data, torch.device("cpu"))
     context = Context(data, teacher, config.train, torch.device("cpu"), config.seed, TensorBoardWriter(None))
     settings = getattr(config, name)
     quick = {"epochs": min(1, settings.epochs), "lr": _LR} | stage.dry_run(_IMAGES)
-    network = trial.network if current is None else current.network
-    before = trial.model if current is None else current.spec.architecture["model"]
+    network = dry_run.network if current is None else current.network
+    before = dry_run.model if current is None else current.spec.architecture["model"]
     model = next(iter(stage.networks(config).values()), before)
     artifact = _attempt(
         lambda: stage.load()(current, replace(settings, **quick), context), model, stage.participle, network, data
     )
-    tried = Tried(artifact, trial.place / f"{len(done)}_{name}")
+    tried = DryRunStage(artifact, dry_run.scratch_dir / f"{len(done)}_{name}")
     tried.folder.mkdir()
     write_model(artifact, tried.folder)
-    _try_restoring(tried, model, trial)
+    _try_restoring(tried, model, dry_run)
     if quantization := artifact.spec.quantization:
-        _try_int8(tried, quantization["float_layers"], model, trial)
+        _try_int8(tried, quantization["float_layers"], model, dry_run)
     elif model != before:
         try_export(artifact.network, data, tried.file, model)
     return tried
 
 
-def _try_restoring(tried: Tried, model: str, trial: _Trial) -> None:
+def _try_restoring(tried: DryRunStage, model: str, dry_run: _DryRun) -> None:
     """Raises UserError unless the network that is rebuilt from its files computes the same."""
-    images, network = trial.images, tried.artifact.network
+    images, network = dry_run.images, tried.artifact.network
     restored = _attempt(
-        lambda: restore(tried.folder, torch.device("cpu")).network, model, "restored", network, trial.data
+        lambda: restore(tried.folder, torch.device("cpu")).network, model, "restored", network, dry_run.data
     )
     with torch.no_grad():
         if _difference(restored(images), network.eval()(images)) > _RESTORED:
@@ -176,20 +176,20 @@ def _try_restoring(tried: Tried, model: str, trial: _Trial) -> None:
             )
 
 
-def _try_int8(tried: Tried, float_layers: list[str], model: str, trial: _Trial) -> None:
+def _try_int8(tried: DryRunStage, float_layers: list[str], model: str, dry_run: _DryRun) -> None:
     """Raises UserError unless the int8 file runs, agrees with the simulation, and is int8 for the most part."""
     network, file = tried.artifact.network, tried.file
-    _attempt(lambda: export_onnx(network, file, trial.data.shape), model, "quantized", network, trial.data)
+    _attempt(lambda: export_onnx(network, file, dry_run.data.shape), model, "quantized", network, dry_run.data)
     with torch.no_grad():
-        _compare_file(file, trial.images, network(trial.images), _INT8, f"{model} as an int8 file")
+        _compare_file(file, dry_run.images, network(dry_run.images), _INT8, f"{model} as an int8 file")
     share = read_float_share(file, network, float_layers)
-    require_int8(share, model, trial.config.quantize.allow_float)
+    require_int8(share, model, dry_run.config.quantize.allow_float)
     tried.stays_float = [{"layer": layer.layer, "reason": layer.reason} for layer in share.layers]
     if remark := share.remark():
         tried.warnings.append(f"quantize: {remark}")
 
 
-def _compare_file(file: Path, images: Tensor, wanted: Tensor, most: float, what: str) -> None:
+def _compare_file(file: Path, images: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
     """Raises UserError unless the file runs in ONNX Runtime and its logits are near `wanted`, (N, K)."""
     try:
         found = torch.from_numpy(np.asarray(onnx_runner(file, 1)(images.numpy())))
@@ -205,27 +205,27 @@ def _compare_file(file: Path, images: Tensor, wanted: Tensor, most: float, what:
             "finite logits",
             "look for divisions by zero, logarithms and square roots in its forward pass",
         )
-    difference = _difference(found, wanted)
-    if difference > most:
+    difference = _difference(found, expected)
+    if difference > tolerance:
         raise UserError(
             f"{what}, whose logits differ from the network's by {100 * difference:.0f} % of their spread",
-            f"at most {100 * most:.0f} %",
+            f"at most {100 * tolerance:.0f} %",
             "look for tensors that are written to in place (x[:, 0] = ..., +=) and write them as new tensors",
         )
 
 
-def _difference(found: Tensor, wanted: Tensor) -> float:
+def _difference(found: Tensor, expected: Tensor) -> float:
     """The mean difference as a share of the spread of `wanted`."""
-    spread = wanted.float().std().clamp_min(1e-6)
-    return ((found.float() - wanted.float()).abs().mean() / spread).item()
+    spread = expected.float().std().clamp_min(1e-6)
+    return ((found.float() - expected.float()).abs().mean() / spread).item()
 
 
-def _attempt(step: Callable[[], Found], model: str, done: str, network: nn.Module, data: Data) -> Found:
+def _attempt(step: Callable[[], T], model: str, participle: str, network: nn.Module, data: Data) -> T:
     """What `step` returns; whatever a library raises there is the answer that was asked for, as a UserError."""
     try:
         return step()
     except Exception as error:
-        raise refusal(error, model, done, network, data.shape) from error
+        raise to_dry_run_error(error, model, participle, network, data.shape) from error
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from compress.config.schema import Config, StopBelowConfig
 from compress.evaluation.concurrent_runs import announced
-from compress.pipeline.ablations import check_controls, run_controls
+from compress.pipeline.ablations import check_ablations, run_ablations
 from compress.pipeline.run import run_pipeline
 from compress.report.write import write_run
 from compress.training.out_of_memory import is_out_of_memory
@@ -27,7 +27,7 @@ def run_experiment(config: Config, folder: Path, wait: bool = False) -> dict[str
     `validation` of each stage the top-1 in percent on validation, an epoch each; nothing of a preflight. Raises
     UserError as `run_pipeline` does.
     """
-    check_controls(config)
+    check_ablations(config)
     if config.preflight:
         from compress.pipeline.preflight import run_preflight  # seconds, which other runs do without
 
@@ -70,7 +70,7 @@ def _run_all(config: Config, folder: Path) -> dict[str, Any]:
     if config.repeat.seeds:
         write_json(folder / REPEATS, _repeat(config, folder, summary))
     if config.controls:
-        write_json(folder / CONTROLS, run_controls(config, folder))
+        write_json(folder / CONTROLS, run_ablations(config, folder))
     if config.repeat.seeds or config.controls:
         log.info("the report, with these runs in it: %s", write_run(folder))
     return summary
@@ -86,11 +86,13 @@ def _repeat(config: Config, folder: Path, summary: dict[str, Any]) -> dict[str, 
     stages = zip(*(one["stages"] for one in summaries.values()), strict=True)
     return {
         "seeds": list(summaries),
-        "stages": [{"stage": rows[0]["stage"], "figures": spread([row["metrics"] for row in rows])} for rows in stages],
+        "stages": [
+            {"stage": rows[0]["stage"], "figures": seed_statistics([row["metrics"] for row in rows])} for rows in stages
+        ],
     }
 
 
-def spread(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def seed_statistics(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Of each figure that is a number in all `records`: mean, standard deviation (0 for a single one) and values."""
     figures = {}
     for name in records[0]:

@@ -20,7 +20,7 @@ from compress.methods.pruning.reconstruction import skipped_layers
 from compress.models.artifact import Artifact
 from compress.models.widths import read_widths
 from compress.pipeline.compute import prepare_machine, require_networks_fit
-from compress.pipeline.dry_run import Tried, try_export, try_stages
+from compress.pipeline.dry_run import DryRunStage, try_export, try_stages
 from compress.pipeline.preprocessing import with_normalisation, with_preprocessing
 from compress.stages import check_order
 from compress.stages.teacher import untrained
@@ -48,18 +48,18 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
     teacher, model = _teacher(config, data)
     measure = replace(config.measure, repetitions=_REPETITIONS)
     expected: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as place:
-        tried = try_stages(config, data, Path(place))
+    with tempfile.TemporaryDirectory() as scratch_dir:
+        tried = try_stages(config, data, Path(scratch_dir))
         last, student = tried[-1], _last_float(tried)
         layers, remarks = _pruned_layers(teacher, tried, config, data)
-        first = Path(place, "teacher.onnx")
+        first = Path(scratch_dir, "teacher.onnx")
         for name, network in {"teacher": teacher, "float": student.network}.items():
-            _unlike_fresh(network)
-            file = Path(place, f"{name}.onnx")
+            _randomize_batch_norm(network)
+            file = Path(scratch_dir, f"{name}.onnx")
             try_export(network, data, file, model)
-            expected[name] = _expected(network, file, first, data, measure, threads)
+            expected[name] = _expected_figures(network, file, first, data, measure, threads)
         if last.artifact.spec.quantization:
-            expected["int8"] = _expected(student.network, last.file, first, data, measure, threads)
+            expected["int8"] = _expected_figures(student.network, last.file, first, data, measure, threads)
     floats = last.stays_float
     found = {"model": model, "layers": layers, "remarks": remarks, "stays_float": floats, "expected": expected}
     write_json(folder / PREFLIGHT, found)
@@ -75,12 +75,12 @@ def _teacher(config: Config, data: Data) -> tuple[nn.Module, str]:
     return network.eval(), architecture.model
 
 
-def _last_float(tried: list[Tried]) -> Artifact:
+def _last_float(tried: list[DryRunStage]) -> Artifact:
     return next(stage.artifact for stage in reversed(tried) if not stage.artifact.spec.quantization)
 
 
 def _pruned_layers(
-    teacher: nn.Module, tried: list[Tried], config: Config, data: Data
+    teacher: nn.Module, tried: list[DryRunStage], config: Config, data: Data
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """A row a layer with its filters before and after pruning; what is left undone. Both empty where none is pruned."""
     pruned = next((stage.artifact for stage in tried if stage.artifact.spec.pruning), None)
@@ -98,7 +98,7 @@ def _pruned_layers(
     return layers, [f"{row['layer']}: {row['reason']}" for row in rows]
 
 
-def _unlike_fresh(network: nn.Module) -> None:
+def _randomize_batch_norm(network: nn.Module) -> None:
     """Gives batch norm values as training leaves them: the exporter saves room where all are zeros or ones."""
     with torch.no_grad():
         for module in network.modules():
@@ -107,7 +107,7 @@ def _unlike_fresh(network: nn.Module) -> None:
                 module.running_var.uniform_(0.5, 1.5)
 
 
-def _expected(
+def _expected_figures(
     network: nn.Module, file: Path, teacher: Path, data: Data, measure: Any, threads: int
 ) -> dict[str, float]:
     params, macs = count_cost(network, data.shape)

@@ -22,7 +22,7 @@ from compress.methods.quantization.cpu_target import mismatch
 from compress.methods.quantization.float_share import INT8_MACS, read_float_share, require_int8
 from compress.methods.restore import restore_float
 from compress.models.artifact import Artifact, write_model, write_tensors
-from compress.pipeline.compute import Job, Run, compute_stage, stage_seed
+from compress.pipeline.compute import RunContext, StageJob, compute_stage, stage_seed
 from compress.report.html import sensitivity_page
 from compress.stages import networks
 from compress.tasks import TASKS
@@ -38,34 +38,36 @@ _SPREAD_IMAGES = 64  # on which the ranges of channels are compared
 log = logging.getLogger("compress")
 
 
-def compute_and_evaluate(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: Run) -> dict[str, Any]:
+def compute_and_evaluate(
+    name: str, stage_dir: Path, done: list[Path], inputs: dict[str, Any], run: RunContext
+) -> dict[str, Any]:
     """Computes one stage from the folders of those before it, writes its folder, returns stage.json's record."""
     log.info("%s: starts", name)
     start = time.perf_counter()
-    files.fresh_folder(stage)
+    files.fresh_folder(stage_dir)
     config, data = run.config, run.data
-    if not done and _is_tried(config):
+    if not done and _needs_dry_run(config):
         from compress.pipeline.dry_run import require_compressible  # most of a second, which other stages do without
 
         require_compressible(config, data)
-    with TensorBoardWriter(stage.parent / "tensorboard" / stage.name) as curves:
+    with TensorBoardWriter(stage_dir.parent / "tensorboard" / stage_dir.name) as curves:
         with spending(config.measure.country, run.device) as spent:
-            result = compute_stage(Job(name, stage, list(done), inputs), run, curves)
-        write_model(result, stage)
-        export_onnx(result.network.cpu(), stage / files.ONNX, data.shape)
+            result = compute_stage(StageJob(name, stage_dir, list(done), inputs), run, curves)
+        write_model(result, stage_dir)
+        export_onnx(result.network.cpu(), stage_dir / files.ONNX, data.shape)
         left_out, quantization = result.left_out, result.spec.quantization
         int8: dict[str, Any] = {}
         if quantization:
-            rows, int8 = _check_int8(stage / files.ONNX, result, quantization, config.quantize.allow_float)
+            rows, int8 = _check_int8(stage_dir / files.ONNX, result, quantization, config.quantize.allow_float)
             left_out = left_out + rows
             if remark := mismatch(quantization["target"], cpu_flags()):
                 log.warning("%s: %s", name, remark)
                 result.notes["target"] = remark
         if result.sensitivity:
-            _write_sensitivity(result.sensitivity, stage, curves)
-        metrics = _deploy(name, stage, done[0] if done else stage, spent | int8, run)
+            _write_sensitivity(result.sensitivity, stage_dir, curves)
+        metrics = _export_and_evaluate(name, stage_dir, done[0] if done else stage_dir, spent | int8, run)
         if quantization:
-            _tell_loss(stage, done[-1], result, run)
+            _note_int8_loss(stage_dir, done[-1], result, run)
         if filters := result.notes.get("filters"):
             curves.by_layer("filters_left_percent", (100 * after / before for before, after in filters.values()))
     record: dict[str, Any] = {
@@ -75,7 +77,7 @@ def compute_and_evaluate(name: str, stage: Path, done: list[Path], inputs: dict[
         "device": str(run.device),
         "threads": run.threads,
         "processes": run.ranks.world,
-        "conditions": run.conditions(),
+        "conditions": run.evaluation_settings(),
         "versions": versions(),
         "duration_s": round(time.perf_counter() - start, 3),
         "images": data.sizes,
@@ -83,72 +85,76 @@ def compute_and_evaluate(name: str, stage: Path, done: list[Path], inputs: dict[
         "left_out": left_out,
         "notes": result.notes,
     }
-    files.finish_stage(stage, record)
+    files.finish_stage(stage_dir, record)
     log.info(
         "%s: %.2f %% deployed, %.3f ms an image",
         name, metric_of(metrics).percent(metrics), metrics["latency_ms_p50"],
     )  # fmt: skip
     if left_out:
         log.info("%s: left out %d layers, named in %s", name, len(left_out), files.STAGE)
-    return _written(stage, record["key"])
+    return _written(stage_dir, record["key"])
 
 
-def _is_tried(config: Config) -> bool:
+def _needs_dry_run(config: Config) -> bool:
     """Whether the networks of a run are tried before it trains; those of the zoo are known to pass."""
     return bool(config.teacher.factory) or any("/" in name for name in networks(config).values())
 
 
-def reexport_stage(name: str, stage: Path, done: list[Path], record: dict[str, Any], run: Run) -> dict[str, Any]:
+def reexport_stage(
+    name: str, stage_dir: Path, done: list[Path], record: dict[str, Any], run: RunContext
+) -> dict[str, Any]:
     """Writes and measures a whole stage for other targets, beside its folder, and then puts it in its place.
 
     What was trained is never at risk: until the very end the old folder is whole.
     """
-    anew = stage.with_name(f"{stage.name}.anew")
-    files.fresh_folder(anew)
+    new_dir = stage_dir.with_name(f"{stage_dir.name}.anew")
+    files.fresh_folder(new_dir)
     for kept in (files.MODEL, files.SPEC, files.ONNX, files.OUTPUTS, files.SENSITIVITY, files.SENSITIVITY_PLOT):
-        if (stage / kept).is_file():
-            shutil.copyfile(stage / kept, anew / kept)
-    before = files.read_json(stage / files.METRICS)
+        if (stage_dir / kept).is_file():
+            shutil.copyfile(stage_dir / kept, new_dir / kept)
+    before = files.read_json(stage_dir / files.METRICS)
     spent = taken_before(before, SPENT) | ({INT8_MACS: before[INT8_MACS]} if INT8_MACS in before else {})
-    _deploy(name, anew, done[0] if done else anew, spent, run)
-    now = {"config": asdict(run.config), "threads": run.threads, "conditions": run.conditions()}
-    files.finish_stage(anew, record | now)
-    shutil.rmtree(stage)
-    anew.rename(stage)
-    return _written(stage, record["key"])
+    _export_and_evaluate(name, new_dir, done[0] if done else new_dir, spent, run)
+    now = {"config": asdict(run.config), "threads": run.threads, "conditions": run.evaluation_settings()}
+    files.finish_stage(new_dir, record | now)
+    shutil.rmtree(stage_dir)
+    new_dir.rename(stage_dir)
+    return _written(stage_dir, record["key"])
 
 
-def _written(stage: Path, key: str) -> dict[str, Any]:
+def _written(stage_dir: Path, key: str) -> dict[str, Any]:
     """Returns the record of a stage that was just finished. Raises UserError where its files changed meanwhile."""
-    record = files.finished_stage(stage, key)
+    record = files.finished_stage(stage_dir, key)
     if record is None:
         raise UserError(
-            f"{stage}, whose files changed while they were written",
+            f"{stage_dir}, whose files changed while they were written",
             "a folder that no other process writes into",
             "start the same command again",
         )
     return record
 
 
-def _deploy(name: str, stage: Path, teacher: Path, spent: dict[str, Any], run: Run) -> dict[str, Any]:
+def _export_and_evaluate(
+    name: str, stage_dir: Path, teacher: Path, spent: dict[str, Any], run: RunContext
+) -> dict[str, Any]:
     """Writes the further targets of a stage that has its model.onnx, measures all, returns metrics.json's content."""
     config, data = run.config, run.data
     left_out, calibration = {}, None
     targets = [target for target in config.export.targets if target in TARGETS]
-    if targets and files.read_json(stage / files.SPEC)["quantization"]:
+    if targets and files.read_json(stage_dir / files.SPEC)["quantization"]:
         samples = data.train.take(config.quantize.calibration_samples, stage_seed(config, name))
         calibration = [images for images, _ in samples.batches()]
     for target in targets:
-        source = Source(stage, stage / files.ONNX, restore_float(stage), calibration, data.shape)
+        source = Source(stage_dir, stage_dir / files.ONNX, restore_float(stage_dir), calibration, data.shape)
         left_out[target] = load_target(target).export(source)
         if left_out[target]:
             log.info("%s: %s leaves out %d layers, named in %s", name, target, len(left_out[target]), files.METRICS)
-    measured = evaluate_stage(stage, teacher, spent, left_out, data, config.measure, run.device, run.threads)
-    write_tensors(stage / files.PREDICTIONS, measured.predictions)
-    files.write_json(stage / files.METRICS, measured.metrics)
-    files.write_json(stage / files.PROFILE, measured.profile)
+    measured = evaluate_stage(stage_dir, teacher, spent, left_out, data, config.measure, run.device, run.threads)
+    write_tensors(stage_dir / files.PREDICTIONS, measured.predictions)
+    files.write_json(stage_dir / files.METRICS, measured.metrics)
+    files.write_json(stage_dir / files.PROFILE, measured.profile)
     if measured.examples:
-        write_tensors(stage / files.EXAMPLES, measured.examples)
+        write_tensors(stage_dir / files.EXAMPLES, measured.examples)
     return measured.metrics
 
 
@@ -178,9 +184,9 @@ def _check_int8(
     return rows, {INT8_MACS: share.int8_macs_percent}
 
 
-def _tell_loss(stage: Path, before: Path, result: Artifact, run: Run) -> None:
+def _note_int8_loss(stage_dir: Path, before: Path, result: Artifact, run: RunContext) -> None:
     """Where int8 lost accuracy beyond chance, logs and notes which setting would help."""
-    loss = validation_loss(before / files.ONNX, stage / files.ONNX, run.data.val, run.threads, TASKS[run.data.task])
+    loss = validation_loss(before / files.ONNX, stage_dir / files.ONNX, run.data.val, run.threads, TASKS[run.data.task])
     if loss is None:
         return
     images = torch.cat([images for images, _ in run.data.train.take(_SPREAD_IMAGES, 0).batches()])
@@ -189,8 +195,8 @@ def _tell_loss(stage: Path, before: Path, result: Artifact, run: Run) -> None:
     result.notes["int8_loss"] = advice
 
 
-def _write_sensitivity(table: dict[str, Any], stage: Path, curves: TensorBoardWriter) -> None:
+def _write_sensitivity(table: dict[str, Any], stage_dir: Path, curves: TensorBoardWriter) -> None:
     """The table and its chart, into the stage's folder, and its figures into TensorBoard."""
-    files.write_json(stage / files.SENSITIVITY, table)
-    files.write_bytes(stage / files.SENSITIVITY_PLOT, sensitivity_page(table, stage.name).encode())
+    files.write_json(stage_dir / files.SENSITIVITY, table)
+    files.write_bytes(stage_dir / files.SENSITIVITY_PLOT, sensitivity_page(table, stage_dir.name).encode())
     curves.by_layer("int8_kl_nats", (row["kl_nats"] for row in table["layers"]))

@@ -15,19 +15,19 @@ from compress.utils.metric import metric_of
 def summary_rows(done: list[Path]) -> list[dict[str, Any]]:
     """A row a stage: its metrics, and each against the teacher's."""
     rows: list[dict[str, Any]] = []
-    for stage in done:
-        metrics = files.read_json(stage / files.METRICS)
+    for stage_dir in done:
+        metrics = files.read_json(stage_dir / files.METRICS)
         teacher = rows[0]["metrics"] if rows else metrics
         rows.append(
             {
-                "stage": stage.name,
+                "stage": stage_dir.name,
                 "metrics": metrics,
                 "times_smaller": teacher["size_bytes"] / metrics["size_bytes"],
                 "times_faster": metrics["speedup_vs_teacher"],
                 "times_fewer_macs": teacher["macs"] / metrics["macs"],
                 "times_fewer_params": teacher["params"] / metrics["params"],
                 "points_lost": 0.0 - metric_of(metrics).delta(metrics),
-                "warnings": int8_warnings(files.read_json(stage / files.STAGE)["notes"]),
+                "warnings": int8_warnings(files.read_json(stage_dir / files.STAGE)["notes"]),
             }
         )
     return rows
@@ -37,8 +37,8 @@ def log_stages(done: list[Path], config: Config) -> None:
     """The stages so far as TensorBoard's run `stages`: a line a figure over their numbers, and a row in HPARAMS."""
     with TensorBoardWriter(done[0].parent / "tensorboard" / "stages") as writer:
         writer.settings(table_settings(config))
-        for number, stage in enumerate(done, 1):
-            writer.by_stage(number, stage_figures(files.read_json(stage / files.METRICS)))
+        for number, stage_dir in enumerate(done, 1):
+            writer.by_stage(number, stage_figures(files.read_json(stage_dir / files.METRICS)))
 
 
 def table_settings(config: Config) -> dict[str, bool | int | float | str]:

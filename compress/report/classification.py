@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from compress.report.run_files import Run
+from compress.report.run_files import RunRecord
 
 _MOST_CLASSES = 100  # drawn as a matrix; of more, only the most frequent mistakes are listed
 _WITH_COUNTS, _WITH_NAMES = 15, 40  # up to so many classes a cell shows its count, and an axis its names
@@ -51,7 +51,7 @@ class Classes:
     loss_note: str  # how much one image of a class weighs
 
 
-def class_figures(run: Run) -> Classes | None:
+def class_figures(run: RunRecord) -> Classes | None:
     """Of the last stage's file; None where no predictions were kept."""
     if run.last.predictions is None or "deployed_top1" not in run.last.predictions:
         return None

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from compress.report.run_files import Run, Stage
+from compress.report.run_files import RunRecord, StageRecord
 
 # The colour map "inferno", every 15th of its 256 colours; straight lines between them are at most 6 of 255 off. Equal
 # steps of heat look equal, also to the colour-blind and in grey print.
@@ -57,7 +57,7 @@ class Gallery:
     scale: str  # the heatmap's colours from little to much, as a data: address
 
 
-def gallery(run: Run) -> Gallery | None:
+def gallery(run: RunRecord) -> Gallery | None:
     """The images that the last stage kept; None where it kept none."""
     examples = run.last.examples
     if examples is None or not len(examples["images"]):
@@ -74,7 +74,7 @@ def gallery(run: Run) -> Gallery | None:
     )
 
 
-def disagreement(run: Run) -> str:
+def disagreement(run: RunRecord) -> str:
     """How often teacher and last stage disagree on all test images, and who is right then; empty where not known."""
     last, teacher = run.last.predictions, run.teacher.predictions
     if len(run.stages) == 1 or last is None or teacher is None:
@@ -108,7 +108,7 @@ def _heat_colours() -> np.ndarray:
     return np.stack([np.interp(values, places, known[:, channel]) for channel in range(3)], 1).round().astype(np.uint8)
 
 
-def _card(stage: Stage, examples: dict[str, np.ndarray], at: int) -> Card:
+def _card(stage: StageRecord, examples: dict[str, np.ndarray], at: int) -> Card:
     """Returns the card of the image at position `at` of `examples`, which `stage` kept."""
     classes = stage.spec["classes"]
     label, theirs, own = (int(examples[name][at]) for name in ("labels", "teacher_top1", "deployed_top1"))

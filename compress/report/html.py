@@ -14,7 +14,7 @@ from compress.report.classification import class_figures
 from compress.report.gallery import gallery
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
 from compress.report.multilabel import label_figures
-from compress.report.run_files import Run
+from compress.report.run_files import RunRecord
 from compress.report.settings import changed_settings, command, digests, versions
 from compress.report.stage_table import (
     cautions,
@@ -32,7 +32,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _BEFORE_A_UNIT = re.compile(r"(?<=\d) (?=(?:%|ms|[KMG]iB|[kMG]\b))")
 
 
-def run_page(run: Run) -> str:
+def run_page(run: RunRecord) -> str:
     """report.html of one run."""
     return render(
         "run.html.j2",

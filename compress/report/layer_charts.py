@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from compress.report.run_files import Run, Stage
+from compress.report.run_files import RunRecord, StageRecord
 from compress.utils.files import MODEL
 from compress.utils.units import threads_text, three_digits
 
@@ -48,7 +48,7 @@ class Operator:
     share_percent: float
 
 
-def width_chart(run: Run) -> Chart | None:
+def width_chart(run: RunRecord) -> Chart | None:
     """Output channels before and after pruning; None where no layer was pruned."""
     after = {name: width[0] for name, width in run.last.spec["widths"].items() if len(width) > 1}
     before = _output_channels(run.teacher, after)
@@ -69,7 +69,7 @@ def width_chart(run: Run) -> Chart | None:
     )
 
 
-def _output_channels(stage: Stage, layers: dict[str, int]) -> dict[str, int]:
+def _output_channels(stage: StageRecord, layers: dict[str, int]) -> dict[str, int]:
     """Of those of `layers` whose weights the stage's file holds; empty where the file is gone."""
     path = stage.folder / MODEL
     if not path.is_file():
@@ -79,7 +79,7 @@ def _output_channels(stage: Stage, layers: dict[str, int]) -> dict[str, int]:
         return {name: file.get_slice(f"{name}.weight").get_shape()[0] for name in layers if f"{name}.weight" in there}
 
 
-def profile_chart(run: Run) -> Chart | None:
+def profile_chart(run: RunRecord) -> Chart | None:
     """Milliseconds a node of the last stage's file, the slowest first; `detail` sums them by operator."""
     profile = run.last.profile
     if not profile or not profile["nodes"]:

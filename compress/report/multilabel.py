@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from compress.report.run_files import Run
+from compress.report.run_files import RunRecord
 from compress.report.verdict import interval
 
 
@@ -25,7 +25,7 @@ class Labels:
     takeaway: str
 
 
-def label_figures(run: Run) -> Labels | None:
+def label_figures(run: RunRecord) -> Labels | None:
     """Of the last stage's file; None where its images have one class each, or no predictions were kept."""
     own = run.last.metrics.get("deployed_auroc_by_label_percent")
     if own is None or run.last.predictions is None:

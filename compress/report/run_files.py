@@ -31,7 +31,7 @@ SUMMARY, LOG = "summary.json", "compress.log"
 
 
 @dataclass
-class Stage:
+class StageRecord:
     """A finished stage. What it did not leave is None."""
 
     folder: Path
@@ -80,11 +80,11 @@ class Stage:
 
 
 @dataclass
-class Run:
+class RunRecord:
     """A run with one finished stage or more."""
 
     folder: Path
-    stages: list[Stage]
+    stages: list[StageRecord]
     unfinished: list[str]  # stages that were asked for and are not there
     remarks: list[str]  # files that are missing, or changed since they were written
     overrides: list[str] | None  # what was typed behind `python -m compress`; None: not started there
@@ -93,11 +93,11 @@ class Run:
     absent: list[str] = field(default_factory=list)  # what the page cannot show, and why
 
     @property
-    def teacher(self) -> Stage:
+    def teacher(self) -> StageRecord:
         return self.stages[0]
 
     @property
-    def last(self) -> Stage:
+    def last(self) -> StageRecord:
         """The stage whose file is deployed."""
         return self.stages[-1]
 
@@ -107,7 +107,7 @@ class Run:
         return self.last.record["config"]
 
 
-def load_run(folder: Path) -> Run:
+def load_run(folder: Path) -> RunRecord:
     """The run in `folder`. Raises UserError where no stage is finished, or a file cannot be read."""
     stages = [_load_stage(path) for path in stage_folders(folder)]
     if not stages:
@@ -118,7 +118,7 @@ def load_run(folder: Path) -> Run:
         )
     wanted = [f"{number:02d}_{name}" for number, name in enumerate(stages[-1].record["config"]["stages"], 1)]
     overrides = folder / ".hydra" / "overrides.yaml"
-    run = Run(
+    run = RunRecord(
         folder=folder,
         stages=stages,
         unfinished=[name for name in wanted if name not in {stage.name for stage in stages}],
@@ -150,7 +150,7 @@ def stage_folders(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"[0-9][0-9]_*/{STAGE}"))
 
 
-def _load_stage(folder: Path) -> Stage:
+def _load_stage(folder: Path) -> StageRecord:
     for name in (STAGE, METRICS, SPEC):
         if not (folder / name).is_file():
             raise UserError(
@@ -160,7 +160,7 @@ def _load_stage(folder: Path) -> Stage:
             )
     tensors = {name: _read_tensors(folder / name) for name in (PREDICTIONS, EXAMPLES) if (folder / name).is_file()}
     tables = {name: _read_json(folder / name) for name in (PROFILE, SENSITIVITY) if (folder / name).is_file()}
-    return Stage(
+    return StageRecord(
         folder=folder,
         metrics=_read_json(folder / METRICS),
         record=_read_json(folder / STAGE),
@@ -201,7 +201,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
     )
 
 
-def _changes(stage: Stage) -> list[str]:
+def _changes(stage: StageRecord) -> list[str]:
     """The files whose digest is no longer the one in stage.json, and those that are gone."""
     found = []
     for name, digest in stage.record["files"].items():
@@ -213,7 +213,7 @@ def _changes(stage: Stage) -> list[str]:
     return found
 
 
-def _absent(run: Run) -> list[str]:
+def _absent(run: RunRecord) -> list[str]:
     """A line for each part of the page for which the run has no file."""
     last, lines = run.last, []
     if last.predictions is None:

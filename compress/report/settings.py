@@ -6,7 +6,7 @@ from typing import Any
 
 from compress.config.options import as_typed, describe
 from compress.config.schema import Config
-from compress.report.run_files import Run
+from compress.report.run_files import RunRecord
 
 _SHOWN_DIGESTS = ("model.onnx", "model.safetensors")
 
@@ -21,7 +21,7 @@ class Setting:
     meaning: str
 
 
-def command(run: Run) -> str | None:
+def command(run: RunRecord) -> str | None:
     """The command line, with what was left to the machine pinned to what it was; None where none was typed."""
     if run.overrides is None:
         return None
@@ -30,14 +30,14 @@ def command(run: Run) -> str | None:
     return f"python -m compress {shlex.join([*run.overrides, *pinned])}"
 
 
-def _found_by_itself(run: Run) -> dict[str, Any]:
+def _found_by_itself(run: RunRecord) -> dict[str, Any]:
     """The settings that follow the machine (threads=0, device=auto, quantize.target=auto), as they came out."""
     found = {"threads": run.last.record["threads"], "device": run.last.record["device"]}
     quantization = run.last.spec["quantization"]
     return found | ({"quantize.target": quantization["target"]} if quantization else {})
 
 
-def changed_settings(run: Run) -> list[Setting]:
+def changed_settings(run: RunRecord) -> list[Setting]:
     """Those of the run that are not the default, in the order of the config."""
     defaults = {name: (as_typed(value), text) for name, value, text in describe(Config())}
     rows = []
@@ -56,11 +56,11 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def versions(run: Run) -> dict[str, str]:
+def versions(run: RunRecord) -> dict[str, str]:
     return run.last.record["versions"]
 
 
-def digests(run: Run) -> list[tuple[str, str]]:
+def digests(run: RunRecord) -> list[tuple[str, str]]:
     """(file, SHA-256) of the networks of each stage."""
     return [
         (f"{stage.name}/{name}", stage.record["files"][name])

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from compress.report.run_files import Run, Stage
+from compress.report.run_files import RunRecord, StageRecord
 from compress.report.seen_validation import seen_validation
 from compress.report.svg import Point, scatter
 from compress.report.verdict import interval, percent, signed, times_smaller, times_text
@@ -30,7 +30,7 @@ class KeyFigure:
 
 
 @dataclass(frozen=True)
-class Row:
+class StageRow:
     """A row of the table of stages."""
 
     name: str
@@ -70,7 +70,7 @@ class TradeOff:
     drawing: Markup
 
 
-def key_figures(run: Run) -> list[KeyFigure]:
+def key_figures(run: RunRecord) -> list[KeyFigure]:
     """Accuracy, size, latency and MACs of the last stage's file."""
     own, theirs = run.last.metrics, run.teacher.metrics
     metric = run.last.metric
@@ -88,30 +88,30 @@ def key_figures(run: Run) -> list[KeyFigure]:
     ]  # fmt: skip
 
 
-def _figure(name: str, key: str, run: Run, text: Any, change: str, better: str) -> KeyFigure:
+def _figure(name: str, key: str, run: RunRecord, text: Any, change: str, better: str) -> KeyFigure:
     own, theirs = run.last.metrics[key], teacher_latency(run) if key == "latency_ms_p50" else run.teacher.metrics[key]
     most = max(own, theirs) or 1
     return KeyFigure(name, text(own), text(theirs), change, better, 100 * own / most, 100 * theirs / most)
 
 
-def teacher_latency(run: Run) -> float:
+def teacher_latency(run: RunRecord) -> float:
     """Milliseconds of the teacher's file when it took turns with the last stage's: the time that "faster" is from."""
     return run.last.metrics["latency_ms_p50"] * run.last.metrics["speedup_vs_teacher"]
 
 
-def cautions(run: Run) -> list[str]:
+def cautions(run: RunRecord) -> list[str]:
     """What a reader has to know before believing the figures."""
     seen = seen_validation(run.teacher.record, run.teacher.metrics)
     return [caution for caution in (seen, _noisy_machine(run)) if caution]
 
 
-def kept_epochs(run: Run) -> list[str]:
+def kept_epochs(run: RunRecord) -> list[str]:
     """Which epoch each training kept, and why; nothing of stages that trained nothing."""
     kept = {stage.short: stage.record["notes"].get("kept_epoch") for stage in run.stages}
     return [f"{name} kept epoch {found['epoch']}, {found['reason']}." for name, found in kept.items() if found]
 
 
-def _noisy_machine(run: Run) -> str:
+def _noisy_machine(run: RunRecord) -> str:
     """A caution where the teacher's file took another time in turns with the last one than in its own stage."""
     alone, in_turns = run.teacher.metrics["latency_ms_p50"], teacher_latency(run)
     if max(alone, in_turns) <= _QUIET * min(alone, in_turns):
@@ -126,15 +126,15 @@ def milliseconds(value: float) -> str:
     return f"{three_digits(value)} ms"
 
 
-def stage_rows(run: Run) -> list[Row]:
+def stage_rows(run: RunRecord) -> list[StageRow]:
     """In the order of the stages."""
     return [_row(run, stage) for stage in run.stages]
 
 
-def _row(run: Run, stage: Stage) -> Row:
+def _row(run: RunRecord, stage: StageRecord) -> StageRow:
     metrics, first = stage.metrics, stage is run.teacher
     p_value, memory = metrics.get(stage.metric.p_value), metrics["peak_memory_bytes"]
-    return Row(
+    return StageRow(
         name=stage.name,
         percent=f"{stage.percent:.2f}",
         percent_interval=interval(*stage.percent_interval),
@@ -154,7 +154,7 @@ def _row(run: Run, stage: Stage) -> Row:
     )
 
 
-def energy_rows(run: Run) -> list[EnergyRow]:
+def energy_rows(run: RunRecord) -> list[EnergyRow]:
     """In the order of the stages; none where no stage has any of these figures."""
     names = ("energy_joule_per_image", "training_energy_kwh_estimate", "training_co2_kg_estimate")
     found = [[stage.metrics.get(name) for name in names] for stage in run.stages]  # an older run has not all
@@ -169,7 +169,7 @@ def _thousandths(value: float | None) -> str:
     return three_digits(1000 * value) if value >= 1e-6 else "< 0.001"
 
 
-def trade_offs(run: Run) -> list[TradeOff]:
+def trade_offs(run: RunRecord) -> list[TradeOff]:
     """Accuracy against latency and against size, a point a stage."""
     own, theirs = run.last.metrics, run.teacher.metrics
     scale, unit = byte_scale(stage.metrics["size_bytes"] for stage in run.stages)
@@ -193,7 +193,7 @@ def byte_scale(sizes: Any) -> tuple[int, str]:
     return _BYTE_UNITS[name], name
 
 
-def _chart(run: Run, name: str, key: str, scale: float, x_label: str) -> Markup:
+def _chart(run: RunRecord, name: str, key: str, scale: float, x_label: str) -> Markup:
     points = [_point(run, stage, stage.metrics[key] / scale) for stage in run.stages]
     metric = run.last.metric.name
     title = f"{metric[0].upper()}{metric[1:]} of each stage's file against its {name}, with 95 % intervals"
@@ -212,13 +212,13 @@ def size_label(unit: str) -> str:
     return f"size of model.onnx, {unit}  (left is better)"
 
 
-def _point(run: Run, stage: Stage, x: float) -> Point:
+def _point(run: RunRecord, stage: StageRecord, x: float) -> Point:
     kind = "teacher" if stage is run.teacher else "chosen" if stage is run.last else "plain"
     low, high = stage.percent_interval
     return Point(x, stage.percent, low, high, stage.short, describe_stage(stage), kind)
 
 
-def describe_stage(stage: Stage) -> str:
+def describe_stage(stage: StageRecord) -> str:
     """Accuracy with interval, latency and size in a line."""
     metrics = stage.metrics
     return (
@@ -227,7 +227,7 @@ def describe_stage(stage: Stage) -> str:
     )
 
 
-def unavailable(run: Run) -> list[tuple[list[str], str]]:
+def unavailable(run: RunRecord) -> list[tuple[list[str], str]]:
     """(figures, cause) of the figures that could not be taken, each cause once."""
     found: dict[str, dict[str, None]] = {}
     for stage in run.stages:
@@ -236,7 +236,7 @@ def unavailable(run: Run) -> list[tuple[list[str], str]]:
     return [(list(names), cause) for cause, names in found.items()]
 
 
-def left_out(run: Run) -> list[tuple[str, str, Sequence[str]]]:
+def left_out(run: RunRecord) -> list[tuple[str, str, Sequence[str]]]:
     """(stage, reason, layers): the layers that a stage left as they were, by reason."""
     found: dict[tuple[str, str], list[str]] = {}
     for stage in run.stages:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from compress.report.html import render
 from compress.report.markdown import bullets, escape, table
-from compress.report.run_files import Run, failure, is_run, load_run, stage_folders
+from compress.report.run_files import RunRecord, failure, is_run, load_run, stage_folders
 from compress.report.settings import flat
 from compress.report.stage_table import LATENCY_LABEL, TradeOff, accuracy_label, byte_scale, milliseconds, size_label
 from compress.report.svg import Point, pareto_front, scatter
@@ -24,12 +24,12 @@ _LABELLED = 40  # points that a chart names; with more, the names would only cov
 
 
 @dataclass(frozen=True)
-class Entry:
+class SweepEntry:
     """A run that finished."""
 
     name: str  # its folder, seen from the sweep's
     href: str  # of its own page; empty where there is none
-    run: Run
+    run: RunRecord
     settings: dict[str, str]
 
     @property
@@ -55,7 +55,7 @@ class Sweep:
     """What the page compares."""
 
     folder: Path
-    entries: list[Entry]
+    entries: list[SweepEntry]
     failed: list[tuple[str, str]]  # (run, reason)
 
     @property
@@ -77,10 +77,10 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class SweepRow:
     """A row of the table."""
 
-    entry: Entry
+    entry: SweepEntry
     fronts: str
     cells: list[Cell]
 
@@ -103,7 +103,7 @@ def load_sweep(folder: Path, page: str) -> Sweep:
             failed.append((name, failure(path) + missing))
             continue
         href = f"{quote(name)}/{page}" if (path / page).is_file() else ""
-        entries.append(Entry(name, href, run, flat(run.config)))
+        entries.append(SweepEntry(name, href, run, flat(run.config)))
     return Sweep(folder, entries, failed)
 
 
@@ -141,10 +141,10 @@ def sweep_verdict(sweep: Sweep) -> str:
     if not kept:
         best = max(sweep.entries, key=lambda entry: entry.run.last.delta)
         lost = -best.run.last.delta
-        return f"Of {count} all lose accuracy; run {best.name} loses least, {lost:.2f} points: {_won(best)}."
+        return f"Of {count} all lose accuracy; run {best.name} loses least, {lost:.2f} points: {_gains(best)}."
     best = min(kept, key=lambda entry: entry.latency_ms)
     return (
-        f"Of {count}, run {best.name} is the fastest in which no loss of accuracy can be told: {_won(best)}, "
+        f"Of {count}, run {best.name} is the fastest in which no loss of accuracy can be told: {_gains(best)}, "
         f"{percent(best.percent)} {best.run.last.metric.label}."
     )
 
@@ -157,10 +157,11 @@ def cautions(sweep: Sweep) -> list[str]:
     if len(machines) > 1:
         named = "; ".join(sorted(f"{cpu}, {threads} threads" for cpu, threads in machines))
         found.append(f"The times are not comparable, they were taken on different machines or threads: {named}.")
-    busy = [entry.name for entry, item in zip(sweep.entries, metrics, strict=True) if _beside(item)]
+    busy = [entry.name for entry, item in zip(sweep.entries, metrics, strict=True) if _concurrent_runs(item)]
     if busy:
         found.append(
-            f"Up to {max(map(_beside, metrics))} other runs went on while these were timed: {', '.join(busy)}. "
+            f"Up to {max(map(_concurrent_runs, metrics))} other runs went on while these were timed: "
+            f"{', '.join(busy)}. "
             "The same command without a launcher and with other measure.repetitions only times them again."
         )
     if len({entry.run.last.record["inputs"]["data_fingerprint"] for entry in sweep.entries}) > 1:
@@ -171,12 +172,12 @@ def cautions(sweep: Sweep) -> list[str]:
     return found
 
 
-def _beside(metrics: dict[str, Any]) -> int:
+def _concurrent_runs(metrics: dict[str, Any]) -> int:
     """How many runs shared the machine with this one while it was measured."""
     return metrics["environment"].get("runs_beside", 0)
 
 
-def sweep_rows(sweep: Sweep) -> list[Row]:
+def sweep_rows(sweep: Sweep) -> list[SweepRow]:
     """A row a run, in the order of their names."""
     fast = pareto_front([_point(entry, entry.latency_ms) for entry in sweep.entries])
     small = pareto_front([_point(entry, entry.size_bytes) for entry in sweep.entries])
@@ -186,7 +187,7 @@ def sweep_rows(sweep: Sweep) -> list[Row]:
             name for name, front in (("latency", fast), ("size", small)) if entry.name in {p.label for p in front}
         ]
         settings = [_setting(entry.settings.get(key, "–")) for key in sweep.differing]
-        rows.append(Row(entry, ", ".join(fronts), [*settings, *_figures(entry)]))
+        rows.append(SweepRow(entry, ", ".join(fronts), [*settings, *_figures(entry)]))
     return rows
 
 
@@ -196,7 +197,7 @@ def _heads(sweep: Sweep) -> list[str]:
     return [*sweep.differing, *figures]
 
 
-def _figures(entry: Entry) -> list[Cell]:
+def _figures(entry: SweepEntry) -> list[Cell]:
     metrics = entry.run.last.metrics
     low, high = entry.run.last.percent_interval
     smaller = times_smaller(entry.run, entry.run.last)
@@ -254,7 +255,7 @@ def _trade_off(name: str, points: list[Point], x_label: str, metric: str) -> Tra
     )  # fmt: skip
 
 
-def _point(entry: Entry, x: float) -> Point:
+def _point(entry: SweepEntry, x: float) -> Point:
     low, high = entry.run.last.percent_interval
     note = (
         f"{entry.name}: {percent(entry.percent)} ({interval(low, high)}), {milliseconds(entry.latency_ms)}, "
@@ -263,7 +264,7 @@ def _point(entry: Entry, x: float) -> Point:
     return Point(x, entry.percent, low, high, entry.name, note, href=entry.href)
 
 
-def _won(entry: Entry) -> str:
+def _gains(entry: SweepEntry) -> str:
     smaller = times_text(times_smaller(entry.run, entry.run.last), "smaller", "larger", "as large")
     faster = times_text(entry.run.last.metrics["speedup_vs_teacher"], "faster", "slower", "as fast")
     return f"{faster} and {smaller} than its teacher"

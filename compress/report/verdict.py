@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from compress.report.run_files import Run, Stage
+from compress.report.run_files import RunRecord, StageRecord
 from compress.utils.units import threads_text
 
 _SAME = 0.05  # a ratio this near to 1 is called the same
 
 
-def verdict(run: Run) -> str:
+def verdict(run: RunRecord) -> str:
     """One sentence on the last stage's file against the teacher's: times smaller, times faster, points lost."""
     if len(run.stages) == 1:
         return (
@@ -26,7 +26,7 @@ def int8_warnings(notes: dict[str, Any]) -> list[str]:
     return [text for text in (notes.get("float_layers"), notes.get("int8_loss")) if text]
 
 
-def points_text(stage: Stage) -> str:
+def points_text(stage: StageRecord) -> str:
     """The points lost or gained against the teacher, with the interval and what it allows to say."""
     delta, (low, high) = stage.delta, stage.delta_interval
     word, sign = ("lost", -1) if delta <= 0 else ("gained", 1)
@@ -37,7 +37,7 @@ def points_text(stage: Stage) -> str:
     return text
 
 
-def basis(run: Run) -> str:
+def basis(run: RunRecord) -> str:
     """On what the verdict rests: which files, which images, which machine."""
     metrics = run.last.metrics
     place = metrics["environment"]
@@ -55,7 +55,7 @@ def basis(run: Run) -> str:
     )
 
 
-def times_smaller(run: Run, stage: Stage) -> float:
+def times_smaller(run: RunRecord, stage: StageRecord) -> float:
     return run.teacher.metrics["size_bytes"] / stage.metrics["size_bytes"]
 
 

@@ -22,8 +22,8 @@ from omegaconf import DictConfig
 from compress.config.compose import register
 from compress.config.paths import CONF
 from compress.launch import sweep as sweep_module
-from compress.launch.launchers import EXTRAS, launcher_mistake, register_launchers, require_one_kind_of_processes
-from compress.launch.slurm import queued_again
+from compress.launch.launchers import EXTRAS, register_launchers, require_one_kind_of_processes, to_launcher_error
+from compress.launch.slurm import requeue_on_timeout
 from compress.utils.cores import cores
 from compress.utils.errors import Interrupted, UserError
 from compress.utils.files import METRICS, MODEL, STAGE, STATUS, digest_of_file, read_json, training_file, write_json
@@ -183,7 +183,7 @@ def test_a_launcher_that_is_not_installed_names_its_extra(options: None, name: s
     ConfigStore.instance().repo["hydra"]["launcher"].pop(f"{name}.yaml", None)
     with pytest.raises(MissingConfigException) as caught:
         launcher_node(name)
-    assert str(launcher_mistake(caught.value, "")) == (
+    assert str(to_launcher_error(caught.value, "")) == (
         f"received hydra/launcher={name}, which is not installed; expected its extra, {EXTRAS[name]}; "
         f'to mend it: pip install -e ".[{EXTRAS[name]}]"'
     )
@@ -198,8 +198,8 @@ def test_the_extras_are_those_of_the_package() -> None:
 
 def test_slurm_is_asked_for_where_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert "where there is no srun" in str(launcher_mistake(RuntimeError(), "SlurmLauncher"))
-    assert launcher_mistake(RuntimeError(), "LocalLauncher") is None
+    assert "where there is no srun" in str(to_launcher_error(RuntimeError(), "SlurmLauncher"))
+    assert to_launcher_error(RuntimeError(), "LocalLauncher") is None
 
 
 def test_the_folder_is_known_before_hydra_can_read_its_name(options: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,10 +247,10 @@ def test_a_sweep_ends_as_its_own_jobs_did(swept: Path, jobs: list[dict], status:
 
 def test_a_launcher_that_gives_up_is_told_from_a_mistake(swept: Path) -> None:
     assert f"JoblibLauncher gave up: lost; to go on: the same command with hydra.sweep.dir={swept}" in str(
-        sweep_module.explain_launcher(OSError("lost"))
+        sweep_module.explain_launcher_error(OSError("lost"))
     )
     mistake = UserError("a", "b", "c")
-    assert sweep_module.explain_launcher(mistake) is mistake
+    assert sweep_module.explain_launcher_error(mistake) is mistake
 
 
 def test_a_job_is_interrupted_once_by_the_sign_of_its_sweep(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def submitit() -> Iterator[None]:
 
 def test_a_job_whose_time_is_up_is_queued_again_once_its_training_has_saved(submitit: None) -> None:
     def train() -> None:
-        with handle_signals(), queued_again(), deferred_signals() as received:
+        with handle_signals(), requeue_on_timeout(), deferred_signals() as received:
             signal.raise_signal(signal.SIGTERM)
             assert received == []
             signal.raise_signal(signal.SIGUSR2)
@@ -317,5 +317,5 @@ def test_a_job_whose_time_is_up_is_queued_again_once_its_training_has_saved(subm
 
 
 def test_a_job_that_is_stopped_before_its_time_is_not_queued_again(submitit: None) -> None:
-    with pytest.raises(Interrupted), handle_signals(), queued_again():
+    with pytest.raises(Interrupted), handle_signals(), requeue_on_timeout():
         signal.raise_signal(signal.SIGINT)

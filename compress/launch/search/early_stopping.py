@@ -11,7 +11,7 @@ _ENOUGH = 5  # finished trials to judge by; Optuna's median pruner waits for as 
 _LEAST_POINTS = 1.0  # of validation top-1: on few images one point is an image or two
 
 
-def hopeless_below(trials: list[Trial], goals: Goals, epochs: dict[str, int]) -> dict[str, list[float]]:
+def stop_thresholds(trials: list[Trial], goals: Goals, epochs: dict[str, int]) -> dict[str, list[float]]:
     """By stage the top-1 in percent on validation, an epoch each, below which a trial of so many `epochs` may end.
 
     With an accuracy as the only objective, what half of the finished trials had by then (the rule of Optuna's median
@@ -25,16 +25,16 @@ def hopeless_below(trials: list[Trial], goals: Goals, epochs: dict[str, int]) ->
     if not alone:
         held = any(constraint.is_accuracy_floor for constraint in goals.constraints)
         finished = [trial for trial in finished if held and is_feasible(trial, goals)]
-    floors = {}
+    thresholds = {}
     for stage, count in epochs.items():
         curves = [trial.validation[stage] for trial in finished if len(trial.validation.get(stage, ())) == count]
         if count and len(curves) >= _ENOUGH:
             best_so_far = zip(*(accumulate(curve, max) for curve in curves), strict=True)
-            floors[stage] = [_floor(values, alone) for values in best_so_far]
-    return floors
+            thresholds[stage] = [_threshold(values, alone) for values in best_so_far]
+    return thresholds
 
 
-def _floor(values: tuple[float, ...], alone: bool) -> float:
+def _threshold(values: tuple[float, ...], alone: bool) -> float:
     if alone:
         return statistics.median(values)
     return max(0.0, min(values) - max(max(values) - min(values), _LEAST_POINTS))

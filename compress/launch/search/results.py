@@ -23,7 +23,9 @@ PARETO, BEST = "pareto.json", "best.yaml"
 _WIDTH = 80  # columns of a terminal
 
 
-def leave(folder: Path, study: dict[str, str], trials: list[Trial], goals: Goals, config: Config | None) -> None:
+def write_results(
+    folder: Path, study: dict[str, str], trials: list[Trial], goals: Goals, config: Config | None
+) -> None:
     """Writes pareto.json, and best.yaml where a trial is complete: `config` has to be that of the best one, or None.
 
     `study` tells where the trials are kept.
@@ -36,7 +38,7 @@ def leave(folder: Path, study: dict[str, str], trials: list[Trial], goals: Goals
             write_bytes(folder / BEST, recipe_text(config, _comments(best, trials, goals, config)).encode())
 
 
-def show(folder: Path, trials: list[Trial], goals: Goals) -> None:
+def print_results(folder: Path, trials: list[Trial], goals: Goals) -> None:
     """The Pareto set on the terminal, 80 columns wide, what became of the other trials, and where the recipe is."""
     console, best = get_console(), best_trial(trials, goals)
     if best:

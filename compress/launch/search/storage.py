@@ -43,7 +43,7 @@ def storage_url(storage: str | None, folder: Path) -> URL:
 
 
 @contextmanager
-def opened(url: URL) -> Iterator[RDBStorage]:
+def open_storage(url: URL) -> Iterator[RDBStorage]:
     """The database with Optuna's tables in it. Raises UserError where it cannot be reached."""
     storage = _open(url)
     try:
@@ -62,7 +62,7 @@ def _open(url: URL) -> RDBStorage:
     failure: Exception | None = None
     for _ in range(_ATTEMPTS):
         try:
-            with quiet():
+            with silence_heartbeat_warnings():
                 return RDBStorage(
                     url.render_as_string(hide_password=False),
                     engine_kwargs=options,
@@ -87,7 +87,7 @@ def _open(url: URL) -> RDBStorage:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_heartbeat_warnings() -> Iterator[None]:
     """Without what Optuna says of its heartbeat: that it is experimental, and made for `Study.optimize`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():

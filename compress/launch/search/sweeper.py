@@ -14,18 +14,18 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from compress.config.compose import explain
+from compress.config.compose import to_user_error
 from compress.config.options import check_ranges
 from compress.config.schema import Config, SearchConfig
 from compress.config.validation import check
 from compress.launch.exit_status import exit_status
-from compress.launch.search.loop import Job, Result, Surroundings, search
+from compress.launch.search.loop import Result, SearchHooks, TrialJob, search
 from compress.launch.search.objectives import Goals, parse_goals
 from compress.launch.search.pareto import best_trial
-from compress.launch.search.results import leave, show
+from compress.launch.search.results import print_results, write_results
 from compress.launch.search.sampler import NumberedSampler
 from compress.launch.search.space import Dimension, read_space
-from compress.launch.search.storage import opened, storage_url
+from compress.launch.search.storage import open_storage, storage_url
 from compress.launch.search.trials import Trial, Trials
 from compress.launch.sweep import stopped_by
 from compress.report.settings import flat
@@ -54,18 +54,18 @@ def sweep(arguments: list[str], config: DictConfig, loader: ConfigLoader, launch
     def overrides(trial: Trial) -> list[str]:
         return [*fixed, *(dimension.typed(trial.settings[dimension.key]) for dimension in space)]
 
-    def leave_all(shown: bool) -> None:
+    def write_all(shown: bool) -> None:
         known = trials.all()
         best = best_trial(known, goals)
-        leave(folder, study, known, goals, hydra.compose(overrides(best)) if best else None)
+        write_results(folder, study, known, goals, hydra.compose(overrides(best)) if best else None)
         if shown:
-            show(folder, known, goals)
+            print_results(folder, known, goals)
 
-    with opened(url) as storage:
+    with open_storage(url) as storage:
         trials = Trials(storage, settings.study, space, goals, NumberedSampler(settings.sampler, settings.seed))
         trials.require_same(_description(start, space, goals))
         try:
-            search(trials, settings, Surroundings(hydra.launch, overrides, hydra.compose_checked, leave_all))
+            search(trials, settings, SearchHooks(hydra.launch, overrides, hydra.compose_checked, write_all))
         except Interrupted as stop:  # jobs beside this process end as by SIGINT, whatever came
             raise Interrupted(stopped_by() or stop.signal, stop.where) from None
 
@@ -87,7 +87,7 @@ class _Hydra:
                 del composed["hydra"]
             return cast(Config, OmegaConf.to_object(composed))  # its schema
         except (HydraException, OmegaConfBaseException) as error:
-            raise explain(error) from error
+            raise to_user_error(error) from error
 
     def compose_checked(self, overrides: list[str]) -> Config:
         """Raises UserError for a value, or a combination, that cannot be, too."""
@@ -95,7 +95,7 @@ class _Hydra:
         check(config)
         return config
 
-    def launch(self, jobs: list[Job]) -> list[Result]:
+    def launch(self, jobs: list[TrialJob]) -> list[Result]:
         """Runs jobs as the launcher does, beside each other or in turns, each in its trial's folder."""
         batch = [[*job.overrides, f"hydra.sweep.subdir={job.trial.folder}"] for job in jobs]
         returned = self.launcher.launch(batch, initial_job_idx=self.launched)

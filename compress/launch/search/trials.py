@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from compress.launch.search.objectives import Goals, take_figure
 from compress.launch.search.sampler import NumberedSampler
 from compress.launch.search.space import Dimension, Value
-from compress.launch.search.storage import BEAT_S, quiet
+from compress.launch.search.storage import BEAT_S, silence_heartbeat_warnings
 from compress.utils.errors import UserError
 from compress.utils.file_lock import is_dead_here, this_process
 from compress.utils.files import FAILED, GIVEN_UP
@@ -57,7 +57,7 @@ class Trials:
         self.goals, self.space = goals, space
         self._storage = storage
         storage.heartbeat_stale_trial_callback = self._retry
-        with quiet():
+        with silence_heartbeat_warnings():
             self._study = optuna.create_study(
                 storage=storage,
                 study_name=name,
@@ -89,14 +89,14 @@ class Trials:
 
     def all(self) -> list[Trial]:
         """Every trial by number, without those that were tried again under another one."""
-        return [_read(trial) for trial in self._alive() if "owner" in trial.user_attrs]
+        return [_read(trial) for trial in self._counted() if "owner" in trial.user_attrs]
 
     def ask(self, budget: int) -> Trial | None:
         """The next one: one that somebody had to leave, or what the sampler proposes.
 
         None where `budget` trials are there: then other processes have asked for the last ones at the same moment.
         """
-        with quiet():
+        with silence_heartbeat_warnings():
             trial = self._study.ask({dimension.key: dimension.distribution for dimension in self.space})
         self._storage.record_heartbeat(self._trial_id(trial.number))
         self._open[trial.number] = trial
@@ -104,7 +104,7 @@ class Trials:
         trial.set_user_attr("folder", folder)
         owner = this_process()
         asked = Trial(trial.number, RUNNING, dict(trial.params), folder, str(owner["host"]))
-        if len([other for other in self._alive() if other.number < trial.number]) >= budget:
+        if len([other for other in self._counted() if other.number < trial.number]) >= budget:
             self.fail(asked, "the other processes of the study had asked for the last trials")
             return None
         trial.set_user_attr("owner", owner)
@@ -117,7 +117,7 @@ class Trials:
         goals = self.goals
         values = [take_figure(figures, objective.figure) for objective in goals.objectives]
         excesses = {str(goal): goal.excess(take_figure(figures, goal.figure)) for goal in goals.constraints}
-        with self._last_words(trial) as own:
+        with self._finishing(trial) as own:
             for text, excess in excesses.items():
                 own.set_constraint(text, excess)
             own.set_user_attr("figures", _numbers(figures))
@@ -131,14 +131,14 @@ class Trials:
     def give_up(self, trial: Trial, reason: str) -> None:
         self._end(trial, TrialState.PRUNED, reason)
 
-    def give_back(self, trial: Trial) -> None:
+    def requeue(self, trial: Trial) -> None:
         """Lets go of a trial that has to wait for the next start, here or elsewhere, and for its folder there."""
-        with self._last_words(trial) as own:
+        with self._finishing(trial) as own:
             own.set_user_attr("reason", "it was left for the next start")
             self._study.tell(own, state=TrialState.FAIL)
             self._enqueue(trial.number, trial.settings, {"folder": trial.folder, **_deaths(own.user_attrs)})
 
-    def take_over(self) -> None:
+    def reclaim_stale(self) -> None:
         """Puts the trials of dead processes in line again. One that has cost three processes has failed."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = trial.user_attrs.get("owner", {})
@@ -149,11 +149,11 @@ class Trials:
                 except UpdateFinishedTrialError:  # another process was first
                     continue
                 self._retry(self._study, trial)
-        with quiet():
+        with silence_heartbeat_warnings():
             fail_stale_trials(self._study)
 
     @contextmanager
-    def alive(self, trials: list[Trial]) -> Iterator[None]:
+    def heartbeat(self, trials: list[Trial]) -> Iterator[None]:
         """Tells the database again and again that these are under way, for as long as the context lasts."""
         ended = threading.Event()
         thread = threading.Thread(target=self._beat, args=(trials, ended), daemon=True)
@@ -164,7 +164,7 @@ class Trials:
             ended.set()
             thread.join()
 
-    def _alive(self) -> list[FrozenTrial]:
+    def _counted(self) -> list[FrozenTrial]:
         """Those that count: without the waiting, the withdrawn and those that were tried again, with the just asked."""
         found = self._study.get_trials(deepcopy=False)
         again = {trial.user_attrs.get("retry_of") for trial in found}
@@ -180,12 +180,12 @@ class Trials:
                 log.warning("the database of the search does not answer: %s", error)
 
     def _end(self, trial: Trial, state: TrialState, reason: str) -> None:
-        with self._last_words(trial) as own:
+        with self._finishing(trial) as own:
             own.set_user_attr("reason", reason)
             self._study.tell(own, state=state)
 
     @contextmanager
-    def _last_words(self, trial: Trial) -> Iterator[optuna.Trial]:
+    def _finishing(self, trial: Trial) -> Iterator[optuna.Trial]:
         """For what ends a trial; where it is taken for dead already, somebody else has it, and nothing is told."""
         try:
             yield self._open[trial.number]

@@ -25,7 +25,9 @@ _LEAVE_OUT = {
 }
 
 
-def refusal(error: Exception, model: str, done: str, network: nn.Module, shape: tuple[int, int, int]) -> UserError:
+def to_dry_run_error(
+    error: Exception, model: str, participle: str, network: nn.Module, shape: tuple[int, int, int]
+) -> UserError:
     """Why the network called `model` cannot be `done` ("trained", "pruned", "exported", "restored", "quantized").
 
     `error` is what was raised; `network` takes images (N, C, H, W) of `shape`.
@@ -35,7 +37,7 @@ def refusal(error: Exception, model: str, done: str, network: nn.Module, shape: 
     text = " ".join(f"{type(cause).__name__}: {cause}" for cause in causes(error))
     place = user_line(error)
     at = f" ({place})" if place else ""
-    received = f"{model}, which cannot be {done}: "
+    received = f"{model}, which cannot be {participle}: "
     if any(mark in text for mark in _VALUES):
         return UserError(
             f"{received}data-dependent control flow: its forward pass takes a branch, or a number, from the values of "
@@ -74,7 +76,7 @@ def refusal(error: Exception, model: str, done: str, network: nn.Module, shape: 
     return UserError(
         f"{received}{first_line(error)}",
         "a network that torch.export and torch-pruning can follow",
-        _LEAVE_OUT.get(done, "write that part of it with other operators"),
+        _LEAVE_OUT.get(participle, "write that part of it with other operators"),
     )
 
 
