@@ -13,7 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from compress.config.overrides import known_keys, parse_override, quote_overrides, quote_text_value, unknown_key
+from compress.config.overrides import (
+    known_keys,
+    overrides_of,
+    parse_override,
+    quote_overrides,
+    quote_text_value,
+    unknown_key,
+)
 from compress.config.paths import CONF, RECIPES
 from compress.config.schema import Config, SearchConfig
 from compress.config.validation import check
@@ -39,14 +46,10 @@ def register(overrides: Sequence[str] = ()) -> None:
 
 def recipe_files(overrides: Sequence[str]) -> list[str]:
     """The files among the recipes that a command line asks for."""
-    asked = [parse_override(text) for text in overrides if text.startswith("recipe=")]
-    named = [
-        name
-        for found in asked
-        if found is not None
-        for name in (found.sweep_string_iterator() if found.is_sweep_override() else [str(found.value())])
-    ]
-    return [name for name in (part.strip("'\"") for part in named) if name.endswith(".yaml")]
+    names: list[str] = []
+    for override in overrides_of("recipe", overrides):
+        names += override.sweep_string_iterator() if override.is_sweep_override() else [str(override.value())]
+    return [name for name in (text.strip("'\"") for text in names) if name.endswith(".yaml")]
 
 
 def with_output_folders(arguments: list[str]) -> list[str]:
@@ -54,19 +57,19 @@ def with_output_folders(arguments: list[str]) -> list[str]:
     files = recipe_files(arguments)
     if not files:
         return arguments
-    at = next(i for i, text in enumerate(arguments) if text.startswith("recipe=")) + 1
+    keys = [override.key_or_group if override else "" for override in map(parse_override, arguments)]
+    at = keys.index("recipe") + 1
     name, now = Path(files[0]).stem, "${now:%Y-%m-%d}_${now:%H-%M-%S}"
     folders = {
         "hydra.run.dir": f"outputs/{name}/{now}",
         "hydra.sweep.dir": f"outputs/{name}/sweep_{now}",
     }
-    typed = {text.partition("=")[0] for text in arguments}
     return [
         *arguments[:at],
         *(
             f"{key}={quote_text_value(key, folder, multirun=False)}"
             for key, folder in folders.items()
-            if key not in typed
+            if key not in keys
         ),
         *arguments[at:],
     ]

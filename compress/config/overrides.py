@@ -85,6 +85,19 @@ def parse_override(argument: str) -> Override | None:
         return None
 
 
+def overrides_of(key: str, arguments: Sequence[str]) -> list[Override]:
+    """Returns the overrides of `key` among `arguments`, in their order, without those that Hydra cannot parse."""
+    read = (parse_override(argument) for argument in arguments)
+    return [override for override in read if override is not None and override.key_or_group == key]
+
+
+def override_value(key: str, arguments: Sequence[str]) -> Any:
+    """Returns the value that the last override of `key` sets; None where there is no such override."""
+    named = overrides_of(key, arguments)
+    value = named[-1].value() if named else None
+    return value.text if isinstance(value, QuotedString) else value
+
+
 def quote(text: str) -> str:
     """A value in the quotes that make it text for Hydra."""
     return QuotedString(text, Quote.single).with_quotes()

@@ -1,7 +1,7 @@
 """The pipeline in Python, for notebooks: `compress.run` on a network and on images that are in memory."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,17 +11,15 @@ from PIL import Image
 from torch import nn
 
 from compress.config.compose import compose_recipe
+from compress.config.overrides import override_value
 from compress.config.schema import Config
-from compress.data.builtin import ARRAYS
-from compress.data.in_memory import own_arrays
+from compress.data.in_memory import own_arrays, user_data
 from compress.data.targets import TARGETS
 from compress.export.predict import Classifier, load
-from compress.models.user_model import USER_MODELS, add_own
+from compress.models.user_model import user_model
 from compress.pipeline.experiment import run_experiment
 from compress.utils.errors import UserError
 from compress.utils.files import ONNX, read_json
-
-_DATA = "own"  # among the data sets, while `run` is at work
 
 
 @dataclass
@@ -68,33 +66,26 @@ def run(
 
 @contextmanager
 def _config(recipe: str, model: nn.Module | None, data: Sequence[Any] | None, overrides: list[str]) -> Iterator[Config]:
-    """The config, with `model` and `data` known to the pipeline until the context ends."""
-    own = []
-    if model is not None:
-        name = add_own(model)
-        own += [f"teacher.factory='{name}'", "teacher.epochs=0"]
-    else:
-        name = None
-    try:
+    """Yields the config; `model` and `data` are registered under names in it until the context ends."""
+    given: list[str] = []
+    with ExitStack() as registered:
+        if model is not None:
+            name = registered.enter_context(user_model(model))
+            given += [f"teacher.factory='{name}'", "teacher.epochs=0"]
         if data is not None:
-            arrays, classes = own_arrays(data, _asked_size(overrides), _asked_task(overrides))
-            ARRAYS[_DATA] = lambda config: (arrays, classes)
-            own.append(f"data.image_size={min(arrays['train'][0].shape[1:3])}")
-        config = compose_recipe(recipe, own + overrides)
+            arrays, classes = own_arrays(data, _image_size(overrides), _task(overrides))
+            given.append(f"data.image_size={min(arrays['train'][0].shape[1:3])}")
+        config = compose_recipe(recipe, given + overrides)
         if data is not None:
-            config.data.name = _DATA
+            config.data.name = registered.enter_context(user_data(arrays, classes))
         yield config
-    finally:
-        if name is not None:
-            USER_MODELS.pop(name, None)
-        ARRAYS.pop(_DATA, None)
 
 
-def _asked_task(overrides: list[str]) -> str:
-    asked = [text.partition("=")[2] for text in overrides if text.startswith("data.task=")]
-    return asked[-1] if asked and asked[-1] in TARGETS else "classification"
+def _task(overrides: list[str]) -> str:
+    task = override_value("data.task", overrides)
+    return task if isinstance(task, str) and task in TARGETS else "classification"
 
 
-def _asked_size(overrides: list[str]) -> int | None:
-    sizes = [text.partition("=")[2] for text in overrides if text.startswith("data.image_size=")]
-    return int(sizes[-1]) if sizes and sizes[-1].isdigit() else None
+def _image_size(overrides: list[str]) -> int | None:
+    size = override_value("data.image_size", overrides)
+    return size if isinstance(size, int) and not isinstance(size, bool) else None

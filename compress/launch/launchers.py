@@ -7,6 +7,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
+from compress.config.overrides import overrides_of
 from compress.config.paths import CONF
 from compress.utils.errors import UserError
 
@@ -31,10 +32,10 @@ def register_launchers() -> None:
 
 def require_one_kind_of_processes(arguments: list[str], processes: int) -> None:
     """Raises UserError where torchrun started `processes` of them, and a launcher is to start its own."""
-    asked = [text for text in arguments if text.startswith("hydra/launcher=") and text != "hydra/launcher=basic"]
-    if processes > 1 and asked:
+    launchers = [launcher for launcher in overrides_of(_GROUP, arguments) if launcher.value() != "basic"]
+    if processes > 1 and launchers:
         raise UserError(
-            f"{asked[0]} under torchrun, with {processes} processes",
+            f"{launchers[0].input_line} under torchrun, with {processes} processes",
             "one of the two",
             "leave hydra/launcher out: the jobs then take turns on all devices",
         )

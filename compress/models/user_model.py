@@ -1,6 +1,8 @@
 """Networks of the user's own, beside the zoo: named by them on the command line or given in Python, never by a file."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from compress.models.seeds import seeded
 from compress.utils.errors import UserError
 from compress.utils.user_code import users_error
 
-__all__ = ["USER_MODELS", "add_own", "identity", "register_user_model", "user_model_digest"]
+__all__ = ["USER_MODELS", "add_user_model", "identity", "register_user_model", "user_model", "user_model_digest"]
 
 log = logging.getLogger("compress")
 
@@ -39,7 +41,7 @@ def register_user_model(name: str, shape: tuple[int, int, int], classes: int, se
         log.info("%s: %s are one tensor; where pruning changes its shape, each layer gets its own", name, names)
 
 
-def add_own(network: nn.Module) -> str:
+def add_user_model(network: nn.Module) -> str:
     """Puts a network that was given in Python among USER_MODELS, as a copy; returns its name there.
 
     Raises UserError for one that cannot be copied.
@@ -50,6 +52,19 @@ def add_own(network: nn.Module) -> str:
     name = f"{type(network).__name__}@{user_model_digest(network)[:12]}"
     USER_MODELS[name] = network
     return name
+
+
+@contextmanager
+def user_model(network: nn.Module) -> Iterator[str]:
+    """Registers a network that was given in Python for as long as the context lasts; yields its name.
+
+    Raises UserError as `add_user_model` does.
+    """
+    name = add_user_model(network)
+    try:
+        yield name
+    finally:
+        USER_MODELS.pop(name, None)
 
 
 def identity(name: str, shape: tuple[int, int, int]) -> dict[str, Any]:

@@ -28,16 +28,37 @@ _LEAVE_OUT = {
 def to_dry_run_error(
     error: Exception, model: str, participle: str, network: nn.Module, shape: tuple[int, int, int]
 ) -> UserError:
-    """Why the network called `model` cannot be `done` ("trained", "pruned", "exported", "restored", "quantized").
+    """Returns why the network called `model` cannot be `participle`: trained, pruned, exported, restored or quantized.
 
-    `error` is what was raised; `network` takes images (N, C, H, W) of `shape`.
+    `error` is what was raised; `network` takes images (N, C, H, W) of `shape` (C, H, W).
     """
     if isinstance(error, UserError):
         return error
     text = " ".join(f"{type(cause).__name__}: {cause}" for cause in causes(error))
+    received = f"{model}, which cannot be {participle}: "
+    known = _known_cause(error, text, received, network, shape)
+    if known is not None:
+        return known
+    if place := user_line(error):
+        return UserError(
+            f"{model}, which raises {first_line(error)} in its forward pass ({place})",
+            f"a forward pass that runs on images (N, {', '.join(map(str, shape))}) in train and in eval mode, and that "
+            "torch.export can follow",
+            "mend it there",
+        )
+    return UserError(
+        f"{received}{first_line(error)}",
+        "a network that torch.export and torch-pruning can follow",
+        _LEAVE_OUT.get(participle, "write that part of it with other operators"),
+    )
+
+
+def _known_cause(
+    error: Exception, text: str, received: str, network: nn.Module, shape: tuple[int, int, int]
+) -> UserError | None:
+    """Returns the error for a cause that `text`, the messages of `error`, shows; None for any other cause."""
     place = user_line(error)
     at = f" ({place})" if place else ""
-    received = f"{model}, which cannot be {participle}: "
     if any(mark in text for mark in _VALUES):
         return UserError(
             f"{received}data-dependent control flow: its forward pass takes a branch, or a number, from the values of "
@@ -66,18 +87,7 @@ def to_dry_run_error(
             "operators that torch.onnx can write",
             "compute it with other operators",
         )
-    if place:
-        return UserError(
-            f"{model}, which raises {first_line(error)} in its forward pass ({place})",
-            f"a forward pass that runs on images (N, {', '.join(map(str, shape))}) in train and in eval mode, and that "
-            "torch.export can follow",
-            "mend it there",
-        )
-    return UserError(
-        f"{received}{first_line(error)}",
-        "a network that torch.export and torch-pruning can follow",
-        _LEAVE_OUT.get(participle, "write that part of it with other operators"),
-    )
+    return None
 
 
 def _operator(text: str) -> str | None:

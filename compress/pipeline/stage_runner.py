@@ -70,21 +70,8 @@ def compute_and_evaluate(
             _note_int8_loss(stage_dir, done[-1], result, run)
         if filters := result.notes.get("filters"):
             curves.by_layer("filters_left_percent", (100 * after / before for before, after in filters.values()))
-    record: dict[str, Any] = {
-        "key": files.digest_of(inputs),
-        "inputs": inputs,
-        "config": asdict(config),
-        "device": str(run.device),
-        "threads": run.threads,
-        "processes": run.ranks.world,
-        "conditions": run.evaluation_settings(),
-        "versions": versions(),
-        "duration_s": round(time.perf_counter() - start, 3),
-        "images": data.sizes,
-        "validation": {"from": data.val_from, "images": len(data.val)},
-        "left_out": left_out,
-        "notes": result.notes,
-    }
+    duration_s = round(time.perf_counter() - start, 3)
+    record = _run_record(inputs, run, duration_s) | {"left_out": left_out, "notes": result.notes}
     files.finish_stage(stage_dir, record)
     log.info(
         "%s: %.2f %% deployed, %.3f ms an image",
@@ -93,6 +80,23 @@ def compute_and_evaluate(
     if left_out:
         log.info("%s: left out %d layers, named in %s", name, len(left_out), files.STAGE)
     return _written(stage_dir, record["key"])
+
+
+def _run_record(inputs: dict[str, Any], run: RunContext, duration_s: float) -> dict[str, Any]:
+    """Returns what stage.json says of the run, and of what the stage was computed from."""
+    return {
+        "key": files.digest_of(inputs),
+        "inputs": inputs,
+        "config": asdict(run.config),
+        "device": str(run.device),
+        "threads": run.threads,
+        "processes": run.ranks.world,
+        "conditions": run.evaluation_settings(),
+        "versions": versions(),
+        "duration_s": duration_s,
+        "images": run.data.sizes,
+        "validation": {"from": run.data.val_from, "images": len(run.data.val)},
+    }
 
 
 def _needs_dry_run(config: Config) -> bool:

@@ -21,9 +21,9 @@ from omegaconf import DictConfig
 
 from compress.config.compose import register
 from compress.config.paths import CONF
-from compress.launch import sweep as sweep_module
 from compress.launch.launchers import EXTRAS, register_launchers, require_one_kind_of_processes, to_launcher_error
 from compress.launch.slurm import requeue_on_timeout
+from compress.launch.sweep import SweepCallback, SweepState, sweep_state
 from compress.utils.cores import cores
 from compress.utils.errors import Interrupted, UserError
 from compress.utils.files import METRICS, MODEL, STAGE, STATUS, digest_of_file, read_json, training_file, write_json
@@ -203,24 +203,23 @@ def test_slurm_is_asked_for_where_there_is_some(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_folder_is_known_before_hydra_can_read_its_name(options: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "_command", sweep_module._Command())
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     config = compose("config", ["recipe=mobilenet_int8", "hydra.job.name=x"], return_hydra_config=True)
     config.hydra.run.dir = "outputs/${hydra:job.name}"
-    sweep_module.SweepCallback().on_run_start(config)
-    assert sweep_module.place() == "hydra.run.dir=outputs/x"
+    with sweep_state() as state:
+        SweepCallback().on_run_start(config)
+    assert state.resume_override() == "hydra.run.dir=outputs/x"
 
 
 @pytest.fixture
-def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a sweep with joblib that has begun; an earlier one has left job 7 there, which failed."""
+def swept(tmp_path: Path) -> SweepState:
+    """The state of a sweep with joblib that has begun; an earlier one has left job 7 there, which failed."""
     for name in "0127":
         (tmp_path / name).mkdir()
     write_json(tmp_path / "7" / STATUS, {"id": "old", "state": "failed", "error": "no", "exit": 1})
-    command = sweep_module._Command("hydra.sweep.dir", tmp_path, "JoblibLauncher")
-    monkeypatch.setattr(sweep_module, "_command", command)
-    command.before = sweep_module._statuses()
-    return tmp_path
+    state = SweepState("hydra.sweep.dir", tmp_path, "JoblibLauncher")
+    state.statuses_before = state.statuses()
+    return state
 
 
 @pytest.mark.parametrize(
@@ -237,20 +236,20 @@ def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([{"state": "stopped", "exit": 143}], 1, "1 of 1 jobs that did not finish (0);"),
     ],
 )
-def test_a_sweep_ends_as_its_own_jobs_did(swept: Path, jobs: list[dict], status: int, missed: str) -> None:
+def test_a_sweep_ends_as_its_own_jobs_did(swept: SweepState, jobs: list[dict], status: int, missed: str) -> None:
     for number, job in enumerate(jobs):
-        write_json(swept / str(number) / STATUS, {"id": "new"} | job)
-    found, line = sweep_module.outcome()
+        write_json(swept.folder / str(number) / STATUS, {"id": "new"} | job)
+    found, line = swept.final_status()
     assert found == status
     assert missed in line
 
 
-def test_a_launcher_that_gives_up_is_told_from_a_mistake(swept: Path) -> None:
-    assert f"JoblibLauncher gave up: lost; to go on: the same command with hydra.sweep.dir={swept}" in str(
-        sweep_module.explain_launcher_error(OSError("lost"))
+def test_a_launcher_that_gives_up_is_told_from_a_mistake(swept: SweepState) -> None:
+    assert f"JoblibLauncher gave up: lost; to go on: the same command with hydra.sweep.dir={swept.folder}" in str(
+        swept.explain_launcher_error(OSError("lost"))
     )
     mistake = UserError("a", "b", "c")
-    assert sweep_module.explain_launcher_error(mistake) is mistake
+    assert swept.explain_launcher_error(mistake) is mistake
 
 
 def test_a_job_is_interrupted_once_by_the_sign_of_its_sweep(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from compress.models import Architecture, build
-from compress.models.user_model import USER_MODELS, add_own, register_user_model
+from compress.models.user_model import USER_MODELS, add_user_model, register_user_model
 from compress.utils.errors import UserError
 from tests.own_networks import Plain
 
@@ -20,7 +20,7 @@ SHAPE, IMAGES = (1, 8, 8), torch.randn(2, 1, 8, 8, generator=torch.Generator().m
 
 def taken(network: nn.Module) -> nn.Module:
     """The network as a stage gets it, from one that was given in Python."""
-    name = add_own(network)
+    name = add_user_model(network)
     try:
         register_user_model(name, SHAPE, 3, seed=0)
         return build(Architecture(name, "small", 1, 3, 8)).eval()
@@ -184,12 +184,12 @@ def test_frozen_parameters_stay_frozen_in_the_copy() -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_torchscript_is_refused() -> None:
     with pytest.raises(UserError, match="TorchScript"):
-        add_own(torch.jit.script(nn.Sequential(nn.Linear(2, 2))))
+        add_user_model(torch.jit.script(nn.Sequential(nn.Linear(2, 2))))
 
 
 def test_what_is_no_network_is_refused() -> None:
     with pytest.raises(UserError, match=r"model of str; expected a torch\.nn\.Module"):
-        add_own("resnet18")
+        add_user_model("resnet18")
 
 
 class Uncopyable(Plain):
@@ -199,4 +199,4 @@ class Uncopyable(Plain):
 
 def test_a_network_that_cannot_be_copied_at_all_is_named() -> None:
     with pytest.raises(UserError, match="Uncopyable, which cannot be copied: NotImplementedError: not to be copied"):
-        add_own(Uncopyable(3, 1))
+        add_user_model(Uncopyable(3, 1))

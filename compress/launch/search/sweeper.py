@@ -27,7 +27,7 @@ from compress.launch.search.sampler import NumberedSampler
 from compress.launch.search.space import Dimension, read_space
 from compress.launch.search.storage import open_storage, storage_url
 from compress.launch.search.trials import Trial, Trials
-from compress.launch.sweep import stopped_by
+from compress.launch.sweep import current_state
 from compress.report.settings import flat
 from compress.utils.errors import Interrupted, UserError
 from compress.utils.files import FAILED
@@ -67,7 +67,7 @@ def sweep(arguments: list[str], config: DictConfig, loader: ConfigLoader, launch
         try:
             search(trials, settings, SearchHooks(hydra.launch, overrides, hydra.compose_checked, write_all))
         except Interrupted as stop:  # jobs beside this process end as by SIGINT, whatever came
-            raise Interrupted(stopped_by() or stop.signal, stop.where) from None
+            raise Interrupted(current_state().stopped_by or stop.signal, stop.where) from None
 
 
 @dataclass
