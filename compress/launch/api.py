@@ -24,10 +24,10 @@ from compress.utils.files import ONNX, read_json
 
 @dataclass
 class Result:
-    """What a run left."""
+    """The files of a finished run."""
 
     folder: Path
-    summary: dict[str, Any]  # summary.json: a row a stage, each against the teacher
+    summary: dict[str, Any]  # summary.json: a row for each stage, compared with the teacher
     classifier: Classifier
 
     @property
@@ -37,7 +37,7 @@ class Result:
         return self.folder / last / ONNX
 
     def predict(self, images: Sequence[str | Path | Image.Image]) -> list[dict[str, float]]:
-        """Of each image, a file, an array (H, W[, C]) or a Pillow image: every class with its probability."""
+        """Returns every class with its probability for each image: a file, an array (H, W[, C]) or a Pillow image."""
         return self.classifier.predict(images)
 
 
@@ -48,20 +48,21 @@ def run(
     overrides: Sequence[str] = (),
     folder: str | Path | None = None,
 ) -> Result:
-    """Runs `recipe` with `overrides`, as the command line does, and returns what it left in `folder`.
+    """Runs `recipe` with `overrides`, as the command line does, and returns the run in `folder`.
 
-    `model` is the trained teacher: it is taken as it is unless an override gives `teacher.epochs`, and stays
-    unchanged. `data` is (train, val, test), see `own_arrays`; the network gets images normalised by `data.mean` and
-    `data.std`, those of train where they are not given. Where `folder` has a run of these settings, finished stages are
-    taken. Raises UserError for a mistake in any of them.
+    `model` is the trained teacher. It is not trained further unless an override sets `teacher.epochs`, and the object
+    itself stays unchanged. `data` is (train, val, test), see `own_arrays`. The network receives images normalised by
+    `data.mean` and `data.std`; where these are not set, by the statistics of train. Finished stages in `folder` are
+    reused if they have the same settings. Raises UserError for a mistake in any argument.
     """
     with _config(recipe, model, data, list(overrides)) as config:
         if config.preflight:
             raise UserError("preflight=true", "a run", "leave it out: python -m compress preflight=true tells of files")
-        place = Path(folder) if folder else Path("outputs", Path(recipe).stem, f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
-        place.mkdir(parents=True, exist_ok=True)
-        run_experiment(config, place)
-    return Result(place, read_json(place / "summary.json"), load(place))
+        now = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        run_dir = Path(folder) if folder else Path("outputs", Path(recipe).stem, now)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        run_experiment(config, run_dir)
+    return Result(run_dir, read_json(run_dir / "summary.json"), load(run_dir))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The command line: picks the sub-command; of a run, Hydra composes the config, and its end becomes an exit status."""
+"""The command line: picks the sub-command. Hydra composes the config of a run, whose end becomes the exit status."""
 
 import importlib
 import os
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs `arguments`, by default the process's: a sub-command, or else a run.
+    """Runs a sub-command, or else a recipe. `arguments` default to those of the process.
 
-    Returns the exit status: 0, 2 for a user's own mistake, 1 for a fault of ours, and 128 and the signal's number
-    where a signal ended it.
+    Returns the exit status: 0 for success, 2 for a user's mistake, 1 for an internal error, and 128 plus the number of
+    the signal that ended it.
     """
     shorten_spinning()
     arguments = sys.argv[1:] if arguments is None else arguments
     name = arguments[0] if arguments else "run"
     if name in SUBCOMMANDS:
         module, _ = SUBCOMMANDS[name]
-        return importlib.import_module(module).main(arguments[1:])  # by name: `--help` waits for none of them
+        return importlib.import_module(module).main(arguments[1:])  # imported by name, so that `--help` waits for none
     if name == "preflight":
         return _run(["preflight=true", *arguments[1:]])
     return _run(arguments[1:] if name == "run" else arguments)
@@ -90,7 +90,7 @@ def _run_hydra(arguments: list[str], state: "SweepState") -> None:
 
 
 def _follow() -> int:
-    """The exit status of a process that another one leads."""
+    """Computes what the process of rank 0 sends; returns the exit status."""
     from compress.pipeline.compute import worker_loop
 
     try:

@@ -1,4 +1,4 @@
-"""What a run that ended with an exception ends the command with."""
+"""The exit status and the last line of a command whose run raised an exception."""
 
 import errno
 
@@ -12,7 +12,7 @@ _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EP
 
 
 def exit_status(error: Exception) -> tuple[int, str]:
-    """Exit status and last line of a run that `error` has ended: 2 for a user's own mistake, 1 for a fault of ours."""
+    """Returns the exit status and the last line for `error`: 2 for a user's mistake, 1 for an internal error."""
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         error = to_user_error(error)
     elif isinstance(error, OSError) and error.errno in _CANNOT_WRITE:

@@ -1,4 +1,4 @@
-"""The launchers that a sweep can choose: conf/launchers/*.yaml over what their packages know as defaults."""
+"""The launchers that a sweep can choose: conf/launchers/*.yaml, merged over the defaults of their packages."""
 
 import shutil
 
@@ -16,11 +16,11 @@ _GROUP = "hydra/launcher"
 
 
 def register_launchers() -> None:
-    """Lays each file of conf/launchers over the option of its name, where the package that brings it is installed.
+    """Merges each file of conf/launchers over the option of its name, where the package of that option is installed.
 
-    A file of that name in conf/hydra/launcher would be taken too, but Hydra warns of one that a package has as well.
+    Hydra would also read a file of that name in conf/hydra/launcher, but warns where a package has the same name.
     """
-    Plugins.instance()  # now: what is found later would be stored over ours
+    Plugins.instance()  # first: plugins that Hydra finds later would overwrite ours
     store = ConfigStore.instance()
     known = store.list(_GROUP)
     for name in EXTRAS:
@@ -31,7 +31,7 @@ def register_launchers() -> None:
 
 
 def require_one_kind_of_processes(arguments: list[str], processes: int) -> None:
-    """Raises UserError where torchrun started `processes` of them, and a launcher is to start its own."""
+    """Raises UserError where torchrun started several `processes`, and a launcher is to start its own."""
     launchers = [launcher for launcher in overrides_of(_GROUP, arguments) if launcher.value() != "basic"]
     if processes > 1 and launchers:
         raise UserError(
@@ -42,7 +42,7 @@ def require_one_kind_of_processes(arguments: list[str], processes: int) -> None:
 
 
 def to_launcher_error(error: Exception, launcher: str) -> UserError | None:
-    """The mend, where an option or the class `launcher` behind it cannot work here."""
+    """Returns how to fix an option, or its class `launcher`, that cannot work here; None for any other `error`."""
     option = str(getattr(error, "missing_cfg_file", "")).removeprefix(f"{_GROUP}/")
     if isinstance(error, MissingConfigException) and option in EXTRAS:
         extra = EXTRAS[option]

@@ -1,4 +1,4 @@
-"""What a Slurm job does when its time is up: it saves, and then lets submitit queue it again, where it goes on."""
+"""What a Slurm job does when its time is up: it saves its work and lets submitit queue it again, to resume there."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -10,9 +10,10 @@ from compress.utils.errors import Interrupted
 
 @contextmanager
 def requeue_on_timeout() -> Iterator[None]:
-    """Has submitit's own handler of SIGUSR2, which leaves the process at once, wait until what runs here has stopped.
+    """Delays submitit's handler of SIGUSR2, which ends the process at once, until what runs inside has stopped.
 
-    SIGTERM is ignored: Slurm sends one too when a job is queued again.
+    SIGTERM is ignored, because Slurm sends it too when a job is queued again. Raises Interrupted where the job was
+    stopped for another reason.
     """
     requeue = _handler(signal.SIGUSR2)
     out_of_time = []

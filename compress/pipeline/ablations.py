@@ -1,4 +1,4 @@
-"""Plainer ways to a network of the same shape on the same budget: what each step of a run really brought."""
+"""Ablations: plainer ways to a network of the same shape on the same budget, to measure what each step contributed."""
 
 import logging
 from pathlib import Path
@@ -15,9 +15,10 @@ log = logging.getLogger("compress")
 
 
 def run_ablations(config: Config, folder: Path) -> dict[str, Any]:
-    """controls.json: the last file of each control against the last of the run in `folder`, on the same test images.
+    """Runs the ablations into `folder`/controls and returns the content of controls.json.
 
-    Each is a run of its own in `folder`/controls; the stages that are the same come from the cache.
+    It compares the last file of each ablation with the last file of the run in `folder`, on the same test images.
+    Stages that are the same come from the cache.
     """
     unfit = _unfit(config)
     rows = []
@@ -38,7 +39,7 @@ def run_ablations(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def check_ablations(config: Config) -> None:
-    """Raises UserError where controls are asked for and none would tell anything."""
+    """Raises UserError where ablations are asked for and none would be informative."""
     unfit = _unfit(config)
     if config.controls and all(unfit.values()):
         raise UserError(
@@ -49,7 +50,7 @@ def check_ablations(config: Config) -> None:
 
 
 def _unfit(config: Config) -> dict[str, str]:
-    """Of each control why it would tell nothing; empty for one that does."""
+    """Returns for each ablation why it would not be informative; an empty text where it is."""
     return {name: control.unfit(config) for name, control in ABLATIONS.items()}
 
 
@@ -58,7 +59,7 @@ def _last_stage_dir(config: Config, folder: Path) -> Path:
 
 
 def _compared(stage_dir: Path, reference_dir: Path) -> dict[str, Any]:
-    """The control's accuracy, and the points that it is ahead."""
+    """Returns the ablation's accuracy, and its lead over the reference in percentage points."""
     metrics = read_json(stage_dir / METRICS)
     from compress.tasks import TASKS  # SciPy takes seconds
 

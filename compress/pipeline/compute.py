@@ -1,6 +1,6 @@
 """What every process of a run computes: a stage's network, from the folders of the stages before it.
 
-`pipeline` has it computed and sees to the files; processes that follow wait in `worker_loop` for their part of it.
+The process of rank 0 decides and writes the files; the others wait in `worker_loop` for their part of the work.
 """
 
 import logging
@@ -44,16 +44,16 @@ from compress.utils.cores import cores
 from compress.utils.cpu import cpu_name
 from compress.utils.errors import UserError
 
-# Modules that the files of every stage go through, besides its own; stages behind the first read what is before them.
+# Modules that read and write the files of every stage; the second ones only of stages that have a stage before them.
 _READ_AND_WRITE = ("compress.data", "compress.models.artifact", "compress.export.onnx")
 _READ_STAGES = ("compress.methods.restore", "compress.training.pseudo_labels")
-# Modules that measure a stage, some of them loaded by name.
+# Modules that measure a stage; some are loaded by name, so that no import names them.
 _MEASURE = ("compress.evaluation.evaluate", "compress.evaluation.benchmark_worker")
 
 
 @dataclass
 class RunContext:
-    """What all stages of a run share."""
+    """The objects that all stages of a run share."""
 
     config: Config
     data: Data
@@ -63,7 +63,7 @@ class RunContext:
     cache: Cache | None
 
     def evaluation_settings(self) -> dict[str, Any]:
-        """What the files and figures of a stage depend on besides its weights."""
+        """Returns what the files and figures of a stage depend on in addition to its weights."""
         return {
             "export": asdict(self.config.export),
             "measure": asdict(self.config.measure),
@@ -75,7 +75,7 @@ class RunContext:
 
 @dataclass
 class StageJob:
-    """A stage to compute; `inputs` are what `stage_inputs` gave, and their digest is its key."""
+    """A stage to compute; `inputs` come from `stage_inputs`, and their digest is the stage's key."""
 
     name: str
     stage_dir: Path
@@ -84,9 +84,9 @@ class StageJob:
 
 
 def prepare(config: Config) -> RunContext:
-    """Readies the machine and reads the data, in every process of the run.
+    """Sets up the machine and reads the data, in every process of the run.
 
-    Raises UserError for a device that is not there, for data that cannot be used, and for more processes than images.
+    Raises UserError for a missing device, for data that cannot be used, and for more processes than images in a batch.
     """
     device, threads = prepare_machine(config)
     ranks = join(device)
@@ -112,7 +112,7 @@ def prepare(config: Config) -> RunContext:
 
 
 def require_networks_fit(config: Config, data: Data) -> None:
-    """Makes the user's own network known. Raises UserError for a network that these images and classes do not fit."""
+    """Registers the user's own network. Raises UserError for a network that does not fit the images and classes."""
     if config.teacher.factory:
         register_user_model(config.teacher.factory, data.shape, len(data.classes), config.seed)
     for key, name in networks(config).items():
@@ -120,10 +120,10 @@ def require_networks_fit(config: Config, data: Data) -> None:
 
 
 def prepare_machine(config: Config) -> tuple[torch.device, int]:
-    """Sets torch up for a run; the device and the number of threads. Raises UserError for a GPU that is not there."""
+    """Sets up torch; returns the device and the number of threads. Raises UserError for a missing GPU."""
     threads = config.threads or cores()
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # else the first steps on nearly dead weights take many times as long
+    torch.set_flush_denormal(True)  # else denormal weights make the first steps many times slower
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda", "a GPU that torch can use", "set device=auto or device=cpu")
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
@@ -131,13 +131,15 @@ def prepare_machine(config: Config) -> tuple[torch.device, int]:
 
 
 def compute_stage(job: StageJob, run: RunContext, curves: TensorBoardWriter) -> Artifact:
-    """The network of a stage, and what there is to tell of it.
+    """Computes a stage; returns its network with spec and notes.
 
-    Raises UserError as the stage does, Interrupted where a signal ends its training, and StageDone in a process that
-    was needed for its training alone.
+    Raises UserError where the stage does, Interrupted where a signal ends its training, and StageDone in a process
+    that only takes part in the training.
     """
     from compress.methods.restore import restore
-    from compress.training.pseudo_labels import add_pseudo_labels  # seconds, as `load_stage`
+    from compress.training.pseudo_labels import (
+        add_pseudo_labels,
+    )  # imported late: it takes seconds, as `load_stage` does
 
     config, device = run.config, run.device
     settings = getattr(config, job.name)
@@ -163,12 +165,12 @@ def compute_stage(job: StageJob, run: RunContext, curves: TensorBoardWriter) -> 
 
 
 def worker_loop() -> None:
-    """Computes the stages that the leading process tells of, until it tells of no more; writes no file.
+    """Computes the stages that the process of rank 0 broadcasts, until it broadcasts None; writes no file.
 
-    Raises UserError where this process would compute something else than the leader does.
+    Raises UserError where this process would compute something else than rank 0.
     """
     silence()
-    logging.disable(logging.WARNING)  # the leader has said it
+    logging.disable(logging.WARNING)  # rank 0 logs them
     run: RunContext | None = None
     while (received := receive_broadcast()) is not None:
         if isinstance(received, Config):
@@ -184,16 +186,16 @@ def worker_loop() -> None:
 
 
 def stage_inputs(name: str, run: RunContext, parent: dict[str, str] | None) -> dict[str, Any]:
-    """All that decides what a stage computes."""
+    """Returns everything that decides what a stage computes; its digest is the stage's key."""
     config, data = run.config, run.data
-    elsewhere = ("root", "workers")  # the fingerprint tells what was read, wherever it lay
-    aside = "checkpoint_minutes"  # changes nothing that is computed
+    not_data = ("root", "workers")  # the fingerprint identifies the images, wherever they were read
+    not_training = "checkpoint_minutes"  # changes nothing that is computed
     precision = {"precision": choose_precision(config.train.precision, run.device)}
     return {
         "stage": name,
         "settings": asdict(getattr(config, name)),
-        "train": {key: value for key, value in asdict(config.train).items() if key != aside} | precision,
-        "data": {key: value for key, value in asdict(config.data).items() if key not in elsewhere},
+        "train": {key: value for key, value in asdict(config.train).items() if key != not_training} | precision,
+        "data": {key: value for key, value in asdict(config.data).items() if key not in not_data},
         "data_fingerprint": data.fingerprint,
         "seed": config.seed,
         "device": run.device.type,
@@ -205,22 +207,22 @@ def stage_inputs(name: str, run: RunContext, parent: dict[str, str] | None) -> d
 
 
 def computing_modules(name: str, first: bool) -> tuple[str, ...]:
-    """The modules, with what they import, that decide the weights of a stage and its model.onnx."""
+    """Returns the modules that decide, with their imports, the weights of a stage and its model.onnx."""
     return (STAGES[name].module, *_READ_AND_WRITE, *(() if first else _READ_STAGES))
 
 
 def measuring_modules(targets: list[str]) -> tuple[str, ...]:
-    """The modules, with what they import, that decide the figures of a stage and the files of further targets."""
+    """Returns the modules that decide, with their imports, the figures of a stage and the files of other targets."""
     return (*_MEASURE, *(module_name(target) for target in targets))
 
 
 def stage_seed(config: Config, name: str) -> int:
-    """A stage's own seed: it then does not matter what ran before it."""
+    """Returns a seed for one stage, so that its result does not depend on what ran before it."""
     return zlib.crc32(f"{config.seed} {name}".encode())
 
 
 def seed_everything(seed: int) -> None:
-    """Of Python, NumPy and torch."""
+    """Seeds Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

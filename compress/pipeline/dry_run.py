@@ -1,4 +1,4 @@
-"""Takes a network through the stages untrained, so that one that cannot pass is known before hours of training."""
+"""Takes an untrained network through all stages, to find one that cannot pass before hours of training."""
 
 import logging
 import tempfile
@@ -31,21 +31,22 @@ from compress.utils.errors import UserError
 
 log = logging.getLogger("compress")
 
-_IMAGES = 16  # to learn from, to calibrate on and to compare on: enough for a step and a graph
-_LR = 1e-6  # the step is to run, not to learn
-_RESTORED = 1e-3  # of the logits' spread: a rebuilt network differs by the order of its sums
-_DEPLOYED = 1e-2  # the same, of a float file in ONNX Runtime
-_INT8 = 0.3  # mean difference of an int8 file from its simulation, where now and then a value is a step aside
+_IMAGES = 16  # for training, calibration and comparison: enough for a step and a graph
+_LR = 1e-6  # the step has to run, not to learn
+# Tolerated mean differences of logits, as a share of their standard deviation.
+_RESTORED = 1e-3  # a rebuilt network differs by the order of its sums
+_DEPLOYED = 1e-2  # a float file in ONNX Runtime
+_INT8 = 0.3  # an int8 file against its simulation, in which some values are rounded to the next step
 
 T = TypeVar("T")
 
 
 @dataclass
 class _DryRun:
-    """What all steps of a trial share."""
+    """The objects that all steps of a dry run share."""
 
     config: Config
-    data: Data  # few images
+    data: Data  # a few images of each split
     scratch_dir: Path
     model: str
     network: nn.Module  # the teacher before its first epoch
@@ -54,12 +55,12 @@ class _DryRun:
 
 @dataclass
 class DryRunStage:
-    """A stage that a network went through untrained."""
+    """A stage that an untrained network went through."""
 
     artifact: Artifact
     folder: Path
-    stays_float: list[dict[str, str]] = field(default_factory=list)  # of an int8 file: {layer, reason}
-    warnings: list[str] = field(default_factory=list)  # shown behind the trial: inside it the terminal is silent
+    stays_float: list[dict[str, str]] = field(default_factory=list)  # {layer, reason} of an int8 file
+    warnings: list[str] = field(default_factory=list)  # logged after the dry run, in which the terminal is silent
 
     @property
     def file(self) -> Path:
@@ -67,7 +68,7 @@ class DryRunStage:
 
 
 def require_compressible(config: Config, data: Data) -> None:
-    """Raises UserError where a stage of `config` could not take its network, see `try_stages`; a log line otherwise."""
+    """Raises UserError where a network cannot pass a stage of `config`, see `try_stages`; otherwise logs the time."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch_dir:
         try_stages(config, data, Path(scratch_dir))
@@ -75,12 +76,12 @@ def require_compressible(config: Config, data: Data) -> None:
 
 
 def try_stages(config: Config, data: Data, scratch_dir: Path) -> list[DryRunStage]:
-    """Runs the stages of `config` on a few images, a step of training each, and tries what each one writes.
+    """Runs the stages of `config` on a few images, with one training step each, and tests the files of each stage.
 
     The network of each stage is rebuilt from its files, and its model.onnx is run in ONNX Runtime; both have to agree
-    with the network in memory. The files go to folders in `place`. Raises UserError with the cause where one of these
-    fails, where most of the arithmetic would stay float, and where the network's outputs are not a function of the
-    image alone.
+    with the network in memory. The files go to folders in `scratch_dir`. Raises UserError with the cause where one of
+    these fails, where most of the arithmetic would stay float, and where the network's outputs are not a function of
+    the image alone.
     """
     small_data = _small_data(data)
     torch.manual_seed(config.seed)
@@ -101,7 +102,7 @@ def try_stages(config: Config, data: Data, scratch_dir: Path) -> list[DryRunStag
 
 
 def try_export(network: nn.Module, data: Data, file: Path, model: str) -> None:
-    """Writes the float file and runs it. Raises UserError where `network`, called `model`, cannot be exported."""
+    """Writes the float file and runs it. Raises UserError where `network`, named `model`, cannot be exported."""
     _attempt(lambda: export_onnx(network, file, data.shape), model, "exported", network, data)
     images = next(data.train.batches())[0][:_IMAGES]
     with torch.no_grad():
@@ -109,7 +110,7 @@ def try_export(network: nn.Module, data: Data, file: Path, model: str) -> None:
 
 
 def _small_data(data: Data) -> Data:
-    """The same data set with a few images in each split; its test split stays unread."""
+    """Returns the data set with a few images in train and validation; the test split stays unread."""
 
     def some(split: Split) -> Split:
         return replace(split.take(_IMAGES, 0), batch_size=min(_IMAGES, split.batch_size))
@@ -118,7 +119,7 @@ def _small_data(data: Data) -> Data:
 
 
 def _require_function(network: nn.Module, images: Tensor, model: str) -> None:
-    """Raises UserError unless what an image gets is always the same, and depends on no other image."""
+    """Raises UserError unless the outputs for an image are always the same and depend on no other image."""
     with torch.no_grad():
         first, again, half = network(images), network(images), network(images[: len(images) // 2])
     if _difference(again, first) > _RESTORED:
@@ -136,7 +137,7 @@ def _require_function(network: nn.Module, images: Tensor, model: str) -> None:
 
 
 def _try_stage(name: str, done: list[DryRunStage], dry_run: _DryRun) -> DryRunStage:
-    """Runs a stage as a run would, but on few images."""
+    """Runs a stage as a run would, but on a few images."""
     config, data, stage = dry_run.config, dry_run.data, STAGES[name]
     current, teacher = (restore(done[at].folder, torch.device("cpu")) if done else None for at in (-1, 0))
     if teacher is not None and not data.labelled:
@@ -177,7 +178,7 @@ def _try_restoring(tried: DryRunStage, model: str, dry_run: _DryRun) -> None:
 
 
 def _try_int8(tried: DryRunStage, float_layers: list[str], model: str, dry_run: _DryRun) -> None:
-    """Raises UserError unless the int8 file runs, agrees with the simulation, and is int8 for the most part."""
+    """Raises UserError unless the int8 file runs, agrees with the simulation, and is mostly int8."""
     network, file = tried.artifact.network, tried.file
     _attempt(lambda: export_onnx(network, file, dry_run.data.shape), model, "quantized", network, dry_run.data)
     with torch.no_grad():
@@ -190,10 +191,10 @@ def _try_int8(tried: DryRunStage, float_layers: list[str], model: str, dry_run: 
 
 
 def _compare_file(file: Path, images: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    """Raises UserError unless the file runs in ONNX Runtime and its logits are near `wanted`, (N, K)."""
+    """Raises UserError unless the file runs in ONNX Runtime and its logits are near `expected` (N, K)."""
     try:
         found = torch.from_numpy(np.asarray(onnx_runner(file, 1)(images.numpy())))
-    except Exception as error:  # the runtime has exceptions of many kinds, with one base that it does not export
+    except Exception as error:  # the runtime raises many exceptions, whose base class it does not export
         raise UserError(
             f"{what}, which ONNX Runtime refuses: {str(error).strip().splitlines()[0]}",
             "a file that it can run",
@@ -215,13 +216,13 @@ def _compare_file(file: Path, images: Tensor, expected: Tensor, tolerance: float
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
-    """The mean difference as a share of the spread of `wanted`."""
+    """Returns the mean difference as a share of the standard deviation of `expected`."""
     spread = expected.float().std().clamp_min(1e-6)
     return ((found.float() - expected.float()).abs().mean() / spread).item()
 
 
 def _attempt(step: Callable[[], T], model: str, participle: str, network: nn.Module, data: Data) -> T:
-    """What `step` returns; whatever a library raises there is the answer that was asked for, as a UserError."""
+    """Returns what `step` returns. Raises a UserError for whatever a library raises: to find it is the purpose."""
     try:
         return step()
     except Exception as error:
@@ -230,7 +231,7 @@ def _attempt(step: Callable[[], T], model: str, participle: str, network: nn.Mod
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Inside, nothing is shown or logged but warnings: the stages are only tried."""
+    """Hides all output but warnings."""
     console, level = get_console(), logging.root.manager.disable
     quiet, console.quiet = console.quiet, True
     logging.disable(max(level, logging.INFO))

@@ -1,4 +1,4 @@
-"""What a library raised while a network was tried, as an error that names the cause in the network and its mend."""
+"""Turns what a library raises in a dry run into an error that names the cause in the network, and how to fix it."""
 
 import re
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _LEAVES_TORCH = (".numpy()", "tolist", "Cannot access data pointer", "FakeTensor
 _ONE_BATCH_SIZE = ("specialized it to be a constant", "ConstraintViolationError", "Constraints violated")
 _OPERATOR = re.compile(r"(?:OpOverload\(op='|torch\.ops\.)([\w.]+)")
 
-# step of the trial -> what to do where its cause is not one of those below
+# step of the dry run -> what to do where the cause is unknown
 _LEAVE_OUT = {
     "pruned": "leave prune out of the stages, e.g. stages=[teacher,distill,quantize]",
     "quantized": "leave quantize out of the stages, e.g. stages=[teacher,prune,distill]",
@@ -91,7 +91,7 @@ def _known_cause(
 
 
 def _operator(text: str) -> str | None:
-    """The operator that the ONNX exporter could not translate."""
+    """Returns the operator that the ONNX exporter could not translate; None where `text` names none."""
     if "No ONNX function found" in text or "Error when translating node" in text:
         found = _OPERATOR.search(text)
         return ".".join(found.group(1).split(".")[:2]) if found else None
@@ -99,7 +99,7 @@ def _operator(text: str) -> str | None:
 
 
 def _line_of_operator(network: nn.Module, shape: tuple[int, int, int], operator: str) -> str:
-    """Where the forward pass calls an operator, or what torch makes it of: " (net.py, line 12)"; "" if unknown."""
+    """Returns where the forward pass calls an operator, as " (net.py, line 12)"; an empty text where unknown."""
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
     found = _quietly(
         lambda: (
@@ -113,17 +113,17 @@ def _line_of_operator(network: nn.Module, shape: tuple[int, int, int], operator:
 
 
 def _line_that_needs(network: nn.Module, shape: tuple[int, int, int], images: int) -> str | None:
-    """The user's line that fails with so many images, if one does."""
+    """Returns the user's line that fails with `images` images; None where none fails."""
     try:
         with torch.no_grad():
             network.eval()(torch.zeros(images, *shape))
-    except Exception as error:  # that it fails is what is looked for
+    except Exception as error:  # a failure is what this looks for
         return user_line(error)
     return None
 
 
 def _quietly(step: Callable[[], T]) -> T | None:
-    """What `step` returns; None where it raises: it only adds a line to a message that is right without it."""
+    """Returns what `step` returns; None where it raises, because it only adds a detail to a message."""
     try:
         return step()
     except Exception:

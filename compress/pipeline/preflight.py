@@ -1,4 +1,4 @@
-"""What a run would come to, told in seconds and without training: what can be pruned, traced and quantized."""
+"""Estimates the result of a run in seconds, without training: what can be pruned, traced and quantized."""
 
 import tempfile
 from dataclasses import replace
@@ -29,17 +29,17 @@ from compress.utils.units import count_text, size_text
 
 PREFLIGHT = "preflight.json"
 
-_REPETITIONS = 20  # enough for a time
-_NAMES = 3  # layers shown a reason; the file has all
+_REPETITIONS = 20  # enough for a rough latency
+_NAMES = 3  # layers printed for each reason; the file has all
 
 _FIGURES = ("size_bytes", "latency_ms_p50", "speedup_vs_teacher")
 
 
 def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
-    """Writes preflight.json, prints it and returns it; nothing is trained and no stage is written.
+    """Writes preflight.json, prints it and returns it; trains nothing and writes no stage.
 
-    MACs, sizes and latencies are those of files with untrained weights, on which they do not depend; which filters go
-    does. Raises UserError as a run would, and where the network cannot be pruned or exported at all.
+    MACs, sizes and latencies are those of files with untrained weights, on which they do not depend. The choice of the
+    pruned filters does. Raises UserError as a run would, and where the network cannot be pruned or exported at all.
     """
     check_order(config.stages)
     _, threads = prepare_machine(config)
@@ -68,7 +68,7 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def _teacher(config: Config, data: Data) -> tuple[nn.Module, str]:
-    """The network that a run would train, with its first weights, and its name."""
+    """Returns the network that a run would train, with its initial weights, and its name."""
     require_networks_fit(config, data)
     torch.manual_seed(config.seed)
     network, architecture = untrained(config.teacher, data.shape, len(data.classes))
@@ -82,7 +82,10 @@ def _last_float(tried: list[DryRunStage]) -> Artifact:
 def _pruned_layers(
     teacher: nn.Module, tried: list[DryRunStage], config: Config, data: Data
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """A row a layer with its filters before and after pruning; what is left undone. Both empty where none is pruned."""
+    """Returns a row for each layer with its filters before and after pruning, and remarks on what is not refitted.
+
+    Both are empty where no stage prunes.
+    """
     pruned = next((stage.artifact for stage in tried if stage.artifact.spec.pruning), None)
     if pruned is None:
         return [], []
@@ -99,7 +102,7 @@ def _pruned_layers(
 
 
 def _randomize_batch_norm(network: nn.Module) -> None:
-    """Gives batch norm values as training leaves them: the exporter saves room where all are zeros or ones."""
+    """Draws statistics of batch norm, as after training: the exporter saves space where all are zeros or ones."""
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
@@ -116,7 +119,7 @@ def _expected_figures(
 
 
 def _print(found: dict[str, Any]) -> None:
-    """The tables, 80 columns wide."""
+    """Prints the tables, 80 columns wide."""
     console = get_console()
     table = Table(box=SIMPLE_HEAD, padding=0)
     for heading in ("expected", "params", "MACs", "size", "ms", "faster"):

@@ -1,4 +1,4 @@
-"""What pretrained weights expect of images: size, crop, interpolation and normalisation, taken over by a run."""
+"""The preprocessing that pretrained weights expect: size, crop, interpolation and normalisation of images."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -18,14 +18,14 @@ class Preprocessing:
     """How images were prepared for the weights of a library."""
 
     image_size: int
-    crop_share: float  # of the shorter side, behind the resize, that the middle square keeps
+    crop_share: float  # side of the centre crop as a share of the resized shorter side
     interpolation: str
     mean: list[float]
     std: list[float]
 
 
 def published_preprocessing(model: str, weights: str) -> Preprocessing | None:
-    """That of the pretrained `weights` of `model`; None where the library does not have them under this name."""
+    """Returns the preprocessing of the `weights` of `model`; None where the library has no weights of this name."""
     entry = find_entry(model) if model in ZOO or "/" in model else None
     if entry is None:
         return None
@@ -35,9 +35,9 @@ def published_preprocessing(model: str, weights: str) -> Preprocessing | None:
 
 
 def with_preprocessing(config: Config) -> Config:
-    """`config` with the size of images, the crop and the interpolation that the user left open.
+    """Returns `config` with image size, crop and interpolation set where the user did not set them.
 
-    Those of teacher.weights where there are any; otherwise the defaults.
+    They come from teacher.weights if there are any; otherwise they are the defaults.
     """
     teacher, data = config.teacher, config.data
     published = None
@@ -46,7 +46,7 @@ def with_preprocessing(config: Config) -> Config:
     if published is None:
         return replace(config, data=with_defaults(data))
     data = replace(data, image_size=data.image_size or published.image_size)
-    if data.name == "imagefolder":  # arrays come as they are: nothing is left to be cropped
+    if data.name == "imagefolder":  # arrays are not cropped
         share, interpolation = data.crop_share or published.crop_share, data.interpolation or published.interpolation
         data = replace(data, crop_share=share, interpolation=interpolation)
     data = with_defaults(data)
@@ -62,9 +62,9 @@ def with_preprocessing(config: Config) -> Config:
 
 
 def with_normalisation(data: Data, config: Config) -> Data:
-    """`data` normalised as teacher.weights expects, unless the user set data.mean and data.std.
+    """Returns `data` normalised as teacher.weights expects, unless the user set data.mean and data.std.
 
-    One grey channel gets the mean over the colours; other numbers of channels keep the statistics of the images.
+    A single grey channel uses the mean over the colours; other numbers of channels keep the statistics of the images.
     """
     teacher = config.teacher
     if config.data.mean is not None or not teacher.weights or teacher.factory:
@@ -84,7 +84,7 @@ def with_normalisation(data: Data, config: Config) -> Data:
 
 
 def _torchvision_preprocessing(name: str, weights: str) -> Preprocessing | None:
-    from torchvision import models  # seconds, which runs without such weights do without
+    from torchvision import models  # imported late: it takes seconds
 
     known = models.get_model_weights(name)
     if weights not in known.__members__:

@@ -1,4 +1,4 @@
-"""Makes a stage's folder: computes its network, writes its files, measures them; what a run of hits goes without."""
+"""Makes a stage's folder: computes its network, writes and measures its files. Cached stages do not need it."""
 
 import logging
 import shutil
@@ -33,7 +33,7 @@ from compress.utils.errors import UserError
 from compress.utils.metric import metric_of
 from compress.utils.missing import taken_before
 
-_SPREAD_IMAGES = 64  # on which the ranges of channels are compared
+_SPREAD_IMAGES = 64  # images on which the ranges of channels are compared
 
 log = logging.getLogger("compress")
 
@@ -41,13 +41,13 @@ log = logging.getLogger("compress")
 def compute_and_evaluate(
     name: str, stage_dir: Path, done: list[Path], inputs: dict[str, Any], run: RunContext
 ) -> dict[str, Any]:
-    """Computes one stage from the folders of those before it, writes its folder, returns stage.json's record."""
+    """Computes a stage from the folders of those before it and writes its folder; returns the record of stage.json."""
     log.info("%s: starts", name)
     start = time.perf_counter()
     files.fresh_folder(stage_dir)
     config, data = run.config, run.data
     if not done and _needs_dry_run(config):
-        from compress.pipeline.dry_run import require_compressible  # most of a second, which other stages do without
+        from compress.pipeline.dry_run import require_compressible  # imported late: it takes most of a second
 
         require_compressible(config, data)
     with TensorBoardWriter(stage_dir.parent / "tensorboard" / stage_dir.name) as curves:
@@ -100,16 +100,16 @@ def _run_record(inputs: dict[str, Any], run: RunContext, duration_s: float) -> d
 
 
 def _needs_dry_run(config: Config) -> bool:
-    """Whether the networks of a run are tried before it trains; those of the zoo are known to pass."""
+    """Whether a run starts with a dry run; the networks of the zoo need none."""
     return bool(config.teacher.factory) or any("/" in name for name in networks(config).values())
 
 
 def reexport_stage(
     name: str, stage_dir: Path, done: list[Path], record: dict[str, Any], run: RunContext
 ) -> dict[str, Any]:
-    """Writes and measures a whole stage for other targets, beside its folder, and then puts it in its place.
+    """Writes and measures a finished stage again in a new folder, which then replaces the old one.
 
-    What was trained is never at risk: until the very end the old folder is whole.
+    The trained weights are never at risk: the old folder stays whole until the end.
     """
     new_dir = stage_dir.with_name(f"{stage_dir.name}.anew")
     files.fresh_folder(new_dir)
@@ -141,7 +141,7 @@ def _written(stage_dir: Path, key: str) -> dict[str, Any]:
 def _export_and_evaluate(
     name: str, stage_dir: Path, teacher: Path, spent: dict[str, Any], run: RunContext
 ) -> dict[str, Any]:
-    """Writes the further targets of a stage that has its model.onnx, measures all, returns metrics.json's content."""
+    """Writes the other targets of a stage that has its model.onnx and measures all; returns metrics.json's content."""
     config, data = run.config, run.data
     left_out, calibration = {}, None
     targets = [target for target in config.export.targets if target in TARGETS]
@@ -165,10 +165,10 @@ def _export_and_evaluate(
 def _check_int8(
     path: Path, result: Artifact, quantization: dict[str, Any], allow_float: bool
 ) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """What no int8 kernel can run, with the reason, and the share that is int8; what was kept in float is float.
+    """Returns the layers that no int8 kernel can run, with reasons, and the share of the MACs that is int8.
 
-    Raises ValueError where the runtime runs another one as float, or one of these as int8, and UserError where most of
-    the arithmetic is float without having been asked to be.
+    Raises ValueError where the runtime runs other layers than expected in float, and UserError where most of the
+    arithmetic is float although the user did not allow that.
     """
     floats = {layer.name for layer in inspect_quantization(path) if not layer.quantized}
     require_quantized(path, tuple(floats))
@@ -189,7 +189,7 @@ def _check_int8(
 
 
 def _note_int8_loss(stage_dir: Path, before: Path, result: Artifact, run: RunContext) -> None:
-    """Where int8 lost accuracy beyond chance, logs and notes which setting would help."""
+    """Logs and notes which setting would help, where int8 lost accuracy beyond chance."""
     loss = validation_loss(before / files.ONNX, stage_dir / files.ONNX, run.data.val, run.threads, TASKS[run.data.task])
     if loss is None:
         return
@@ -200,7 +200,7 @@ def _note_int8_loss(stage_dir: Path, before: Path, result: Artifact, run: RunCon
 
 
 def _write_sensitivity(table: dict[str, Any], stage_dir: Path, curves: TensorBoardWriter) -> None:
-    """The table and its chart, into the stage's folder, and its figures into TensorBoard."""
+    """Writes the table and its chart into the stage's folder, and its figures into TensorBoard."""
     files.write_json(stage_dir / files.SENSITIVITY, table)
     files.write_bytes(stage_dir / files.SENSITIVITY_PLOT, sensitivity_page(table, stage_dir.name).encode())
     curves.by_layer("int8_kl_nats", (row["kl_nats"] for row in table["layers"]))

@@ -1,4 +1,4 @@
-"""The stages' figures as others read them: the rows of summary.json, and TensorBoard's lines and table of runs."""
+"""The summary of a run: the rows of summary.json, and TensorBoard's curves over stages and its table of runs."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from compress.utils.metric import metric_of
 
 
 def summary_rows(done: list[Path]) -> list[dict[str, Any]]:
-    """A row a stage: its metrics, and each against the teacher's."""
+    """Returns a row for each stage: its metrics, and their ratios to the teacher's."""
     rows: list[dict[str, Any]] = []
     for stage_dir in done:
         metrics = files.read_json(stage_dir / files.METRICS)
@@ -34,7 +34,7 @@ def summary_rows(done: list[Path]) -> list[dict[str, Any]]:
 
 
 def log_stages(done: list[Path], config: Config) -> None:
-    """The stages so far as TensorBoard's run `stages`: a line a figure over their numbers, and a row in HPARAMS."""
+    """Writes the stages so far to TensorBoard's run `stages`: a curve for each figure, and a row in HPARAMS."""
     with TensorBoardWriter(done[0].parent / "tensorboard" / "stages") as writer:
         writer.settings(table_settings(config))
         for number, stage_dir in enumerate(done, 1):
@@ -42,10 +42,9 @@ def log_stages(done: list[Path], config: Config) -> None:
 
 
 def table_settings(config: Config) -> dict[str, bool | int | float | str]:
-    """TensorBoard's hparams: the settings of the stages that are run, and of the others those that are not the default.
+    """Returns TensorBoard's hparams: all settings of the stages that run, and other settings that are not the default.
 
-    TensorBoard shows the first few: those that differ between runs, by name.
-    What only says when to give up is left out.
+    The settings of early stopping are left out.
     """
     flat: dict[str, bool | int | float | str] = {}
     for (name, value, _), (_, default, _) in zip(describe(config), describe(type(config)()), strict=True):
@@ -57,9 +56,9 @@ def table_settings(config: Config) -> dict[str, bool | int | float | str]:
 
 
 def stage_figures(metrics: dict[str, Any]) -> dict[str, float]:
-    """The numbers of metrics.json by their tags.
+    """Returns the numbers of metrics.json by their tags.
 
-    TensorBoard orders tags by name, and its table shows the first five: what ships comes first, behind the curves.
+    TensorBoard sorts tags by name, and its table shows the first five: those of the deployed file come first.
     """
     key = metric_of(metrics).key
     first = (f"deployed_{key}_percent", f"{key}_delta_points", "size_bytes", "latency_ms_p50", "speedup_vs_teacher")

@@ -1,4 +1,4 @@
-"""report.md: what the page says, as a comment on a pull request can carry it."""
+"""Writes report.md: the content of the page in a form that fits a comment on a pull request."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,11 +12,11 @@ from compress.report.settings import changed_settings, command, versions
 from compress.report.stage_table import cautions, energy_rows, kept_epochs, left_out, stage_rows, unavailable
 from compress.utils.units import setting_text
 
-_SHOWN = 10  # rows of a list; the page has all
+_SHOWN = 10  # rows in a list; the page has all
 
 
 def run_markdown(run: RunRecord) -> str:
-    """report.md of one run."""
+    """Returns report.md of one run."""
     parts = [f"## {escape(verdict.verdict(run))}", escape(verdict.basis(run))]
     if run.unfinished:
         parts.append(f"**This run is not finished.** Still to come: {escape(', '.join(run.unfinished))}.")
@@ -38,7 +38,7 @@ def run_markdown(run: RunRecord) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]], text_columns: int = 1) -> str:
-    """A table of escaped cells; the first `text_columns` are set left, the others right."""
+    """Returns a table of escaped cells; the first `text_columns` are aligned left, the others right."""
     lines = [heads, *rows]
     cells = [f"| {' | '.join(escape(str(cell)) for cell in line)} |" for line in lines]
     rule = ["---" if at < text_columns else "---:" for at in range(len(heads))]
@@ -46,24 +46,24 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], text_columns: 
 
 
 def escape(text: str) -> str:
-    """Text in which nothing is HTML, ends a cell of a table or starts a link or emphasis."""
+    """Escapes text, so that nothing is HTML, ends a cell of a table, or starts a link or emphasis."""
     for letter in "\\`*[]|":
         text = text.replace(letter, f"\\{letter}")
     return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())
 
 
 def bullets(lines: Sequence[str], title: str) -> str:
-    """A list that is folded away; nothing for no lines."""
+    """Returns a collapsed list; an empty text without lines."""
     return fold(title, "\n".join(f"- {escape(line)}" for line in lines)) if lines else ""
 
 
 def fold(title: str, content: str) -> str:
-    """Content that a reader opens."""
+    """Returns collapsed content that a reader can open."""
     return f"<details><summary>{escape(title)}</summary>\n\n{content}\n\n</details>"
 
 
 def code(text: str) -> str:
-    """A block of code, fenced by more backticks than the text has in a row."""
+    """Returns a code block, fenced by more backticks than the text has in a row."""
     fence = "```"
     while fence in text:
         fence += "`"

@@ -1,4 +1,4 @@
-"""What repeats a run: its command line, the settings that are not the default, the versions and the digests."""
+"""What a user needs to repeat a run: command line, settings that are not the default, versions and digests."""
 
 import shlex
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _SHOWN_DIGESTS = ("model.onnx", "model.safetensors")
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of the run, and what it would have been."""
+    """A setting of the run and its default."""
 
     name: str
     value: str
@@ -22,23 +22,23 @@ class Setting:
 
 
 def command(run: RunRecord) -> str | None:
-    """The command line, with what was left to the machine pinned to what it was; None where none was typed."""
+    """Returns the command line with all automatic settings pinned; None where the run was started otherwise."""
     if run.overrides is None:
         return None
     typed = {override.split("=")[0] for override in run.overrides}
-    pinned = [f"{name}={value}" for name, value in _found_by_itself(run).items() if name not in typed]
+    pinned = [f"{name}={value}" for name, value in _automatic_settings(run).items() if name not in typed]
     return f"python -m compress {shlex.join([*run.overrides, *pinned])}"
 
 
-def _found_by_itself(run: RunRecord) -> dict[str, Any]:
-    """The settings that follow the machine (threads=0, device=auto, quantize.target=auto), as they came out."""
+def _automatic_settings(run: RunRecord) -> dict[str, Any]:
+    """Returns the values that a run chose for its machine (threads=0, device=auto, quantize.target=auto)."""
     found = {"threads": run.last.record["threads"], "device": run.last.record["device"]}
     quantization = run.last.spec["quantization"]
     return found | ({"quantize.target": quantization["target"]} if quantization else {})
 
 
 def changed_settings(run: RunRecord) -> list[Setting]:
-    """Those of the run that are not the default, in the order of the config."""
+    """Returns the settings that are not the default, in the order of the config."""
     defaults = {name: (as_typed(value), text) for name, value, text in describe(Config())}
     rows = []
     for name, value in flat(run.config).items():
@@ -49,7 +49,7 @@ def changed_settings(run: RunRecord) -> list[Setting]:
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"prune.ratio": "0.5", ...}: values as one types them."""
+    """Returns {"prune.ratio": "0.5", ...}: values as users type them."""
     found: dict[str, str] = {}
     for name, value in config.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: as_typed(value)}
@@ -61,7 +61,7 @@ def versions(run: RunRecord) -> dict[str, str]:
 
 
 def digests(run: RunRecord) -> list[tuple[str, str]]:
-    """(file, SHA-256) of the networks of each stage."""
+    """Returns (file, SHA-256) of the networks of each stage."""
     return [
         (f"{stage.name}/{name}", stage.record["files"][name])
         for stage in run.stages

@@ -1,4 +1,4 @@
-"""What each stage won and cost: the key figures, the rows of the table and the points of the two charts."""
+"""The figures of each stage: the key figures, the rows of the table and the points of the two charts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from compress.report.svg import Point, scatter
 from compress.report.verdict import interval, percent, signed, times_smaller, times_text
 from compress.utils.units import count_text, size_text, three_digits
 
-_QUIET = 1.25  # two times of one file on a quiet machine differ by less than this factor
+_QUIET = 1.25  # on a quiet machine two measurements of one file differ by less than this factor
 _BYTE_UNITS = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """One figure of the deployed file beside the teacher's; the lengths are percents of the larger one."""
+    """One figure of the deployed file next to the teacher's; the lengths are percents of the larger one."""
 
     name: str
     value: str
@@ -34,7 +34,7 @@ class StageRow:
     """A row of the table of stages."""
 
     name: str
-    percent: str  # the metric of the task
+    percent: str  # the task's metric
     percent_interval: str
     delta: str
     delta_interval: str
@@ -56,14 +56,14 @@ class EnergyRow:
     """A row of the table of energy."""
 
     name: str
-    image_mj: str  # counted
-    training_wh: str  # these two estimated
-    training_co2_g: str
+    image_mj: str  # read from a counter
+    training_wh: str  # an estimate
+    training_co2_g: str  # an estimate
 
 
 @dataclass(frozen=True)
 class TradeOff:
-    """A chart with the sentence that says what to see in it."""
+    """A chart with a sentence that sums it up."""
 
     title: str
     takeaway: str
@@ -71,7 +71,7 @@ class TradeOff:
 
 
 def key_figures(run: RunRecord) -> list[KeyFigure]:
-    """Accuracy, size, latency and MACs of the last stage's file."""
+    """Returns accuracy, size, latency and MACs of the last stage's file."""
     own, theirs = run.last.metrics, run.teacher.metrics
     metric = run.last.metric
     title = f"{metric.name[0].upper()}{metric.name[1:]}"
@@ -95,24 +95,27 @@ def _figure(name: str, key: str, run: RunRecord, text: Any, change: str, better:
 
 
 def teacher_latency(run: RunRecord) -> float:
-    """Milliseconds of the teacher's file when it took turns with the last stage's: the time that "faster" is from."""
+    """Returns the milliseconds of the teacher's file when timed in turns with the last stage's file.
+
+    The factor "faster" refers to this time.
+    """
     return run.last.metrics["latency_ms_p50"] * run.last.metrics["speedup_vs_teacher"]
 
 
 def cautions(run: RunRecord) -> list[str]:
-    """What a reader has to know before believing the figures."""
+    """Returns reasons to distrust the figures."""
     seen = seen_validation(run.teacher.record, run.teacher.metrics)
     return [caution for caution in (seen, _noisy_machine(run)) if caution]
 
 
 def kept_epochs(run: RunRecord) -> list[str]:
-    """Which epoch each training kept, and why; nothing of stages that trained nothing."""
+    """Returns which epoch each training kept, and why; stages without training have no line."""
     kept = {stage.short: stage.record["notes"].get("kept_epoch") for stage in run.stages}
     return [f"{name} kept epoch {found['epoch']}, {found['reason']}." for name, found in kept.items() if found]
 
 
 def _noisy_machine(run: RunRecord) -> str:
-    """A caution where the teacher's file took another time in turns with the last one than in its own stage."""
+    """Returns a caution where the teacher's file was slower or faster in turns than in its own stage; else no text."""
     alone, in_turns = run.teacher.metrics["latency_ms_p50"], teacher_latency(run)
     if max(alone, in_turns) <= _QUIET * min(alone, in_turns):
         return ""
@@ -127,7 +130,7 @@ def milliseconds(value: float) -> str:
 
 
 def stage_rows(run: RunRecord) -> list[StageRow]:
-    """In the order of the stages."""
+    """Returns a row for each stage, in their order."""
     return [_row(run, stage) for stage in run.stages]
 
 
@@ -155,9 +158,9 @@ def _row(run: RunRecord, stage: StageRecord) -> StageRow:
 
 
 def energy_rows(run: RunRecord) -> list[EnergyRow]:
-    """In the order of the stages; none where no stage has any of these figures."""
+    """Returns a row for each stage, in their order; no row where no stage has any of these figures."""
     names = ("energy_joule_per_image", "training_energy_kwh_estimate", "training_co2_kg_estimate")
-    found = [[stage.metrics.get(name) for name in names] for stage in run.stages]  # an older run has not all
+    found = [[stage.metrics.get(name) for name in names] for stage in run.stages]  # older runs lack some
     if all(figure is None for row in found for figure in row):
         return []
     return [EnergyRow(stage.name, *map(_thousandths, row)) for stage, row in zip(run.stages, found, strict=True)]
@@ -170,7 +173,7 @@ def _thousandths(value: float | None) -> str:
 
 
 def trade_offs(run: RunRecord) -> list[TradeOff]:
-    """Accuracy against latency and against size, a point a stage."""
+    """Charts accuracy against latency and against size, with a point for each stage."""
     own, theirs = run.last.metrics, run.teacher.metrics
     scale, unit = byte_scale(stage.metrics["size_bytes"] for stage in run.stages)
     latency = f"{run.last.short} takes {milliseconds(own['latency_ms_p50'])} an image"
@@ -187,7 +190,7 @@ def trade_offs(run: RunRecord) -> list[TradeOff]:
 
 
 def byte_scale(sizes: Any) -> tuple[int, str]:
-    """The unit in which the largest of `sizes` (bytes) has few digits: (bytes, name)."""
+    """Returns the unit, as (bytes, name), in which the largest of `sizes` (bytes) has few digits."""
     most = max(sizes)
     name = next((name for name, count in _BYTE_UNITS.items() if most < 1024 * count), "GiB")
     return _BYTE_UNITS[name], name
@@ -201,7 +204,7 @@ def _chart(run: RunRecord, name: str, key: str, scale: float, x_label: str) -> M
 
 
 def accuracy_label(metric: str) -> str:
-    """What stands at the upward axis of a chart."""
+    """Returns the label of a chart's vertical axis."""
     return f"{metric}, %, with 95 % interval  (up is better)"
 
 
@@ -219,7 +222,7 @@ def _point(run: RunRecord, stage: StageRecord, x: float) -> Point:
 
 
 def describe_stage(stage: StageRecord) -> str:
-    """Accuracy with interval, latency and size in a line."""
+    """Returns accuracy with its interval, latency and size in one line."""
     metrics = stage.metrics
     return (
         f"{stage.short}: {percent(stage.percent)} ({interval(*stage.percent_interval)}), "
@@ -228,7 +231,7 @@ def describe_stage(stage: StageRecord) -> str:
 
 
 def unavailable(run: RunRecord) -> list[tuple[list[str], str]]:
-    """(figures, cause) of the figures that could not be taken, each cause once."""
+    """Returns (figures, cause) for the figures that could not be measured, each cause once."""
     found: dict[str, dict[str, None]] = {}
     for stage in run.stages:
         for name, cause in stage.metrics["unavailable"].items():
@@ -237,7 +240,7 @@ def unavailable(run: RunRecord) -> list[tuple[list[str], str]]:
 
 
 def left_out(run: RunRecord) -> list[tuple[str, str, Sequence[str]]]:
-    """(stage, reason, layers): the layers that a stage left as they were, by reason."""
+    """Returns (stage, reason, layers): the layers that a stage did not change, by reason."""
     found: dict[tuple[str, str], list[str]] = {}
     for stage in run.stages:
         for row in stage.record["left_out"]:

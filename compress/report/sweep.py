@@ -1,4 +1,4 @@
-"""Many runs beside each other: a point and a row a run, the Pareto fronts, and the settings in which they differ."""
+"""Compares many runs: a point and a row for each, the Pareto fronts, and the settings in which they differ."""
 
 import os
 import re
@@ -19,16 +19,16 @@ from compress.utils.metric import TOP1
 from compress.utils.units import count_text, setting_text, size_text, threads_text, three_digits
 
 _BETTER = {"latency": "faster", "size": "smaller"}
-_NAMED = 8  # runs of a front that its sentence names
-_LABELLED = 40  # points that a chart names; with more, the names would only cover one another
+_NAMED = 8  # runs of a front that its sentence names at most
+_LABELLED = 40  # most points with labels; more labels would cover one another
 
 
 @dataclass(frozen=True)
 class SweepEntry:
     """A run that finished."""
 
-    name: str  # its folder, seen from the sweep's
-    href: str  # of its own page; empty where there is none
+    name: str  # its folder, relative to the sweep's
+    href: str  # the address of its own page; empty where there is none
     run: RunRecord
     settings: dict[str, str]
 
@@ -46,13 +46,13 @@ class SweepEntry:
 
     @property
     def loses(self) -> bool:
-        """Whether the images tell a loss of accuracy against its teacher."""
+        """Whether its loss of accuracy against its teacher is significant."""
         return self.run.last.delta_interval[1] < 0
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the page compares."""
+    """The runs that the page compares."""
 
     folder: Path
     entries: list[SweepEntry]
@@ -60,7 +60,7 @@ class Sweep:
 
     @property
     def differing(self) -> list[str]:
-        """The settings that are not the same in all runs, in the order of the config, but for what ends a run early."""
+        """The settings that differ between runs, in the order of the config, without those of early stopping."""
         keys = dict.fromkeys(
             key for entry in self.entries for key in entry.settings if not key.startswith("stop_below.")
         )
@@ -69,7 +69,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the table: what is shown, and what it is sorted by."""
+    """A cell of the table: its text, and the value that sorts it."""
 
     text: str
     value: str | float
@@ -86,7 +86,7 @@ class SweepRow:
 
 
 def load_sweep(folder: Path, page: str) -> Sweep:
-    """All runs below `folder`; a run's own page is the file `page` in its folder. Raises UserError for none."""
+    """Reads all runs below `folder`; a run's own page is the file `page` in its folder. Raises UserError for none."""
     found = sorted((path for path in _folders(folder) if is_run(path)), key=_natural)
     if not found:
         raise UserError(f"{folder} without a run", "a run's folder, or one with runs in it", "name another folder")
@@ -108,7 +108,7 @@ def load_sweep(folder: Path, page: str) -> Sweep:
 
 
 def sweep_page(sweep: Sweep) -> str:
-    """report.html of many runs."""
+    """Returns report.html of many runs."""
     return render(
         "sweep.html.j2",
         script="sort.js",
@@ -123,7 +123,7 @@ def sweep_page(sweep: Sweep) -> str:
 
 
 def sweep_markdown(sweep: Sweep) -> str:
-    """report.md of many runs."""
+    """Returns report.md of many runs."""
     rows = [(row.entry.name, row.fronts, *(cell.text for cell in row.cells)) for row in sweep_rows(sweep)]
     parts = [f"## {escape(sweep_verdict(sweep))}", escape(_basis(sweep))]
     parts += [f"**{escape(line)}**" for line in cautions(sweep)]
@@ -133,7 +133,7 @@ def sweep_markdown(sweep: Sweep) -> str:
 
 
 def sweep_verdict(sweep: Sweep) -> str:
-    """The run to look at first: the fastest that loses no accuracy that the images can tell."""
+    """Returns a sentence about the best run: the fastest without a significant loss of accuracy."""
     if not sweep.entries:
         return "None of the runs here has finished."
     kept = [entry for entry in sweep.entries if not entry.loses]
@@ -150,7 +150,7 @@ def sweep_verdict(sweep: Sweep) -> str:
 
 
 def cautions(sweep: Sweep) -> list[str]:
-    """Why the runs may not be comparable."""
+    """Returns reasons why the runs may not be comparable."""
     found = []
     metrics = [entry.run.last.metrics for entry in sweep.entries]
     machines = {(item["environment"]["cpu"], item["environment"]["threads"]) for item in metrics}
@@ -173,12 +173,12 @@ def cautions(sweep: Sweep) -> list[str]:
 
 
 def _concurrent_runs(metrics: dict[str, Any]) -> int:
-    """How many runs shared the machine with this one while it was measured."""
+    """Returns how many runs shared the machine with this one while it was measured."""
     return metrics["environment"].get("runs_beside", 0)
 
 
 def sweep_rows(sweep: Sweep) -> list[SweepRow]:
-    """A row a run, in the order of their names."""
+    """Returns a row for each run, in the order of their names."""
     fast = pareto_front([_point(entry, entry.latency_ms) for entry in sweep.entries])
     small = pareto_front([_point(entry, entry.size_bytes) for entry in sweep.entries])
     rows = []
@@ -218,7 +218,7 @@ def _figures(entry: SweepEntry) -> list[Cell]:
 
 
 def _setting(text: str) -> Cell:
-    """A setting to four digits, sorted as a number where it is one; all of it where the pointer rests."""
+    """Returns the cell of a setting: four digits, sorted as a number if it is one, with the full value as tooltip."""
     short = setting_text(text)
     value = float(text) if re.fullmatch(r"-?\d+(\.\d*)?(e[-+]?\d+)?", text) else text
     return Cell(short, value, text if short != text else "")
@@ -284,7 +284,7 @@ def _basis(sweep: Sweep) -> str:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Every folder below, but none inside a run."""
+    """Returns every folder below `folder`, without those inside runs."""
     found = []
     for path, names, _ in os.walk(folder):
         if Path(path) != folder:
@@ -295,5 +295,5 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """A key that puts 10 behind 9."""
+    """Returns a sort key that puts 10 after 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]

@@ -1,4 +1,4 @@
-"""The search itself: ask for trials, run them, tell how they ended, until the budget is spent; knows no Hydra."""
+"""The search itself: asks for trials, runs them and records how they ended, until the budget is spent. No Hydra."""
 
 import logging
 import time
@@ -19,32 +19,32 @@ log = logging.getLogger("compress")
 
 @dataclass(frozen=True)
 class TrialJob:
-    """A trial's run: what it is given on the command line, and its folder inside the sweep's."""
+    """A trial and the overrides that its run is started with."""
 
     trial: Trial
     overrides: list[str]
 
 
 Result = dict[str, Any]  # what `compress.launch.job.run` returns
-Launch = Callable[[list[TrialJob]], list[Result]]  # what jobs came to, in their order
+Launch = Callable[[list[TrialJob]], list[Result]]  # runs jobs and returns their results in the same order
 
 
 @dataclass(frozen=True)
 class SearchHooks:
-    """What the search needs of the program around it."""
+    """The functions through which the search uses the program around it."""
 
     launch: Launch
-    overrides: Callable[[Trial], list[str]]  # that make a trial's config
-    compose: Callable[[list[str]], Config]  # raises UserError for settings that cannot be
-    write_results: Callable[[bool], None]  # writes what is known so far; shows it on the terminal where told so
+    overrides: Callable[[Trial], list[str]]  # returns the overrides of a trial's config
+    compose: Callable[[list[str]], Config]  # raises UserError for settings that are invalid
+    write_results: Callable[[bool], None]  # writes the results so far, and with True prints them as well
     clock: Callable[[], float] = time.monotonic  # seconds
 
 
 def search(trials: Trials, settings: SearchConfig, hooks: SearchHooks) -> None:
-    """Runs trials until the study has `settings.trials` of them or `settings.minutes` are over; leaves what it found.
+    """Runs trials until the study has `settings.trials` of them or `settings.minutes` are over; writes the results.
 
-    Raises UserError where no trial came to an end, or none can be judged, and Interrupted where a signal ended a trial:
-    what was under way, whatever raised, is the first to be tried at the next start.
+    Raises UserError where no trial finished, or none can be judged, and Interrupted where a signal ended a trial.
+    Trials that were under way, whatever was raised, are the first to be run at the next start.
     """
     started = hooks.clock()
     try:
@@ -58,7 +58,7 @@ def search(trials: Trials, settings: SearchConfig, hooks: SearchHooks) -> None:
 
 
 def _affordable(trials: Trials, settings: SearchConfig, spent_s: float) -> int:
-    """How many trials may be started now."""
+    """Returns how many trials may be started now."""
     if settings.minutes is not None and spent_s >= 60 * settings.minutes:
         log.info("search: the %g minutes are over", settings.minutes)
         return 0
@@ -67,7 +67,7 @@ def _affordable(trials: Trials, settings: SearchConfig, spent_s: float) -> int:
 
 
 def _run_batch(trials: Trials, count: int, settings: SearchConfig, hooks: SearchHooks) -> int:
-    """Asks for `count` trials, runs them together, tells how each of them ended; returns how many there were."""
+    """Asks for `count` trials, runs them together and records how each ended; returns how many there were."""
     waiting: list[Trial] = []
     unfit: list[UserError] = []
     try:
@@ -96,7 +96,7 @@ def _run_batch(trials: Trials, count: int, settings: SearchConfig, hooks: Search
 def _results(
     trials: Trials, waiting: list[Trial], settings: SearchConfig, hooks: SearchHooks
 ) -> list[tuple[TrialJob, Result]]:
-    """Of each trial what it came to: that of a twin, what is wrong with its settings, or what its run returned."""
+    """Returns the result of each trial: a copy of an equal trial's, an error, or what its run returned."""
     known = trials.all()
     jobs: list[TrialJob] = []
     results: list[tuple[TrialJob, Result]] = []
@@ -122,7 +122,7 @@ def _results(
 
 
 def _judge(trials: Trials, trial: Trial, result: Result) -> UserError | None:
-    """Tells how a trial ended; returns why its figures cannot be judged, if they cannot."""
+    """Records how a trial ended; returns why its figures cannot be judged, if they cannot."""
     if result["state"] == GIVEN_UP:
         trials.give_up(trial, result["error"])
     elif result["state"] == FAILED:
@@ -138,7 +138,7 @@ def _judge(trials: Trials, trial: Trial, result: Result) -> UserError | None:
 
 
 def _epochs(config: Config) -> dict[str, int]:
-    """Of each stage that a config trains."""
+    """Returns the number of epochs of each stage that a config trains."""
     epochs = {name: STAGES[name].epochs(getattr(config, name)) for name in config.stages}
     return {name: count for name, count in epochs.items() if count}
 
@@ -147,9 +147,9 @@ def _require_one(trials: list[Trial]) -> None:
     if any(trial.state == COMPLETE for trial in trials):
         return
     last = next((trial for trial in reversed(trials) if trial.reason), None)
-    told = f", the last one because: {last.reason}" if last else ""
+    reason = f", the last one because: {last.reason}" if last else ""
     raise UserError(
-        f"a search in which none of {len(trials)} trials came to an end{told}",
+        f"a search in which none of {len(trials)} trials came to an end{reason}",
         "one trial or more that does",
         "mend that, or give it more hydra.sweeper.trials or hydra.sweeper.minutes",
     )

@@ -1,4 +1,4 @@
-"""The settings that a search varies: Hydra's sweep syntax on the command line, as Optuna's distributions."""
+"""The settings that a search varies: turns Hydra's sweep syntax into Optuna's distributions."""
 
 import math
 from collections.abc import Sequence
@@ -18,30 +18,31 @@ Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 @dataclass(frozen=True)
 class Dimension:
-    """A setting, and the values that it may take; a choice is kept as it is typed."""
+    """A setting and the values that it may take; a choice is kept as it was typed."""
 
     key: str
     distribution: Distribution
 
     @property
     def ends(self) -> list[Value]:
-        """Both ends of a range, or every choice: where they are allowed, all between them is."""
+        """Both ends of a range, or every choice: where these are valid, all values of the dimension are."""
         found = self.distribution
         if isinstance(found, CategoricalDistribution):
             return [choice for choice in found.choices if isinstance(choice, str)]  # all are: they are kept as typed
         return [found.low, found.high]
 
     def typed(self, value: Value) -> str:
-        """The override that sets it: `prune.ratio=0.3`."""
+        """Returns the override that sets it: `prune.ratio=0.3`."""
         if isinstance(value, float) and getattr(self.distribution, "step", None):
             value = _tidy(value)
         return f"{self.key}={value if isinstance(value, str) else repr(value)}"
 
 
 def read_space(overrides: Sequence[Override]) -> tuple[list[str], list[Dimension]]:
-    """What every trial is given as it was typed, and what varies: choice, range and interval; tag(log, ...) for rates.
+    """Splits `overrides` into those of every trial, as they were typed, and the dimensions that vary.
 
-    Where a key stands twice, the last one holds. Raises UserError for a space that cannot be searched, or for none.
+    A dimension is a choice, range or interval; tag(log, ...) makes it logarithmic. Where a key is there twice, the last
+    one counts. Raises UserError for a space that cannot be searched, and where nothing varies.
     """
     last = {override.get_key_element(): override for override in overrides}
     varied = [_dimension(key, override) for key, override in last.items() if override.is_sweep_override()]
@@ -101,12 +102,12 @@ def _range(override: Override, values: list[Any], step: float, log: bool) -> Dis
 
 
 def _tidy(value: float) -> float:
-    """3 * 0.1 as 0.3, not as 0.30000000000000004."""
+    """Rounds to 12 digits: 3 * 0.1 becomes 0.3, not 0.30000000000000004."""
     return float(f"{value:.12g}")
 
 
 def _number_type(key: str, override: Override) -> type:
-    """int or float, as the setting is declared."""
+    """Returns int or float, as the setting is declared."""
     section: Any = Config
     for part in key.split("."):
         found = [item for item in fields(section) if item.name == part] if is_dataclass(section) else []

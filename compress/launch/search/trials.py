@@ -1,4 +1,4 @@
-"""The trials of a search: asked of Optuna and told to it, kept in a database, taken over where a process has died."""
+"""The trials of a search: proposed by Optuna, kept in a database, and requeued where their process has died."""
 
 import logging
 import threading
@@ -31,27 +31,27 @@ _STATES = {
     TrialState.PRUNED: GIVEN_UP,
     TrialState.FAIL: FAILED,
 }
-_DEATHS = 3  # of the processes that ran a trial: then it is not tried again
+_DEATHS = 3  # processes that may die with a trial before it counts as failed
 _DIED = "its process ended without a word"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial as the database has it."""
+    """A trial as it is in the database."""
 
     number: int
     state: str
     settings: dict[str, Value]  # what was proposed, by key
-    folder: str  # inside the sweep's
-    host: str  # the machine where that is
+    folder: str  # inside the sweep's folder
+    host: str  # the machine that has the folder
     figures: dict[str, Any] = field(default_factory=dict)  # the numbers of metrics.json, in the same places
-    validation: dict[str, list[float]] = field(default_factory=dict)  # by stage top-1 in percent, an epoch each
+    validation: dict[str, list[float]] = field(default_factory=dict)  # by stage: the metric in percent, each epoch
     reason: str = ""  # why it failed or was given up
     copy_of: int | None = None  # the trial that had the same settings, and was not run again
 
 
 class Trials:
-    """A study: `ask` gives the next trial, and each of them has to be told how it ended."""
+    """A study: `ask` returns the next trial, and each trial has to be ended by one of the other methods."""
 
     def __init__(self, storage: RDBStorage, name: str, space: list[Dimension], goals: Goals, sampler: NumberedSampler):
         self.goals, self.space = goals, space
@@ -73,7 +73,7 @@ class Trials:
         return self._study.study_name
 
     def require_same(self, search: dict[str, str]) -> None:
-        """Raises UserError where the study was started for another search than `search` describes, line by line."""
+        """Raises UserError where the study was started with other settings than those of `search`."""
         before = self._study.user_attrs.get("search")
         if before is None:
             self._study.set_user_attr("search", search)
@@ -88,13 +88,14 @@ class Trials:
                 )
 
     def all(self) -> list[Trial]:
-        """Every trial by number, without those that were tried again under another one."""
+        """Returns every trial in the order of the numbers, without those that were requeued under another number."""
         return [_read(trial) for trial in self._counted() if "owner" in trial.user_attrs]
 
     def ask(self, budget: int) -> Trial | None:
-        """The next one: one that somebody had to leave, or what the sampler proposes.
+        """Returns the next trial: one that was requeued, or else what the sampler proposes.
 
-        None where `budget` trials are there: then other processes have asked for the last ones at the same moment.
+        Returns None where the study already has `budget` trials: other processes then asked for the last ones at the
+        same moment.
         """
         with silence_heartbeat_warnings():
             trial = self._study.ask({dimension.key: dimension.distribution for dimension in self.space})
@@ -113,7 +114,7 @@ class Trials:
     def complete(
         self, trial: Trial, figures: dict[str, Any], validation: dict[str, list[float]], copy_of: int | None = None
     ) -> None:
-        """Ends a trial with what its run came to. Raises UserError, and leaves it, where a figure is missing."""
+        """Ends a trial with its figures. Raises UserError, and does not end it, where a figure is missing."""
         goals = self.goals
         values = [take_figure(figures, objective.figure) for objective in goals.objectives]
         excesses = {str(goal): goal.excess(take_figure(figures, goal.figure)) for goal in goals.constraints}
@@ -132,17 +133,17 @@ class Trials:
         self._end(trial, TrialState.PRUNED, reason)
 
     def requeue(self, trial: Trial) -> None:
-        """Lets go of a trial that has to wait for the next start, here or elsewhere, and for its folder there."""
+        """Puts a trial that was interrupted, with its folder, in line for the next start."""
         with self._finishing(trial) as own:
             own.set_user_attr("reason", "it was left for the next start")
             self._study.tell(own, state=TrialState.FAIL)
             self._enqueue(trial.number, trial.settings, {"folder": trial.folder, **_deaths(own.user_attrs)})
 
     def reclaim_stale(self) -> None:
-        """Puts the trials of dead processes in line again. One that has cost three processes has failed."""
+        """Puts the trials of dead processes in line again. A trial with which three processes died has failed."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = trial.user_attrs.get("owner", {})
-            ours = owner == this_process() and trial.number not in self._open  # of a process with our number, before
+            ours = owner == this_process() and trial.number not in self._open  # an earlier process had our number
             if ours or is_dead_here(owner):
                 try:
                     self._storage.set_trial_state_values(self._trial_id(trial.number), TrialState.FAIL)
@@ -154,7 +155,7 @@ class Trials:
 
     @contextmanager
     def heartbeat(self, trials: list[Trial]) -> Iterator[None]:
-        """Tells the database again and again that these are under way, for as long as the context lasts."""
+        """Sends heartbeats for these trials to the database for as long as the context lasts."""
         ended = threading.Event()
         thread = threading.Thread(target=self._beat, args=(trials, ended), daemon=True)
         thread.start()
@@ -165,7 +166,10 @@ class Trials:
             thread.join()
 
     def _counted(self) -> list[FrozenTrial]:
-        """Those that count: without the waiting, the withdrawn and those that were tried again, with the just asked."""
+        """Returns the trials that count for the budget.
+
+        These are all but the waiting, the withdrawn and the requeued ones; one that was only just asked for counts.
+        """
         found = self._study.get_trials(deepcopy=False)
         again = {trial.user_attrs.get("retry_of") for trial in found}
         counted = [trial for trial in found if "owner" in trial.user_attrs or trial.state == TrialState.RUNNING]
@@ -186,7 +190,7 @@ class Trials:
 
     @contextmanager
     def _finishing(self, trial: Trial) -> Iterator[optuna.Trial]:
-        """For what ends a trial; where it is taken for dead already, somebody else has it, and nothing is told."""
+        """Yields a trial to end. Where another process has reclaimed it already, logs that and changes nothing."""
         try:
             yield self._open[trial.number]
         except UpdateFinishedTrialError:
@@ -212,22 +216,22 @@ def _deaths(attributes: dict[str, Any]) -> dict[str, int]:
 
 
 def _read(trial: FrozenTrial) -> Trial:
-    told = trial.user_attrs
+    attributes = trial.user_attrs
     return Trial(
         number=trial.number,
         state=_STATES[trial.state],
         settings=dict(trial.params),
-        folder=told["folder"],
-        host=told["owner"]["host"],
-        figures=told.get("figures", {}),
-        validation=told.get("validation", {}),
-        reason=told.get("reason", _DIED if trial.state == TrialState.FAIL else ""),
-        copy_of=told.get("copy_of"),
+        folder=attributes["folder"],
+        host=attributes["owner"]["host"],
+        figures=attributes.get("figures", {}),
+        validation=attributes.get("validation", {}),
+        reason=attributes.get("reason", _DIED if trial.state == TrialState.FAIL else ""),
+        copy_of=attributes.get("copy_of"),
     )
 
 
 def _numbers(figures: dict[str, Any]) -> dict[str, Any]:
-    """Figures without the lists and texts between them, in the same places."""
+    """Returns the numbers among `figures`, in the same nested dicts, without lists and texts."""
     kept: dict[str, Any] = {}
     for name, value in figures.items():
         if isinstance(value, dict):
