@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from compress.launch.api import Result
 
 __version__ = version("compress")
-# Commands are modules of their own: `python -m compress.predict`, `python -m compress.cache`.
+# Makes each command a module of the package: `python -m compress.predict`, `python -m compress.cache`.
 __path__.append(str(Path(__file__).parent / "launch" / "commands"))
 
 
 def run(recipe: str, **settings: "Any") -> "Result":
     """Runs a recipe on a network and images in memory: `run("mobilenet_int8", model=, data=, overrides=, folder=)`.
 
-    `compress.launch.api.run` has the details.
+    See `compress.launch.api.run` for the arguments.
     """
     from compress.launch.api import run
 
@@ -26,9 +26,10 @@ def run(recipe: str, **settings: "Any") -> "Result":
 
 
 def load(run: "str | Path") -> "Classifier":
-    """The classifier of a run's int8 file, or of the stage whose folder is given; see `compress.export.predict`.
+    """Returns the classifier of a run's int8 file, or of a stage's file; `run` is the folder of either.
 
-    Imports ONNX Runtime here and not with the package, which the command line starts with.
+    See `compress.export.predict`. ONNX Runtime is imported here: the command line imports the package first, and need
+    not wait for it.
     """
     from compress.export.predict import load
 

@@ -1,4 +1,4 @@
-"""`python -m compress`."""
+"""Runs the command line: `python -m compress`."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""The settings: dataclasses with ranges and help, and how Hydra composes them."""
+"""The settings: dataclasses with ranges and help, and their composition with Hydra."""

@@ -1,9 +1,9 @@
-"""Where Hydra ends: recipes and schema go in as config groups, plain dataclasses and one-line errors come out."""
+"""The edge to Hydra: recipes and schema go in as config groups, plain dataclasses and one-line errors come out."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -13,7 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from compress.config.overrides import as_hydra_reads, as_text, known_keys, parsed, unknown_key
+from compress.config.overrides import (
+    known_keys,
+    overrides_of,
+    parse_override,
+    quote_overrides,
+    quote_text_value,
+    unknown_key,
+)
 from compress.config.paths import CONF, RECIPES
 from compress.config.schema import Config, SearchConfig
 from compress.config.validation import check
@@ -22,9 +29,10 @@ from compress.utils.nearest import did_you_mean
 
 
 def register(overrides: Sequence[str] = ()) -> None:
-    """Makes the schema and recipes/*.yaml known to Hydra, each recipe an option of the group `recipe`.
+    """Registers the schema and recipes/*.yaml with Hydra, each recipe as an option of the group `recipe`.
 
-    So is each file that `overrides` name, as in recipe=outputs/best.yaml. Raises UserError for one that is no recipe.
+    Also registers each file that `overrides` name, as in recipe=outputs/best.yaml. Raises UserError for a file that is
+    no recipe.
     """
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
@@ -32,47 +40,49 @@ def register(overrides: Sequence[str] = ()) -> None:
     for path in sorted(RECIPES.glob("*.yaml")):
         store.store(group="recipe", name=path.stem, package="_global_", node=read_recipe(path))
     for name in recipe_files(overrides):
-        *folders, file = (part for part in name.split("/") if part)  # as Hydra splits it, a leading slash or not
+        *folders, file = (
+            part for part in name.split("/") if part
+        )  # as Hydra splits it, with or without a leading slash
         group = "/".join(["recipe", *folders])
         store.store(group=group, name=file, package="_global_", node=read_recipe(Path(name)))
 
 
 def recipe_files(overrides: Sequence[str]) -> list[str]:
-    """The files among the recipes that a command line asks for."""
-    asked = [parsed(text) for text in overrides if text.startswith("recipe=")]
-    named = [
-        name
-        for found in asked
-        if found is not None
-        for name in (found.sweep_string_iterator() if found.is_sweep_override() else [str(found.value())])
-    ]
-    return [name for name in (part.strip("'\"") for part in named) if name.endswith(".yaml")]
+    """Returns the recipes of a command line that are files."""
+    names: list[str] = []
+    for override in overrides_of("recipe", overrides):
+        names += override.sweep_string_iterator() if override.is_sweep_override() else [str(override.value())]
+    return [name for name in (text.strip("'\"") for text in names) if name.endswith(".yaml")]
 
 
-def with_own_folders(arguments: list[str]) -> list[str]:
-    """The command line with outputs/<the file's name>/ where Hydra would make a folder of the recipe's whole path."""
+def with_output_folders(arguments: list[str]) -> list[str]:
+    """Adds output folders with the name of a recipe's file: Hydra would put the file's whole path into theirs."""
     files = recipe_files(arguments)
     if not files:
         return arguments
-    at = next(i for i, text in enumerate(arguments) if text.startswith("recipe=")) + 1
+    keys = [override.key_or_group if override else "" for override in map(parse_override, arguments)]
+    at = keys.index("recipe") + 1
     name, now = Path(files[0]).stem, "${now:%Y-%m-%d}_${now:%H-%M-%S}"
     folders = {
         "hydra.run.dir": f"outputs/{name}/{now}",
         "hydra.sweep.dir": f"outputs/{name}/sweep_{now}",
     }
-    typed = {text.partition("=")[0] for text in arguments}
     return [
         *arguments[:at],
-        *(f"{key}={as_text(key, folder, multirun=False)}" for key, folder in folders.items() if key not in typed),
+        *(
+            f"{key}={quote_text_value(key, folder, multirun=False)}"
+            for key, folder in folders.items()
+            if key not in keys
+        ),
         *arguments[at:],
     ]
 
 
 def read_recipe(path: Path) -> DictConfig:
-    """A recipe, which may come from a stranger: settings of this project and nothing that Hydra would act on.
+    """Reads a recipe, which may come from a stranger: only settings of this project, nothing that Hydra acts on.
 
     Raises UserError for a file that is missing or no YAML, and for one with Hydra's own settings, a `_target_`, an
-    interpolation (a resolver may run code or read what it should not) or a default other than a data set.
+    interpolation (a resolver may run code or read secrets) or a default other than a data set.
     """
     expected = "a recipe: keys of python -m compress --help with plain values, and at most a data set under defaults"
     try:
@@ -90,11 +100,11 @@ def read_recipe(path: Path) -> DictConfig:
     return OmegaConf.create(content)
 
 
-_CODE = ("hydra", "factory")  # keys whose values name code: Hydra's own, and teacher.factory
+_CODE = ("hydra", "factory")  # keys whose values can name code: Hydra's own, and teacher.factory
 
 
 def _strange(content: Any) -> str | None:
-    """The first thing in a recipe that is more than a setting."""
+    """Returns the first entry of a recipe that is more than a setting; None where there is none."""
     if isinstance(content, dict):
         owned = [name for name in content if not isinstance(name, str) or name.startswith("_") or name in _CODE]
         return f"the key {owned[0]}" if owned else next(filter(None, map(_strange, content.values())), None)
@@ -104,7 +114,10 @@ def _strange(content: Any) -> str | None:
 
 
 def _strange_default(defaults: Any) -> str | None:
-    """Hydra would follow other entries to any config that it can find, packages of its own search path included."""
+    """Returns the first entry under defaults that is no data set; None where there is none.
+
+    Hydra would follow other entries to any config on its search path, which includes installed packages.
+    """
     for entry in defaults if isinstance(defaults, list) else [defaults]:
         named = (
             isinstance(entry, dict) and list(entry) == ["override /data"] and isinstance(entry["override /data"], str)
@@ -115,38 +128,38 @@ def _strange_default(defaults: Any) -> str | None:
 
 
 def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
-    """The checked config of a recipe, by name or file, outside Hydra's command line.
+    """Returns the checked config of a recipe, by name or file, outside Hydra's command line.
 
-    Raises UserError for a recipe, a key or a value that cannot be.
+    Raises UserError for an invalid recipe, key or value.
     """
-    arguments = as_hydra_reads([f"recipe={recipe}", *overrides])
+    arguments = quote_overrides([f"recipe={recipe}", *overrides])
     register(arguments)
-    around = GlobalHydra.instance().hydra  # of a Hydra application that calls us
+    outer = GlobalHydra.instance().hydra  # not None where a Hydra application calls this function
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             return to_config(compose("config", arguments))
     except HydraException as error:
-        raise explain(error) from error
+        raise to_user_error(error) from error
     finally:
         GlobalHydra.instance().clear()
-        if around is not None:
-            GlobalHydra.instance().initialize(around)
+        if outer is not None:
+            GlobalHydra.instance().initialize(outer)
 
 
 def to_config(composed: DictConfig) -> Config:
-    """The composed config as checked dataclasses. Raises UserError for a value outside its range or left unset."""
+    """Returns the composed config as checked dataclasses. Raises UserError for a value that is invalid or missing."""
     try:
-        config = OmegaConf.to_object(composed)
+        config = cast(Config, OmegaConf.to_object(composed))  # its schema, which `register` stored
     except OmegaConfBaseException as error:
-        raise explain(error) from error
+        raise to_user_error(error) from error
     check(config)
     return config
 
 
-def explain(error: Exception) -> UserError:
-    """What Hydra or OmegaConf complain of, as the one line that a user can act on."""
-    cause = error
+def to_user_error(error: Exception) -> UserError:
+    """Turns an error of Hydra or OmegaConf into a single line that a user can act on."""
+    cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     lines = [

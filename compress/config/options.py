@@ -1,4 +1,4 @@
-"""A setting's default, meaning and range in one dataclass field, and what reads them."""
+"""Dataclass fields that hold a setting's default, meaning and range, and the functions that read them."""
 
 from dataclasses import field, fields, is_dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from compress.utils.nearest import nearest
 
 
 def option(default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple = ()) -> Any:
-    """A dataclass field with its help text and its range (`low` and `high` belong to it)."""
+    """Returns a dataclass field with its help text and its range; the range includes `low` and `high`."""
     metadata = {"help": help, "low": low, "high": high, "choices": choices}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -32,12 +32,12 @@ def check_ranges(config: Any, prefix: str = "") -> None:
                 f"set {name}={next(iter(nearest(str(strange[0]), choices)), f'{choices[0]}, for example')}",
             )
         outside = [part for part in parts if low is not None and part is not None and not low <= part <= high]
-        if outside:  # a NaN is in it too
+        if outside:  # a NaN counts as outside
             raise UserError(f"{name}={outside[0]}", f"a number from {low} to {high}", f"set {name} within that range")
 
 
 def describe(config: Any, prefix: str = "") -> list[tuple[str, Any, str]]:
-    """Every key of `config` and below, in order: (name, default, help with its range)."""
+    """Returns (name, value, help with its range) for every key of `config` and below, in order."""
     rows = []
     for item in fields(config):
         value, name = getattr(config, item.name), prefix + item.name
@@ -51,7 +51,7 @@ def describe(config: Any, prefix: str = "") -> list[tuple[str, Any, str]]:
 
 
 def as_typed(value: Any) -> str:
-    """A value as one types it on the command line."""
+    """Returns a value as users type it on the command line."""
     if isinstance(value, list):
         return f"[{','.join(as_typed(item) for item in value)}]"
     if value is None or isinstance(value, bool):

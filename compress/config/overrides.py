@@ -1,7 +1,7 @@
-"""Overrides as people type them: paths with any signs, keys that are misspelled, values that cannot be parsed.
+"""Overrides as users type them: paths with any characters, misspelled keys, values that cannot be parsed.
 
-Hydra has a grammar for values, in which `=`, brackets, commas and most signs beside letters mean something. The value
-of a key that holds text is therefore quoted for it, as far as it is not plain.
+In Hydra's grammar of values, `=`, brackets, commas and most other punctuation have a meaning. The value of a key that
+holds text is therefore quoted for Hydra, unless it is plain.
 """
 
 import os
@@ -36,25 +36,26 @@ _WITH_VALUE = {
 }  # fmt: skip
 
 
-def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command line with text in quotes where Hydra would take it for something else.
+def quote_overrides(arguments: Sequence[str]) -> list[str]:
+    """Quotes the text values of a command line that Hydra would read as something else.
 
-    Raises UserError, with what to type, for what is no key=value and for a value that cannot be parsed.
+    Raises UserError, which names what to type, for an argument that is no key=value and for a value that cannot be
+    parsed.
     """
     multirun = bool({"-m", "--multirun"} & set(arguments))
     texts, done = _text_keys(), []
-    arguments = _together(arguments)
+    arguments = _flags_last(arguments)
     for at, argument in enumerate(arguments):
         if argument.startswith("-"):
             _require_flag(argument, arguments[at + 1 : at + 2])
         elif not _is_flags(arguments, at) and not argument.startswith("~"):
             match = _TYPED.fullmatch(argument)
             if match is None:
-                raise _no_override(arguments, at)
+                raise _not_an_override(arguments, at)
             sign, key, value = match.groups()
             _require_key(key, value)
             if key in texts or key == "recipe":
-                argument = f"{sign}{key}={as_text(key, value, multirun)}"
+                argument = f"{sign}{key}={quote_text_value(key, value, multirun)}"
             _require_value(argument, key, value, multirun)
         done.append(argument)
     return done
@@ -66,8 +67,8 @@ def _is_flags(arguments: Sequence[str], at: int) -> bool:
     return arguments[at].startswith("-") or (before in _WITH_VALUE and "=" not in arguments[at])
 
 
-def _together(arguments: Sequence[str]) -> Sequence[str]:
-    """The arguments with the flags last, where one stands between overrides: there Hydra does not take it."""
+def _flags_last(arguments: Sequence[str]) -> Sequence[str]:
+    """Moves flags after the overrides where a flag is between overrides, which Hydra does not accept."""
     flags = [_is_flags(arguments, at) for at in range(len(arguments))]
     if flags == sorted(flags) or flags == sorted(flags, reverse=True):
         return arguments
@@ -77,28 +78,41 @@ def _together(arguments: Sequence[str]) -> Sequence[str]:
     ]
 
 
-def parsed(argument: str) -> Override | None:
-    """An override as Hydra reads it; None for what it cannot parse."""
+def parse_override(argument: str) -> Override | None:
+    """Returns an override as Hydra reads it; None where Hydra cannot parse it."""
     try:
         return OverridesParser.create().parse_override(argument)
     except HydraException:
         return None
 
 
-def quoted(text: str) -> str:
-    """A value in the quotes that make it text for Hydra."""
+def overrides_of(key: str, arguments: Sequence[str]) -> list[Override]:
+    """Returns the overrides of `key` among `arguments`, in their order, without those that Hydra cannot parse."""
+    read = (parse_override(argument) for argument in arguments)
+    return [override for override in read if override is not None and override.key_or_group == key]
+
+
+def override_value(key: str, arguments: Sequence[str]) -> Any:
+    """Returns the value that the last override of `key` sets; None where there is no such override."""
+    named = overrides_of(key, arguments)
+    value = named[-1].value() if named else None
+    return value.text if isinstance(value, QuotedString) else value
+
+
+def quote(text: str) -> str:
+    """Quotes a value, so that Hydra reads it as text."""
     return QuotedString(text, Quote.single).with_quotes()
 
 
 def known_keys() -> dict[str, str]:
-    """Every key that may be typed with its help."""
+    """Returns every key that users may type, with its help."""
     rows = [*describe(Config()), *describe(SearchConfig(), _SEARCH)]
     hydra = {key: "a folder" for key in PATHS if key.startswith("hydra.")} | {"hydra.verbose": "true or false"}
     return {name: help for name, _, help in rows if not name.endswith("_target_")} | hydra
 
 
 def similar_keys(key: str) -> list[str]:
-    """The keys that a mistyped one was probably meant to be, the likeliest first."""
+    """Returns the keys that a mistyped key probably means, the likeliest first."""
     keys = known_keys()
     section, _, last = key.rpartition(".")
     same = [known for known in keys if known.rpartition(".")[2] == last.lower()]
@@ -109,7 +123,7 @@ def similar_keys(key: str) -> list[str]:
 
 
 def unknown_key(key: str, where: str = "") -> UserError:
-    """What to say of a key that does not exist, or that is a section of keys; `where` it was found."""
+    """Returns the error for a key that does not exist, or that is a section; `where` names the place it was found."""
     inside = [known for known in known_keys() if known.startswith(f"{key}.")]
     if inside:
         return UserError(f"{key}{where}, which is a section", "one of its keys", f"set one of {', '.join(inside)}")
@@ -119,42 +133,42 @@ def unknown_key(key: str, where: str = "") -> UserError:
 
 
 def for_shell(key: str, value: str) -> str:
-    """key=value to paste into a shell, with the value in quotes for Hydra."""
+    """Returns key=value to paste into a shell, with the value in quotes for Hydra."""
     mark = Quote.single if '"' in value else Quote.double
     return shlex.quote(f"{key}={QuotedString(value, mark).with_quotes()}")
 
 
-def as_text(key: str, value: str, multirun: bool) -> str:
-    """A text key's value as Hydra has to be given it: as it is where that comes to the same."""
+def quote_text_value(key: str, value: str, multirun: bool) -> str:
+    """Returns the value of a text key in the form that Hydra needs: unchanged where Hydra reads it as text anyway."""
     if not value.strip() or (value[0] in "'\"" and value[-1] == value[0] and len(value) > 1):
         return value
-    if key in PATHS and value.startswith("~/"):  # a shell expands it at the start of a word alone
+    if key in PATHS and value.startswith("~/"):  # a shell only expands it at the start of a word
         value = str(Path(value).expanduser())
-    found = parsed(f"{key}={value}")
+    found = parse_override(f"{key}={value}")
     whole = not multirun or key.startswith("hydra.") or os.path.exists(value)
-    if found is None and "," in value and not whole:  # one of several is not plain
-        return ",".join(as_text(key, part, multirun) for part in value.split(","))
+    if found is None and "," in value and not whole:  # one of several values needs quotes
+        return ",".join(quote_text_value(key, part, multirun) for part in value.split(","))
     if found is None:
-        return quoted(value)
+        return quote(value)
     if found.is_sweep_override():
         path = key in PATHS or value.endswith(".yaml")
-        return quoted(value) if whole and (path or os.path.exists(value)) else value
-    return value if found.value() is None or isinstance(found.value(), (str, QuotedString)) else quoted(value)
+        return quote(value) if whole and (path or os.path.exists(value)) else value
+    return value if found.value() is None or isinstance(found.value(), (str, QuotedString)) else quote(value)
 
 
 def _text_keys() -> set[str]:
-    """The keys whose values are text."""
+    """Returns the keys whose values are text."""
     return {*_keys_of((str, Optional[str]), Config()), *_keys_of((str,), SearchConfig(), _SEARCH), *PATHS}
 
 
 def _list_keys() -> set[str]:
-    """The keys whose values are lists."""
+    """Returns the keys whose values are lists."""
     types = (list[str], list[int], list[float], Optional[list[float]])
     return {*_keys_of(types, Config()), *_keys_of(types, SearchConfig(), _SEARCH)}
 
 
 def _keys_of(types: tuple[Any, ...], config: Any, prefix: str = "") -> Iterator[str]:
-    """The keys of `config` and below whose values are of these types."""
+    """Yields the keys of `config` and below whose values have one of these types."""
     for item in fields(config):
         value = getattr(config, item.name)
         if is_dataclass(value):
@@ -164,29 +178,29 @@ def _keys_of(types: tuple[Any, ...], config: Any, prefix: str = "") -> Iterator[
 
 
 def _require_key(key: str, value: str) -> None:
-    """Raises UserError for a key that does not exist; Hydra's own are left to Hydra, which a + would let pass."""
+    """Raises UserError for a key that does not exist. Hydra checks its own keys; it would accept any key after a +."""
     if key in known_keys() or key in GROUPS or key.startswith("hydra"):
         return
     if not value.startswith("{") or key not in {known.partition(".")[0] for known in known_keys()}:
         raise unknown_key(key)
 
 
-def _require_flag(argument: str, behind: Sequence[str]) -> None:
+def _require_flag(argument: str, following: Sequence[str]) -> None:
     """Raises UserError for a key with dashes before it, and for a flag that Hydra does not have."""
     flag, equals, value = argument.partition("=")
     if any(known.startswith(flag) if flag.startswith("--") else known == flag for known in _FLAGS):
         return
     key = flag.lstrip("-")
     if key in known_keys() or key in GROUPS:
-        value = value if equals else next(iter(behind), "VALUE")
+        value = value if equals else next(iter(following), "VALUE")
         raise UserError(argument, "keys without dashes", f"write {shlex.quote(f'{key}={value}')}")
     found = nearest(flag, _FLAGS, 1)
     meant = f"did you mean {found[0]}?" if found else "see python -m compress --hydra-help"
     raise UserError(argument, "a flag that exists, or key=value", meant)
 
 
-def _no_override(arguments: Sequence[str], at: int) -> UserError:
-    """What to type where an argument is no key=value, as the rest of a path with spaces that the shell has split."""
+def _not_an_override(arguments: Sequence[str], at: int) -> UserError:
+    """Returns the error for an argument that is no key=value, e.g. a part of a path that the shell split at a space."""
     end = next((i for i in range(at, len(arguments)) if "=" in arguments[i].strip("=")), len(arguments))
     key, _, rest = re.sub("[:/]", "=", arguments[at], count=1).partition("=")
     key, rest = (arguments[at], "") if arguments[at] in GROUPS else (key, rest)
@@ -206,8 +220,8 @@ def _no_override(arguments: Sequence[str], at: int) -> UserError:
 
 
 def _require_value(argument: str, key: str, value: str, multirun: bool) -> None:
-    """Raises UserError for a value that Hydra cannot parse, or that would be several where one is wanted."""
-    found = parsed(argument)
+    """Raises UserError for a value that Hydra cannot parse, and for several values where one is expected."""
+    found = parse_override(argument)
     several = found is not None and found.is_sweep_override() and not multirun
     if found is not None and not several:
         return

@@ -1,9 +1,9 @@
 """Every setting, its default, its meaning and its range.
 
-Hydra composes a config from these dataclasses and hands it back as them; nothing behind this file sees OmegaConf.
+Hydra composes a config from these dataclasses, and `to_config` turns it back into them; other code sees no OmegaConf.
 """
 
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 from compress.config.options import option
@@ -81,13 +81,13 @@ class TeacherConfig:
         0, "fine-tuning: so many epochs at the start train the last layer alone", low=0, high=10000
     )
     lr_decay: float = option(
-        1.0, "fine-tuning: each block's learning rate is this share of that of the block behind it", low=0.01, high=1.0
+        1.0, "fine-tuning: each block's learning rate is this share of that of the block after it", low=0.01, high=1.0
     )
 
 
 @dataclass
 class PruneConfig:
-    """Which filters go, and the fine-tuning that follows."""
+    """Which filters are removed, and the fine-tuning that follows."""
 
     ratio: float = option(0.5, "share of the filters removed", low=0.0, high=0.95)
     importance: str = option(
@@ -100,9 +100,7 @@ class PruneConfig:
     reconstruction_samples: int = option(
         1024, "train images on which the layers are refitted to the lost inputs; 0: not at all", low=0, high=1000000
     )
-    reinitialize: bool = option(
-        False, "draw all weights of what is left anew: a control that tells what they are worth"
-    )
+    reinitialize: bool = option(False, "draw all remaining weights anew: a control that shows what they are worth")
     epochs: int = option(2, "epochs of fine-tuning", low=0, high=10000)
     lr: float = option(0.005, "peak learning rate", low=1e-7, high=10)
 
@@ -124,7 +122,7 @@ class DistillConfig:
 
 @dataclass
 class QuantizeConfig:
-    """Int8, after training or with it."""
+    """Quantization to int8, after training or with it."""
 
     mode: str = option("qat", "ptq: calibration only; qat: quantization-aware training", choices=("ptq", "qat"))
     target: str = option(
@@ -161,7 +159,7 @@ class QuantizeConfig:
 
 @dataclass
 class TrainConfig:
-    """What every stage that trains shares."""
+    """The settings that all stages with a training share."""
 
     optimizer: str = option("sgd", "sgd (Nesterov) or adamw", choices=("sgd", "adamw"))
     momentum: float = option(0.9, "sgd's", low=0.0, high=0.999)
@@ -191,7 +189,7 @@ class ExportConfig:
 
 @dataclass
 class MeasureConfig:
-    """How the deployable files are timed, and the energy of training is judged."""
+    """How the deployable files are timed, and how the CO2 of training is estimated."""
 
     batch_size: int = option(32, "images a call when throughput is taken", low=1, high=4096)
     repetitions: int = option(60, "timed calls of each file, interleaved with the teacher's", low=3, high=100000)
@@ -202,7 +200,7 @@ class MeasureConfig:
 
 @dataclass
 class CacheConfig:
-    """Finished stages that later runs take over where nothing that made them differs."""
+    """The cache of finished stages, which later runs reuse where all that made them is the same."""
 
     dir: str = option("outputs/cache", "its folder; processes and machines may share it")
     enabled: bool = option(True, "false: every stage is computed")
@@ -217,7 +215,7 @@ class RepeatConfig:
 
 @dataclass
 class Inputs:
-    """What a run starts from."""
+    """The stages and the images of a run."""
 
     stages: list[str] = option(["teacher", "prune", "distill", "quantize"], "the order")
     data: DataConfig = field(default_factory=DataConfig)
@@ -234,14 +232,16 @@ class StageSections:
 
 
 _FLOORS = "the validation metric in percent, an epoch of the stage each: a run ends below it; []: nowhere"
-StopBelowConfig = make_dataclass(
-    "StopBelowConfig",
-    [(stage.name, list[float], option([], _FLOORS, low=0, high=100)) for stage in fields(StageSections)],
-    namespace={
-        "__doc__": "Below which accuracy a training ends its run early; a search sets them for its trials.",
-        "__module__": __name__,  # processes send it to each other
-    },
-)
+
+
+@dataclass
+class StopBelowConfig:
+    """The accuracy below which a training ends its run early, a list for each stage; a search sets it for trials."""
+
+    teacher: list[float] = option([], _FLOORS, low=0, high=100)
+    prune: list[float] = option([], _FLOORS, low=0, high=100)
+    distill: list[float] = option([], _FLOORS, low=0, high=100)
+    quantize: list[float] = option([], _FLOORS, low=0, high=100)
 
 
 @dataclass
@@ -255,10 +255,10 @@ class Config(StageSections, Inputs):
     repeat: RepeatConfig = field(default_factory=RepeatConfig)
     stop_below: StopBelowConfig = field(default_factory=StopBelowConfig)
     controls: bool = option(
-        False, "also run plainer ways to such a network on the same budget, to tell what each step brings"
+        False, "also run plainer ways to such a network on the same budget, to measure what each step contributes"
     )
     preflight: bool = option(
-        False, "tell in seconds, without training, what can be pruned and quantized and what to expect of it"
+        False, "report in seconds, without training, what can be pruned and quantized and what to expect of it"
     )
     seed: int = option(0, "of splits, weights, augmentation and order", low=0, high=2**31 - 1)
     device: str = option("auto", "where training runs", choices=("auto", "cpu", "cuda"))
@@ -267,7 +267,7 @@ class Config(StageSections, Inputs):
 
 @dataclass
 class SearchConfig:
-    """hydra/sweeper=optuna: what is searched for, and what it may cost."""
+    """The settings of hydra/sweeper=optuna: the objectives of a search and its budget."""
 
     _target_: str = option("hydra_plugins.compress.OptunaSweeper", "Hydra's name of the search")
     objectives: list[str] = option(

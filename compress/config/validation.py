@@ -1,4 +1,4 @@
-"""Checks of settings: each value in its range, and values that exclude each other."""
+"""Checks settings: each value against its range, and values that exclude each other."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from compress.utils.errors import UserError
 
 
 def check(config: Any) -> None:
-    """Raises UserError at the first value that cannot be, alone or with another, in `config` and all below it."""
+    """Raises UserError at the first invalid value, or combination of values, in `config` and all below it."""
     check_ranges(config)
     _check_together(config)
 
@@ -40,9 +40,9 @@ def _check_together(config: Any) -> None:
 
 
 def _check_corrections(quantize: QuantizeConfig) -> None:
-    """Both edit weights after training; with the rounding in the loop, training itself does their work."""
-    wanted = {"equalize=true": quantize.equalize, "rounding=adaround": quantize.rounding == "adaround"}
-    asked = [name for name, on in wanted.items() if on]
+    """Raises UserError for corrections of weights after training in a training that learns the rounding itself."""
+    corrections = {"equalize=true": quantize.equalize, "rounding=adaround": quantize.rounding == "adaround"}
+    asked = [name for name, on in corrections.items() if on]
     if quantize.mode == "qat" and asked:
         raise UserError(
             f"quantize.mode=qat with {', '.join(f'quantize.{name}' for name in asked)}",
@@ -52,11 +52,14 @@ def _check_corrections(quantize: QuantizeConfig) -> None:
 
 
 def _check_normalisation(data: DataConfig) -> None:
-    if (data.mean is None) != (data.std is None):
-        raise UserError(f"data.mean={data.mean} data.std={data.std}", "both or neither", "set the missing one")
-    if data.std is not None and (len(data.std) != len(data.mean) or min(data.std, default=0) <= 0):
+    mean, std = data.mean, data.std
+    if mean is None and std is None:
+        return
+    if mean is None or std is None:
+        raise UserError(f"data.mean={mean} data.std={std}", "both or neither", "set the missing one")
+    if len(std) != len(mean) or min(std, default=0) <= 0:
         raise UserError(
-            f"data.mean={data.mean} data.std={data.std}",
+            f"data.mean={mean} data.std={std}",
             "as many means as deviations, and deviations above 0",
             "give one of each a channel, or neither",
         )

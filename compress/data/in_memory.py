@@ -1,13 +1,14 @@
 """Images given in Python, as arrays or as datasets, brought into the form of the data sets that lie in files."""
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from compress.data.builtin import Arrays
+from compress.data.builtin import ARRAYS, Arrays
 from compress.data.dataset import NO_LABEL
 from compress.data.labels import one_label
 from compress.data.targets import TARGETS, Targets
@@ -15,9 +16,20 @@ from compress.utils.errors import UserError
 from compress.utils.image_layout import many_images, one_image, require_bits, scaled, to_numpy
 from compress.utils.images import Square, as_bytes_if_exact, natural_channels, opened, read, square, to_channels
 
+_NAME = "own"  # the data set's, in stage.json too
 _FORMS = "(images, labels) or a dataset of (image, label); images uint8, or float in [0, 1]"
 _IMAGE_KEYS = ("image", "images", "img", "pixel_values")
 _LABEL_KEYS = ("label", "labels", "target", "targets", "class", "y")
+
+
+@contextmanager
+def user_data(arrays: Arrays, classes: list[str]) -> Iterator[str]:
+    """Registers arrays as a data set for as long as the context lasts; yields its name."""
+    ARRAYS[_NAME] = lambda config: (arrays, classes)
+    try:
+        yield _NAME
+    finally:
+        ARRAYS.pop(_NAME, None)
 
 
 def own_arrays(

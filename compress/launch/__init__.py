@@ -1,1 +1,1 @@
-"""The runs of a command as Hydra starts them: one here, or many in processes that a launcher makes."""
+"""The command line, the Python interface, sweeps and searches: whatever starts a run."""

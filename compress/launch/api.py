@@ -11,9 +11,9 @@ from PIL import Image
 from torch import nn
 
 from compress.config.compose import compose_recipe
+from compress.config.overrides import override_value
 from compress.config.schema import Config
-from compress.data.builtin import ARRAYS
-from compress.data.in_memory import own_arrays
+from compress.data.in_memory import own_arrays, user_data
 from compress.data.targets import TARGETS
 from compress.export.predict import Classifier, load
 from compress.models.user_model import user_model
@@ -21,24 +21,23 @@ from compress.pipeline.experiment import run_experiment
 from compress.utils.errors import UserError
 from compress.utils.files import ONNX, read_json
 
-_DATA = "own"  # among the data sets, while `run` is at work
-
 
 @dataclass
 class Result:
-    """What a run left."""
+    """The files of a finished run."""
 
     folder: Path
-    summary: dict[str, Any]  # summary.json: a row a stage, each against the teacher
+    summary: dict[str, Any]  # summary.json: a row for each stage, compared with the teacher
     classifier: Classifier
 
     @property
     def path(self) -> Path:
         """The file to deploy."""
-        return self.folder / self.summary["stages"][-1]["stage"] / ONNX
+        last: str = self.summary["stages"][-1]["stage"]
+        return self.folder / last / ONNX
 
     def predict(self, images: Sequence[str | Path | Image.Image]) -> list[dict[str, float]]:
-        """Of each image, a file, an array (H, W[, C]) or a Pillow image: every class with its probability."""
+        """Returns every class with its probability for each image: a file, an array (H, W[, C]) or a Pillow image."""
         return self.classifier.predict(images)
 
 
@@ -49,45 +48,45 @@ def run(
     overrides: Sequence[str] = (),
     folder: str | Path | None = None,
 ) -> Result:
-    """Runs `recipe` with `overrides`, as the command line does, and returns what it left in `folder`.
+    """Runs `recipe` with `overrides`, as the command line does, and returns the run in `folder`.
 
-    `model` is the trained teacher: it is taken as it is unless an override gives `teacher.epochs`, and stays
-    unchanged. `data` is (train, val, test), see `own_arrays`; the network gets images normalised by `data.mean` and
-    `data.std`, those of train where they are not given. Where `folder` has a run of these settings, finished stages are
-    taken. Raises UserError for a mistake in any of them.
+    `model` is the trained teacher. It is not trained further unless an override sets `teacher.epochs`, and the object
+    itself stays unchanged. `data` is (train, val, test), see `own_arrays`. The network receives images normalised by
+    `data.mean` and `data.std`; where these are not set, by the statistics of train. Finished stages in `folder` are
+    reused if they have the same settings. Raises UserError for a mistake in any argument.
     """
     with _config(recipe, model, data, list(overrides)) as config:
         if config.preflight:
             raise UserError("preflight=true", "a run", "leave it out: python -m compress preflight=true tells of files")
-        place = Path(folder) if folder else Path("outputs", Path(recipe).stem, f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
-        place.mkdir(parents=True, exist_ok=True)
-        run_experiment(config, place)
-    return Result(place, read_json(place / "summary.json"), load(place))
+        now = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        run_dir = Path(folder) if folder else Path("outputs", Path(recipe).stem, now)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        run_experiment(config, run_dir)
+    return Result(run_dir, read_json(run_dir / "summary.json"), load(run_dir))
 
 
 @contextmanager
 def _config(recipe: str, model: nn.Module | None, data: Sequence[Any] | None, overrides: list[str]) -> Iterator[Config]:
-    """The config, with `model` and `data` known to the pipeline until the context ends."""
-    own = []
-    with ExitStack() as stack:
+    """Yields the config; `model` and `data` are registered under names in it until the context ends."""
+    given: list[str] = []
+    with ExitStack() as registered:
         if model is not None:
-            own += [f"teacher.factory='{stack.enter_context(user_model(model))}'", "teacher.epochs=0"]
+            name = registered.enter_context(user_model(model))
+            given += [f"teacher.factory='{name}'", "teacher.epochs=0"]
         if data is not None:
-            arrays, classes = own_arrays(data, _asked_size(overrides), _asked_task(overrides))
-            stack.callback(ARRAYS.pop, _DATA, None)
-            ARRAYS[_DATA] = lambda config: (arrays, classes)
-            own.append(f"data.image_size={min(arrays['train'][0].shape[1:3])}")
-        config = compose_recipe(recipe, own + overrides)
+            arrays, classes = own_arrays(data, _image_size(overrides), _task(overrides))
+            given.append(f"data.image_size={min(arrays['train'][0].shape[1:3])}")
+        config = compose_recipe(recipe, given + overrides)
         if data is not None:
-            config.data.name = _DATA
+            config.data.name = registered.enter_context(user_data(arrays, classes))
         yield config
 
 
-def _asked_task(overrides: list[str]) -> str:
-    asked = [text.partition("=")[2] for text in overrides if text.startswith("data.task=")]
-    return asked[-1] if asked and asked[-1] in TARGETS else "classification"
+def _task(overrides: list[str]) -> str:
+    task = override_value("data.task", overrides)
+    return task if isinstance(task, str) and task in TARGETS else "classification"
 
 
-def _asked_size(overrides: list[str]) -> int | None:
-    sizes = [text.partition("=")[2] for text in overrides if text.startswith("data.image_size=")]
-    return int(sizes[-1]) if sizes and sizes[-1].isdigit() else None
+def _image_size(overrides: list[str]) -> int | None:
+    size = override_value("data.image_size", overrides)
+    return size if isinstance(size, int) and not isinstance(size, bool) else None

@@ -1,9 +1,10 @@
-"""The command line: picks the sub-command; of a run, Hydra composes the config, and its end becomes an exit status."""
+"""The command line: picks the sub-command. Hydra composes the config of a run, whose end becomes the exit status."""
 
 import importlib
 import os
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
 from compress.config.paths import CONF
 from compress.launch.commands import SUBCOMMANDS
@@ -12,19 +13,22 @@ from compress.utils.cores import shorten_spinning
 from compress.utils.errors import Interrupted, UserError, tell
 from compress.utils.torchrun import rank, world_size
 
+if TYPE_CHECKING:
+    from compress.launch.sweep import SweepState
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs `arguments`, by default the process's: a sub-command, or else a run.
+    """Runs a sub-command, or else a recipe. `arguments` default to those of the process.
 
-    Returns the exit status: 0, 2 for a user's own mistake, 1 for a fault of ours, and 128 and the signal's number
-    where a signal ended it.
+    Returns the exit status: 0 for success, 2 for a user's mistake, 1 for an internal error, and 128 plus the number of
+    the signal that ended it.
     """
     shorten_spinning()
     arguments = sys.argv[1:] if arguments is None else arguments
     name = arguments[0] if arguments else "run"
     if name in SUBCOMMANDS:
         module, _ = SUBCOMMANDS[name]
-        return importlib.import_module(module).main(arguments[1:])  # by name: `--help` waits for none of them
+        return importlib.import_module(module).main(arguments[1:])  # imported by name, so that `--help` waits for none
     if name == "preflight":
         return _run(["preflight=true", *arguments[1:]])
     return _run(arguments[1:] if name == "run" else arguments)
@@ -38,48 +42,55 @@ def _run(arguments: list[str]) -> int:
         return 0
     if rank() > 0:
         return _follow()
-    import hydra
-
-    from compress.config.compose import register, with_own_folders
-    from compress.config.overrides import as_hydra_reads
     from compress.launch.exit_status import exit_status
-    from compress.launch.job import run
-    from compress.launch.launchers import register_launchers, require_one_kind_of_processes
-    from compress.launch.search.plugin import register_search
-    from compress.launch.sweep import explain_launcher, outcome, place, write_page
-    from compress.utils.signals import handle_signals
+    from compress.launch.sweep import sweep_state
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit
-    try:
-        sys.argv[1:] = as_hydra_reads(arguments)  # Hydra takes them from there
-        register(sys.argv[1:])
-        require_one_kind_of_processes(sys.argv[1:], world_size())
-        register_launchers()
-        register_search()
-        sys.argv[1:] = with_own_folders(sys.argv[1:])
-        with handle_signals():
-            try:
-                hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run)()
-            finally:
-                write_page()
-        status, line = outcome()
-    except Interrupted as stop:
-        status, line = 128 + stop.signal, f"{stop}; to go on: the same command with {place()}"
-    except Exception as error:
-        status, line = exit_status(explain_launcher(error))
-        if status == 1:
-            traceback.print_exc()
+    with sweep_state() as state:
+        try:
+            _run_hydra(arguments, state)
+            status, line = state.final_status()
+        except Interrupted as stop:
+            status, line = 128 + stop.signal, f"{stop}; to go on: the same command with {state.resume_override()}"
+        except Exception as error:
+            status, line = exit_status(state.explain_launcher_error(error))
+            if status == 1:
+                traceback.print_exc()
     if line:
         tell(line)
-    if world_size() > 1 and status == 0:  # of one that fails torchrun ends the others
+    if world_size() > 1 and status == 0:  # torchrun itself ends the others of one that fails
         from compress.training.distributed import shut_down_workers
 
         shut_down_workers()
     return status
 
 
+def _run_hydra(arguments: list[str], state: "SweepState") -> None:
+    """Lets Hydra compose and run what `arguments` ask for, and writes the page of a sweep, however that ends."""
+    import hydra
+
+    from compress.config.compose import register, with_output_folders
+    from compress.config.overrides import quote_overrides
+    from compress.launch.job import run
+    from compress.launch.launchers import register_launchers, require_one_kind_of_processes
+    from compress.launch.search.plugin import register_search
+    from compress.utils.signals import handle_signals
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit
+    overrides = quote_overrides(arguments)
+    register(overrides)
+    require_one_kind_of_processes(overrides, world_size())
+    register_launchers()
+    register_search()
+    sys.argv[1:] = with_output_folders(overrides)  # Hydra reads them from there
+    with handle_signals():
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run)()
+        finally:
+            state.write_page()
+
+
 def _follow() -> int:
-    """The exit status of a process that another one leads."""
+    """Computes what the process of rank 0 sends; returns the exit status."""
     from compress.pipeline.compute import worker_loop
 
     try:

@@ -1,4 +1,4 @@
-"""The launchers that a sweep can choose: conf/launchers/*.yaml over what their packages know as defaults."""
+"""The launchers that a sweep can choose: conf/launchers/*.yaml, merged over the defaults of their packages."""
 
 import shutil
 
@@ -7,6 +7,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
+from compress.config.overrides import overrides_of
 from compress.config.paths import CONF
 from compress.utils.errors import UserError
 
@@ -15,11 +16,11 @@ _GROUP = "hydra/launcher"
 
 
 def register_launchers() -> None:
-    """Lays each file of conf/launchers over the option of its name, where the package that brings it is installed.
+    """Merges each file of conf/launchers over the option of its name, where the package of that option is installed.
 
-    A file of that name in conf/hydra/launcher would be taken too, but Hydra warns of one that a package has as well.
+    Hydra would also read a file of that name in conf/hydra/launcher, but warns where a package has the same name.
     """
-    Plugins.instance()  # now: what is found later would be stored over ours
+    Plugins.instance()  # first: plugins that Hydra finds later would overwrite ours
     store = ConfigStore.instance()
     known = store.list(_GROUP)
     for name in EXTRAS:
@@ -30,18 +31,18 @@ def register_launchers() -> None:
 
 
 def require_one_kind_of_processes(arguments: list[str], processes: int) -> None:
-    """Raises UserError where torchrun started `processes` of them, and a launcher is to start its own."""
-    asked = [text for text in arguments if text.startswith("hydra/launcher=") and text != "hydra/launcher=basic"]
-    if processes > 1 and asked:
+    """Raises UserError where torchrun started several `processes`, and a launcher is to start its own."""
+    launchers = [launcher for launcher in overrides_of(_GROUP, arguments) if launcher.value() != "basic"]
+    if processes > 1 and launchers:
         raise UserError(
-            f"{asked[0]} under torchrun, with {processes} processes",
+            f"{launchers[0].input_line} under torchrun, with {processes} processes",
             "one of the two",
             "leave hydra/launcher out: the jobs then take turns on all devices",
         )
 
 
-def launcher_mistake(error: Exception, launcher: str) -> UserError | None:
-    """The mend, where an option or the class `launcher` behind it cannot work here."""
+def to_launcher_error(error: Exception, launcher: str) -> UserError | None:
+    """Returns how to fix an option, or its class `launcher`, that cannot work here; None for any other `error`."""
     option = str(getattr(error, "missing_cfg_file", "")).removeprefix(f"{_GROUP}/")
     if isinstance(error, MissingConfigException) and option in EXTRAS:
         extra = EXTRAS[option]

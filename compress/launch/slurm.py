@@ -1,24 +1,26 @@
-"""What a Slurm job does when its time is up: it saves, and then lets submitit queue it again, where it goes on."""
+"""What a Slurm job does when its time is up: it saves its work and lets submitit queue it again, to resume there."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from compress.utils.errors import Interrupted
 
 
 @contextmanager
-def queued_again() -> Iterator[None]:
-    """Has submitit's own handler of SIGUSR2, which leaves the process at once, wait until what runs here has stopped.
+def requeue_on_timeout() -> Iterator[None]:
+    """Delays submitit's handler of SIGUSR2, which ends the process at once, until what runs inside has stopped.
 
-    SIGTERM is ignored: Slurm sends one too when a job is queued again.
+    SIGTERM is ignored, because Slurm sends it too when a job is queued again. Raises Interrupted where the job was
+    stopped for another reason.
     """
-    leave = signal.getsignal(signal.SIGUSR2)
+    requeue = _handler(signal.SIGUSR2)
     out_of_time = []
 
-    def stop(number: int, frame: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         out_of_time.append(number)
-        signal.getsignal(signal.SIGINT)(signal.SIGINT, frame)
+        _handler(signal.SIGINT)(signal.SIGINT, frame)
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, stop)
@@ -26,7 +28,15 @@ def queued_again() -> Iterator[None]:
         yield
     except Interrupted:
         if out_of_time:
-            leave(signal.SIGUSR2, None)
+            requeue(signal.SIGUSR2, None)
         raise
     finally:
-        signal.signal(signal.SIGUSR2, leave)
+        signal.signal(signal.SIGUSR2, requeue)
+
+
+def _handler(number: signal.Signals) -> Callable[[int, FrameType | None], object]:
+    """Returns the function that handles a signal. Raises ValueError where the system handles it."""
+    found = signal.getsignal(number)
+    if not callable(found):
+        raise ValueError(f"received {found!r} as the handler of {number.name}; expected a function of Python's")
+    return found

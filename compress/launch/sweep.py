@@ -1,4 +1,4 @@
-"""The command's own part in what Hydra runs: where that goes and, of a sweep, how its jobs are stopped and counted."""
+"""The command's own part in what Hydra runs: where that goes and, for a sweep, how its jobs are stopped and counted."""
 
 import json
 import os
@@ -7,9 +7,12 @@ import signal
 import sys
 import threading
 from _thread import interrupt_main
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -17,133 +20,152 @@ from omegaconf import DictConfig, OmegaConf
 
 from compress.config.schema import SearchConfig
 from compress.launch.exit_status import exit_status
-from compress.launch.job import STOP, runs_beside_others
-from compress.launch.launchers import launcher_mistake
+from compress.launch.job import STOP, runs_in_own_process
+from compress.launch.launchers import to_launcher_error
 from compress.utils.errors import Interrupted, UserError
 from compress.utils.files import FINISHED, STATUS
 from compress.utils.signals import raise_stopped
 
 
 @dataclass
-class _Command:
-    """What is known of the command that this process runs."""
+class SweepState:
+    """What a command knows of the run or of the jobs that Hydra starts for it."""
 
-    key: str = ""  # hydra.run.dir or hydra.sweep.dir
+    folder_key: str = ""  # hydra.run.dir or hydra.sweep.dir
     folder: Path = Path()
-    launcher: str = ""  # the class of a sweep's
-    searches: bool = False  # whether it has a sweeper that sees to jobs that do not finish
-    before: dict[Path, str] = field(default_factory=dict)  # the status of each job, as earlier commands left it
-    stopped_by: signal.Signals | None = None  # once its jobs were asked to end
+    launcher: str = ""  # the class that starts a sweep's jobs; empty for a single run
+    is_search: bool = False  # a search's sweeper handles the jobs that do not finish
+    statuses_before: dict[Path, str] = field(default_factory=dict)  # of jobs that earlier commands ran there
+    stopped_by: signal.Signals | None = None  # once its jobs, in processes of their own, were asked to end
+
+    def resume_override(self) -> str:
+        """Returns the override with which the same command resumes."""
+        return shlex.quote(f"{self.folder_key}={self.folder}")
+
+    def write_page(self) -> None:
+        """Writes the page that compares a sweep's jobs, once one has begun."""
+        if self.launcher and self.statuses():
+            from compress.report.write import write_sweep  # it takes as long to import as the rest of the start
+
+            write_sweep(self.folder)
+
+    def final_status(self) -> tuple[int, str]:
+        """Returns the exit status and the last line of a command that Hydra has run: 0 and none where all finished.
+
+        A search counts as finished: it continues after jobs that fail, and raises where all do. Raises Interrupted
+        where a signal ended the jobs.
+        """
+        if self.stopped_by:
+            raise Interrupted(self.stopped_by, "; its jobs have saved what they did")
+        changed = {path: text for path, text in self.statuses().items() if text != self.statuses_before.get(path)}
+        jobs = {path.parent: json.loads(text) for path, text in changed.items()}
+        missed = {folder: job for folder, job in jobs.items() if job["state"] != FINISHED}
+        if not missed or not self.launcher or self.is_search:
+            return 0, ""
+        names = ", ".join(folder.relative_to(self.folder).as_posix() for folder in missed)
+        mistake = UserError(
+            f"{len(missed)} of {len(jobs)} jobs that did not finish ({names})",
+            "all to finish",
+            f"see {self.folder}/report.md for each one's error, then the same command with {self.resume_override()}",
+        )
+        return (2 if all(job.get("exit") == 2 for job in missed.values()) else 1), str(mistake)
+
+    def explain_launcher_error(self, error: Exception) -> Exception:
+        """Returns what `error` means where the launcher is missing or has given up; otherwise `error` itself."""
+        mistake = to_launcher_error(error, self.launcher)
+        if mistake or self.launcher in ("", "BasicLauncher") or exit_status(error)[0] == 2:
+            return mistake or error
+        return RuntimeError(
+            f"{self.launcher} gave up: {error}; to go on: the same command with {self.resume_override()}"
+        )
+
+    def statuses(self) -> dict[Path, str]:
+        """Returns the content of every status.json below the folder."""
+        return {path: path.read_text(encoding="utf-8") for path in sorted(self.folder.glob(f"**/{STATUS}"))}
 
 
-_command = _Command()
+_STATE: ContextVar[SweepState] = ContextVar("sweep_state")
+
+
+@contextmanager
+def sweep_state() -> Iterator[SweepState]:
+    """Yields the state of the command that runs inside. Hydra makes the callback that fills it, from a config alone."""
+    state = SweepState()
+    token = _STATE.set(state)
+    try:
+        yield state
+    finally:
+        _STATE.reset(token)
+
+
+def current_state() -> SweepState:
+    """Returns the state of the command that is running; a fresh one outside of `sweep_state`."""
+    return _STATE.get(SweepState())
 
 
 class SweepCallback(Callback):
-    """Learns from Hydra, which tells it to callbacks alone, where the command writes."""
+    """Records where the command writes, which Hydra passes to callbacks alone, and prepares a sweep."""
+
+    def __init__(self) -> None:
+        self.state = current_state()
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        HydraConfig.instance().cfg = config  # it is set later, and ${hydra:...} in a folder's name could not be read
-        _command.key, _command.folder = "hydra.run.dir", Path(config.hydra.run.dir)
+        _make_resolvable(config)
+        self.state.folder_key, self.state.folder = "hydra.run.dir", Path(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        HydraConfig.instance().cfg = config
-        _command.key, _command.folder = "hydra.sweep.dir", Path(config.hydra.sweep.dir)
-        _command.launcher = config.hydra.launcher["_target_"].rpartition(".")[2]
-        _command.searches = config.hydra.sweeper["_target_"] == SearchConfig._target_
-        _command.before = _statuses()
-        (_command.folder / STOP).unlink(missing_ok=True)
-        if runs_beside_others(config.hydra):
-            _start_what_takes_signals(config.hydra.launcher)
-            _pass_signals_on_to_jobs()
+        _make_resolvable(config)
+        state = self.state
+        state.folder_key, state.folder = "hydra.sweep.dir", Path(config.hydra.sweep.dir)
+        state.launcher = config.hydra.launcher["_target_"].rpartition(".")[2]
+        state.is_search = config.hydra.sweeper["_target_"] == SearchConfig._target_
+        state.statuses_before = state.statuses()
+        (state.folder / STOP).unlink(missing_ok=True)
+        if runs_in_own_process(config.hydra):
+            _start_signal_takers(state.launcher, config.hydra.launcher)
+            _pass_signals_on_to_jobs(state)
 
 
-def place() -> str:
-    """The override with which the same command goes on."""
-    return shlex.quote(f"{_command.key}={_command.folder}")
+def _make_resolvable(config: DictConfig) -> None:
+    """Lets ${hydra:...} in a folder's name be resolved already: Hydra itself sets its config later."""
+    HydraConfig.instance().cfg = config  # type: ignore[assignment]  # Hydra too puts a whole config there
 
 
-def stopped_by() -> signal.Signals | None:
-    """What has asked the jobs of a sweep to end, where they have processes of their own."""
-    return _command.stopped_by
-
-
-def write_page() -> None:
-    """Writes the page that compares a sweep's jobs, once one has begun."""
-    if _command.launcher and _statuses():
-        from compress.report.write import write_sweep  # it takes as long to import as the rest of the start
-
-        write_sweep(_command.folder)
-
-
-def outcome() -> tuple[int, str]:
-    """Exit status and last line of a command whose jobs all came to an end: 0 and none where they finished.
-
-    Of a search too: it goes on behind those that did not, and raises where none did. Raises Interrupted where a signal
-    has ended them.
-    """
-    if _command.stopped_by:
-        raise Interrupted(_command.stopped_by, "; its jobs have saved what they did")
-    jobs = {path.parent: json.loads(text) for path, text in _statuses().items() if text != _command.before.get(path)}
-    missed = {folder: job for folder, job in jobs.items() if job["state"] != FINISHED}
-    if not missed or not _command.launcher or _command.searches:
-        return 0, ""
-    names = ", ".join(folder.relative_to(_command.folder).as_posix() for folder in missed)
-    mistake = UserError(
-        f"{len(missed)} of {len(jobs)} jobs that did not finish ({names})",
-        "all to finish",
-        f"see {_command.folder}/report.md for each one's error, then the same command with {place()}",
-    )
-    return (2 if all(job.get("exit") == 2 for job in missed.values()) else 1), str(mistake)
-
-
-def explain_launcher(error: Exception) -> Exception:
-    """What `error` says of a launcher that is missing or has given up; itself, where it is of something else."""
-    mistake = launcher_mistake(error, _command.launcher)
-    if mistake or _command.launcher in ("", "BasicLauncher") or exit_status(error)[0] == 2:
-        return mistake or error
-    return RuntimeError(f"{_command.launcher} gave up: {error}; to go on: the same command with {place()}")
-
-
-def _statuses() -> dict[Path, str]:
-    return {path: path.read_text(encoding="utf-8") for path in sorted(_command.folder.glob(f"**/{STATUS}"))}
-
-
-def _start_what_takes_signals(launcher: DictConfig) -> None:
-    """Lets joblib and Ray start at once what would undo `_pass_signals_on_to_jobs` if it were started later."""
-    if _command.launcher == "JoblibLauncher":  # its trackers, which unblock SIGINT
+def _start_signal_takers(launcher: str, settings: DictConfig) -> None:
+    """Starts the parts of joblib and Ray at once that would undo `_pass_signals_on_to_jobs` if they started later."""
+    if launcher == "JoblibLauncher":  # its trackers, which unblock SIGINT
         from multiprocessing import resource_tracker
 
-        from joblib.externals.loky.backend import resource_tracker as of_joblib
+        from joblib.externals.loky.backend import resource_tracker as joblib_tracker
 
         resource_tracker.ensure_running()
-        of_joblib.ensure_running()
-    elif _command.launcher == "RayLauncher":  # which puts its own handler behind SIGTERM
+        joblib_tracker.ensure_running()
+    elif launcher == "RayLauncher":  # it installs its own handler of SIGTERM
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # it would leave out lines that two jobs have alike
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # it would drop lines that two jobs have alike
         import ray
 
-        ray.init(**OmegaConf.to_container(launcher.ray.init, resolve=True))
+        ray.init(**cast(dict[str, Any], OmegaConf.to_container(settings.ray.init, resolve=True)))
 
 
-def _pass_signals_on_to_jobs() -> None:
-    """From here on the first SIGTERM or SIGINT asks the jobs to end, for which the launcher waits; the next ends it.
+def _pass_signals_on_to_jobs(state: SweepState) -> None:
+    """Makes the first SIGTERM or SIGINT ask the jobs to end, for which the launcher waits; the next one ends it.
 
     SIGINT is blocked and taken by a thread. Ctrl-C goes to all processes of a terminal, and joblib gives up all its
-    jobs where one that has none dies; those that a launcher makes inherit what is blocked.
+    jobs where a process without a job dies; the processes that a launcher makes inherit what is blocked.
     """
 
     def ask(number: int, frame: object) -> None:
-        if _command.stopped_by:
+        if state.stopped_by:
             raise_stopped(number, frame)
-        _command.stopped_by = signal.Signals(number)
-        _command.folder.mkdir(parents=True, exist_ok=True)
-        (_command.folder / STOP).touch()
+        state.stopped_by = signal.Signals(number)
+        state.folder.mkdir(parents=True, exist_ok=True)
+        (state.folder / STOP).touch()
         print("compress: the jobs save what they do, and end; a second signal does not wait for them", file=sys.stderr)
 
     def take() -> None:
         while True:
-            interrupt_main(signal.sigwait({signal.SIGINT}))
+            interrupt_main(signal.Signals(signal.sigwait({signal.SIGINT})))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:

@@ -1,1 +1,1 @@
-"""The whole flow: stages, one after the other, taken as they are or run, saved and measured."""
+"""The whole flow: runs the stages one after another, or reuses them; saves and measures each."""

@@ -1,4 +1,4 @@
-"""Plainer ways to a network of the same shape on the same budget: what each step of a run really brought."""
+"""Ablations: plainer ways to a network of the same shape on the same budget, to measure what each step contributed."""
 
 import logging
 from pathlib import Path
@@ -14,10 +14,11 @@ from compress.utils.files import METRICS, PREDICTIONS, SPEC, read_json
 log = logging.getLogger("compress")
 
 
-def run_controls(config: Config, folder: Path) -> dict[str, Any]:
-    """controls.json: the last file of each control against the last of the run in `folder`, on the same test images.
+def run_ablations(config: Config, folder: Path) -> dict[str, Any]:
+    """Runs the ablations into `folder`/controls and returns the content of controls.json.
 
-    Each is a run of its own in `folder`/controls; the stages that are the same come from the cache.
+    It compares the last file of each ablation with the last file of the run in `folder`, on the same test images.
+    Stages that are the same come from the cache.
     """
     unfit = _unfit(config)
     rows = []
@@ -26,16 +27,19 @@ def run_controls(config: Config, folder: Path) -> dict[str, Any]:
             log.info("control %s: left out, %s", name, unfit[name])
             continue
         log.info("control %s: %s", name, control.what)
-        place = folder / "controls" / name
-        changed = control.change(config)
-        run_pipeline(changed, place)
-        rows.append({"name": name, "what": control.what} | _compared(_last(changed, place), _last(config, folder)))
+        control_dir = folder / "controls" / name
+        control_config = control.change(config)
+        run_pipeline(control_config, control_dir)
+        rows.append(
+            {"name": name, "what": control.what}
+            | _compared(_last_stage_dir(control_config, control_dir), _last_stage_dir(config, folder))
+        )
     left_out = [{"control": name, "reason": reason} for name, reason in unfit.items() if reason]
     return {"budget_epochs": budget_epochs(config), "controls": rows, "left_out": left_out}
 
 
-def check_controls(config: Config) -> None:
-    """Raises UserError where controls are asked for and none would tell anything."""
+def check_ablations(config: Config) -> None:
+    """Raises UserError where ablations are asked for and none would be informative."""
     unfit = _unfit(config)
     if config.controls and all(unfit.values()):
         raise UserError(
@@ -46,24 +50,24 @@ def check_controls(config: Config) -> None:
 
 
 def _unfit(config: Config) -> dict[str, str]:
-    """Of each control why it would tell nothing; empty for one that does."""
+    """Returns for each ablation why it would not be informative; an empty text where it is."""
     return {name: control.unfit(config) for name, control in ABLATIONS.items()}
 
 
-def _last(config: Config, folder: Path) -> Path:
+def _last_stage_dir(config: Config, folder: Path) -> Path:
     return folder / f"{len(config.stages):02d}_{config.stages[-1]}"
 
 
-def _compared(stage: Path, against: Path) -> dict[str, Any]:
-    """The control's accuracy, and the points that it is ahead."""
-    metrics = read_json(stage / METRICS)
+def _compared(stage_dir: Path, reference_dir: Path) -> dict[str, Any]:
+    """Returns the ablation's accuracy, and its lead over the reference in percentage points."""
+    metrics = read_json(stage_dir / METRICS)
     from compress.tasks import TASKS  # SciPy takes seconds
 
-    task = TASKS[read_json(stage / SPEC)["task"]]
-    paired = task.compare(read_tensors(stage / PREDICTIONS), read_tensors(against / PREDICTIONS))
+    task = TASKS[read_json(stage_dir / SPEC)["task"]]
+    paired = task.compare(read_tensors(stage_dir / PREDICTIONS), read_tensors(reference_dir / PREDICTIONS))
     figures = (f"deployed_{task.metric.key}_percent", f"deployed_{task.metric.key}_ci95_percent")
     return {
-        "against": against.name,
+        "against": reference_dir.name,
         **{name: metrics[name] for name in figures},
         "delta_points": paired[f"{task.metric.key}_delta_points"],
         "delta_ci95_points": paired[f"{task.metric.key}_delta_ci95_points"],

@@ -1,4 +1,4 @@
-"""Finished stages under the digest of all that made them; what is no longer as it was written is never handed out."""
+"""The cache of finished stages by the digest of all that made them. A stage that has changed is never reused."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from compress.utils.files import STAGE, digests, finished_stage, fresh_folder, r
 
 log = logging.getLogger("compress")
 
-_TICK_NS = 1_000_000  # that file systems and floats of seconds tell apart
+_TICK_NS = 1_000_000  # the smallest step that file systems and floats of seconds resolve
 _LOCKS, _DAMAGED, _UNFINISHED = "locks", "damaged", "unfinished"
 
 
@@ -28,7 +28,7 @@ class Entry:
     key: str
     folder: Path
     size_bytes: int
-    used_s: float  # when it was last put in or taken, in seconds since 1970
+    used_s: float  # when it was last stored or fetched, in seconds since 1970
     record: dict[str, Any]  # its stage.json
 
 
@@ -39,10 +39,10 @@ class Cache:
         self.folder = folder
 
     @contextmanager
-    def turn(self, key: str) -> Iterator[None]:
-        """One process at a time computes the stage `key`; the others wait here and then find it.
+    def compute_once(self, key: str) -> Iterator[None]:
+        """Lets one process at a time compute the stage `key`; the others wait here and then find it.
 
-        Where the folder cannot be written there is nothing to wait for.
+        Nothing waits where the folder cannot be written.
         """
 
         def waiting(holder: dict) -> None:
@@ -54,51 +54,51 @@ class Cache:
         with lock_file(self.folder / _LOCKS, key, waiting):
             yield
 
-    def take(self, key: str, stage: Path) -> dict[str, Any] | None:
-        """Links the files of `key` into the folder `stage`, all but stage.json, and returns its record.
+    def fetch(self, key: str, stage_dir: Path) -> dict[str, Any] | None:
+        """Links the files of `key` into `stage_dir`, all but stage.json, and returns the record of stage.json.
 
-        None where there is none. One with a file that is not as it was written is set aside with a warning.
+        Returns None where the cache has no such stage. A stage with a changed file is set aside with a warning.
         """
-        entry = self._place(key)
+        entry = self._entry_dir(key)
         if not (entry / STAGE).is_file():
             return None
         record = finished_stage(entry, key)
         if record is None:
             self._set_aside(key)
             return None
-        fresh_folder(stage)
+        fresh_folder(stage_dir)
         for name in record["files"]:
-            _link(entry / name, stage / name)
-        if digests(stage) != record["files"]:  # changed between the check and the link
+            _link(entry / name, stage_dir / name)
+        if digests(stage_dir) != record["files"]:  # changed between the check and the link
             self._set_aside(key)
-            fresh_folder(stage)
+            fresh_folder(stage_dir)
             return None
         if self._writable():
             self._mark_used(entry)
         return record
 
-    def put(self, key: str, stage: Path) -> None:
-        """Adds a finished stage. A folder that cannot be written, or is full, is told and costs only the next run."""
-        made = self.folder / _UNFINISHED / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+    def store(self, key: str, stage_dir: Path) -> None:
+        """Adds a finished stage. Logs a warning where the cache cannot be written or is full."""
+        unfinished = self.folder / _UNFINISHED / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
         try:
-            made.mkdir(parents=True)
-            for path in stage.iterdir():
+            unfinished.mkdir(parents=True)
+            for path in stage_dir.iterdir():
                 if path.is_file():
-                    _link(path, made / path.name)
-            self._place(key).parent.mkdir(parents=True, exist_ok=True)
-            if (self._place(key) / STAGE).is_file():  # of another process: as good
-                shutil.rmtree(made)
+                    _link(path, unfinished / path.name)
+            self._entry_dir(key).parent.mkdir(parents=True, exist_ok=True)
+            if (self._entry_dir(key) / STAGE).is_file():  # another process stored the same
+                shutil.rmtree(unfinished)
                 return
-            if self._place(key).exists():  # what a killed `prune` left
-                shutil.rmtree(self._place(key))
-            made.rename(self._place(key))
-            self._mark_used(self._place(key))
+            if self._entry_dir(key).exists():  # what a killed `prune` left
+                shutil.rmtree(self._entry_dir(key))
+            unfinished.rename(self._entry_dir(key))
+            self._mark_used(self._entry_dir(key))
         except OSError as error:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
             log.warning("this stage is not in the cache: %s", error)
 
     def entries(self) -> list[Entry]:
-        """All that are there, the one used last first; whether they are whole is `verify`'s to say."""
+        """Returns all stages, the last used first, without checking their files."""
         found = []
         for path in self.folder.glob(f"??/*/{STAGE}"):
             folder = path.parent
@@ -107,7 +107,7 @@ class Cache:
         return sorted(found, key=lambda entry: -entry.used_s)
 
     def verify(self) -> tuple[int, list[Path]]:
-        """Reads every file: how many stages are whole, and where those that are not were put."""
+        """Reads every file; returns the number of whole stages, and where the damaged ones were moved."""
         whole, damaged = 0, []
         for path in sorted(self.folder.glob(f"??/*/{STAGE}")):
             if finished_stage(path.parent, path.parent.name) is None:
@@ -117,7 +117,7 @@ class Cache:
         return whole, damaged
 
     def prune(self, max_bytes: float) -> list[Entry]:
-        """Removes what was not used for longest until `max_bytes` are left, and what killed processes left behind."""
+        """Removes the least recently used stages until at most `max_bytes` remain, and what killed processes wrote."""
         for name in (_DAMAGED, _UNFINISHED):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         entries = self.entries()
@@ -125,18 +125,18 @@ class Cache:
         removed = []
         while entries and total > max_bytes:
             entry = entries.pop()
-            with self.turn(entry.key):
+            with self.compute_once(entry.key):
                 (entry.folder / STAGE).unlink()  # first: what is half removed must not look whole
                 shutil.rmtree(entry.folder)
             total -= entry.size_bytes
             removed.append(entry)
         return removed
 
-    def _place(self, key: str) -> Path:
+    def _entry_dir(self, key: str) -> Path:
         return self.folder / key[:2] / key
 
     def _mark_used(self, entry: Path) -> None:
-        """Dates `entry` behind all others: now, but for a clock that was ahead when another one was dated."""
+        """Dates `entry` after all others: now, or later where a clock was ahead when another entry was dated."""
         now = time.time_ns()
         for other in self.folder.glob("??/*"):
             with suppress(FileNotFoundError):  # removed in the meantime
@@ -148,19 +148,19 @@ class Cache:
         return os.access(existing, os.W_OK)
 
     def _set_aside(self, key: str) -> Path:
-        """Moves a damaged stage out of the way, for whoever wants to know what happened to it."""
+        """Moves a damaged stage out of the way, where it can be inspected; returns its new place."""
         place = self.folder / _DAMAGED / f"{key}-{uuid.uuid4().hex[:8]}"
-        log.warning("a file of %s is not as it was written: it is computed again; see %s", self._place(key), place)
+        log.warning("a file of %s is not as it was written: it is computed again; see %s", self._entry_dir(key), place)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            self._place(key).rename(place)
+            self._entry_dir(key).rename(place)
         except OSError as error:
             log.warning("it could not be moved: %s", error)
         return place
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for the same file; a copy where the file system has no such thing."""
+    """Makes a hard link, or a copy where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""The digest of the source that a stage's result depends on: its module, with all that this imports of the package."""
+"""The digest of the source that a stage's result depends on: its module and all that this imports from the package."""
 
 import ast
 from functools import cache
@@ -7,8 +7,8 @@ from pathlib import Path
 from compress.utils.files import digest_of, digest_of_file
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# What many import and no result depends on: the Python interface, settings (a stage's own are in its key), and what
-# only shows how a run goes.
+# Modules that many import and no result depends on: the Python interface, the settings (those of a stage are in its
+# key), and what only displays the progress of a run.
 _LEFT_OUT = (
     "compress", "compress.config.schema", "compress.config.options", "compress.config.validation",
     "compress.training.tensorboard", "compress.utils.console", "compress.utils.errors", "compress.utils.units",
@@ -17,15 +17,15 @@ _LEFT_OUT = (
 
 @cache
 def code_digest(*modules: str) -> str:
-    """SHA-256 over the source of `modules`, by full name, and of every module of the package that they import.
+    """Returns the SHA-256 of the source of `modules`, by full name, and of every module of the package they import.
 
-    A change of the pages or of another stage leaves it as it is.
+    A change of the report or of another stage does not change it.
     """
     return digest_of({name: digest_of_file(path) for name, path in code_files(*modules).items()})
 
 
 def code_files(*modules: str) -> dict[str, Path]:
-    """The source files of `modules`, and of every module that they import, by full name."""
+    """Returns the source files of `modules` and of every module that they import, by full name."""
     found: dict[str, Path] = {}
     waiting = list(modules)
     while waiting:
@@ -40,7 +40,7 @@ def code_files(*modules: str) -> dict[str, Path]:
 
 @cache
 def _imports(path: Path) -> list[str]:
-    """Full names of what a file imports from the package, wherever in it; a package's name brings its __init__."""
+    """Returns the full names that a file imports from the package, also inside functions."""
     names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -51,7 +51,7 @@ def _imports(path: Path) -> list[str]:
 
 
 def _source(name: str) -> Path | None:
-    """The file of a module of the package; None for a name that is a function or a class in one."""
+    """Returns the file of a module of the package; None for the name of a function or a class."""
     inside = _PACKAGE.parent.joinpath(*name.split("."))
     candidates = (inside / "__init__.py", inside.with_suffix(".py"))
     return next((path for path in candidates if path.is_file()), None)

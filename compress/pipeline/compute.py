@@ -1,6 +1,6 @@
 """What every process of a run computes: a stage's network, from the folders of the stages before it.
 
-`pipeline` has it computed and sees to the files; processes that follow wait in `worker_loop` for their part of it.
+The process of rank 0 decides and writes the files; the others wait in `worker_loop` for their part of the work.
 """
 
 import logging
@@ -44,16 +44,16 @@ from compress.utils.cores import cores
 from compress.utils.cpu import cpu_name
 from compress.utils.errors import UserError
 
-# Modules that the files of every stage go through, besides its own; stages behind the first read what is before them.
+# Modules that read and write the files of every stage; the second ones only of stages that have a stage before them.
 _READ_AND_WRITE = ("compress.data", "compress.models.artifact", "compress.export.onnx")
 _READ_STAGES = ("compress.methods.restore", "compress.training.pseudo_labels")
-# Modules that measure a stage, some of them loaded by name.
+# Modules that measure a stage; some are loaded by name, so that no import names them.
 _MEASURE = ("compress.evaluation.evaluate", "compress.evaluation.benchmark_worker")
 
 
 @dataclass
-class Run:
-    """What all stages of a run share."""
+class RunContext:
+    """The objects that all stages of a run share."""
 
     config: Config
     data: Data
@@ -62,8 +62,8 @@ class Run:
     ranks: ProcessGroup
     cache: Cache | None
 
-    def conditions(self) -> dict[str, Any]:
-        """What the files and figures of a stage depend on besides its weights."""
+    def evaluation_settings(self) -> dict[str, Any]:
+        """Returns what the files and figures of a stage depend on in addition to its weights."""
         return {
             "export": asdict(self.config.export),
             "measure": asdict(self.config.measure),
@@ -74,19 +74,19 @@ class Run:
 
 
 @dataclass
-class Job:
-    """A stage to compute; `inputs` are what `stage_inputs` gave, and their digest is its key."""
+class StageJob:
+    """A stage to compute; `inputs` come from `stage_inputs`, and their digest is the stage's key."""
 
     name: str
-    stage: Path
+    stage_dir: Path
     done: list[Path]
     inputs: dict[str, Any]
 
 
-def prepare(config: Config) -> Run:
-    """Readies the machine and reads the data, in every process of the run.
+def prepare(config: Config) -> RunContext:
+    """Sets up the machine and reads the data, in every process of the run.
 
-    Raises UserError for a device that is not there, for data that cannot be used, and for more processes than images.
+    Raises UserError for a missing device, for data that cannot be used, and for more processes than images in a batch.
     """
     device, threads = prepare_machine(config)
     ranks = join(device)
@@ -108,11 +108,11 @@ def prepare(config: Config) -> Run:
             "raise data.batch_size, or lower torchrun's --nproc-per-node",
         )
     cache = Cache(Path(config.cache.dir)) if config.cache.enabled else None
-    return Run(config, data, device, threads, ranks, cache)
+    return RunContext(config, data, device, threads, ranks, cache)
 
 
 def require_networks_fit(config: Config, data: Data) -> None:
-    """Makes the user's own network known. Raises UserError for a network that these images and classes do not fit."""
+    """Registers the user's own network. Raises UserError for a network that does not fit the images and classes."""
     if config.teacher.factory:
         register_user_model(config.teacher.factory, data.shape, len(data.classes), config.seed)
     for key, name in networks(config).items():
@@ -120,24 +120,26 @@ def require_networks_fit(config: Config, data: Data) -> None:
 
 
 def prepare_machine(config: Config) -> tuple[torch.device, int]:
-    """Sets torch up for a run; the device and the number of threads. Raises UserError for a GPU that is not there."""
+    """Sets up torch; returns the device and the number of threads. Raises UserError for a missing GPU."""
     threads = config.threads or cores()
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # else the first steps on nearly dead weights take many times as long
+    torch.set_flush_denormal(True)  # else denormal weights make the first steps many times slower
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda", "a GPU that torch can use", "set device=auto or device=cpu")
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if cuda else "cpu"), threads
 
 
-def compute_stage(job: Job, run: Run, curves: TensorBoardWriter) -> Artifact:
-    """The network of a stage, and what there is to tell of it.
+def compute_stage(job: StageJob, run: RunContext, curves: TensorBoardWriter) -> Artifact:
+    """Computes a stage; returns its network with spec and notes.
 
-    Raises UserError as the stage does, Interrupted where a signal ends its training, and StageDone in a process that
-    was needed for its training alone.
+    Raises UserError where the stage does, Interrupted where a signal ends its training, and StageDone in a process
+    that only takes part in the training.
     """
     from compress.methods.restore import restore
-    from compress.training.pseudo_labels import add_pseudo_labels  # seconds, as `load_stage`
+    from compress.training.pseudo_labels import (
+        add_pseudo_labels,
+    )  # imported late: it takes seconds, as `load_stage` does
 
     config, device = run.config, run.device
     settings = getattr(config, job.name)
@@ -149,7 +151,7 @@ def compute_stage(job: Job, run: Run, curves: TensorBoardWriter) -> Artifact:
         seed = stage_seed(config, job.name)
         seed_everything(seed)
         key, minutes = files.digest_of(job.inputs), config.train.checkpoint_minutes
-        checkpoint = Checkpoint(files.training_file(job.stage), key, minutes)
+        checkpoint = Checkpoint(files.training_file(job.stage_dir), key, minutes)
         data = (
             run.data if teacher is None or run.data.labelled else add_pseudo_labels(teacher.network, run.data, device)
         )
@@ -163,34 +165,37 @@ def compute_stage(job: Job, run: Run, curves: TensorBoardWriter) -> Artifact:
 
 
 def worker_loop() -> None:
-    """Computes the stages that the leading process tells of, until it tells of no more; writes no file.
+    """Computes the stages that the process of rank 0 broadcasts, until it broadcasts None; writes no file.
 
-    Raises UserError where this process would compute something else than the leader does.
+    Raises UserError where this process would compute something else than rank 0.
     """
     silence()
-    logging.disable(logging.WARNING)  # the leader has said it
-    run = None
-    while (told := receive_broadcast()) is not None:
-        if isinstance(told, Config):
-            run = prepare(told)
-        else:
-            _require_the_same(told.inputs, stage_inputs(told.name, run, told.inputs["parent"]), run.ranks.rank)
-            with TensorBoardWriter(None) as curves, suppress(StageDone):
-                compute_stage(told, run, curves)
+    logging.disable(logging.WARNING)  # rank 0 logs them
+    run: RunContext | None = None
+    while (received := receive_broadcast()) is not None:
+        if isinstance(received, Config):
+            run = prepare(received)
+            continue
+        if run is None:
+            raise ValueError("received a stage before the config of its run; expected `prepare` to broadcast it first")
+        own = stage_inputs(received.name, run, received.inputs["parent"])
+        _require_the_same(received.inputs, own, run.ranks.rank)
+        with TensorBoardWriter(None) as curves, suppress(StageDone):
+            compute_stage(received, run, curves)
     destroy_process_group()
 
 
-def stage_inputs(name: str, run: Run, parent: dict[str, str] | None) -> dict[str, Any]:
-    """All that decides what a stage computes."""
+def stage_inputs(name: str, run: RunContext, parent: dict[str, str] | None) -> dict[str, Any]:
+    """Returns everything that decides what a stage computes; its digest is the stage's key."""
     config, data = run.config, run.data
-    elsewhere = ("root", "workers")  # the fingerprint tells what was read, wherever it lay
-    aside = "checkpoint_minutes"  # changes nothing that is computed
+    not_data = ("root", "workers")  # the fingerprint identifies the images, wherever they were read
+    not_training = "checkpoint_minutes"  # changes nothing that is computed
     precision = {"precision": choose_precision(config.train.precision, run.device)}
     return {
         "stage": name,
         "settings": asdict(getattr(config, name)),
-        "train": {key: value for key, value in asdict(config.train).items() if key != aside} | precision,
-        "data": {key: value for key, value in asdict(config.data).items() if key not in elsewhere},
+        "train": {key: value for key, value in asdict(config.train).items() if key != not_training} | precision,
+        "data": {key: value for key, value in asdict(config.data).items() if key not in not_data},
         "data_fingerprint": data.fingerprint,
         "seed": config.seed,
         "device": run.device.type,
@@ -202,22 +207,22 @@ def stage_inputs(name: str, run: Run, parent: dict[str, str] | None) -> dict[str
 
 
 def computing_modules(name: str, first: bool) -> tuple[str, ...]:
-    """The modules, with what they import, that decide the weights of a stage and its model.onnx."""
+    """Returns the modules that decide, with their imports, the weights of a stage and its model.onnx."""
     return (STAGES[name].module, *_READ_AND_WRITE, *(() if first else _READ_STAGES))
 
 
 def measuring_modules(targets: list[str]) -> tuple[str, ...]:
-    """The modules, with what they import, that decide the figures of a stage and the files of further targets."""
+    """Returns the modules that decide, with their imports, the figures of a stage and the files of other targets."""
     return (*_MEASURE, *(module_name(target) for target in targets))
 
 
 def stage_seed(config: Config, name: str) -> int:
-    """A stage's own seed: it then does not matter what ran before it."""
+    """Returns a seed for one stage, so that its result does not depend on what ran before it."""
     return zlib.crc32(f"{config.seed} {name}".encode())
 
 
 def seed_everything(seed: int) -> None:
-    """Of Python, NumPy and torch."""
+    """Seeds Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

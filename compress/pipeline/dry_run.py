@@ -1,4 +1,4 @@
-"""Takes a network through the stages untrained, so that one that cannot pass is known before hours of training."""
+"""Takes an untrained network through all stages, to find one that cannot pass before hours of training."""
 
 import logging
 import tempfile
@@ -22,7 +22,7 @@ from compress.methods.quantization.float_share import read_float_share, require_
 from compress.methods.restore import restore
 from compress.models.artifact import Artifact, write_model
 from compress.models.from_config import teacher_from_config
-from compress.pipeline.refusals import refusal
+from compress.pipeline.dry_run_errors import to_dry_run_error
 from compress.stages import STAGES
 from compress.training.context import Context
 from compress.training.pseudo_labels import add_pseudo_labels
@@ -31,35 +31,36 @@ from compress.utils.errors import UserError
 
 log = logging.getLogger("compress")
 
-_IMAGES = 16  # to learn from, to calibrate on and to compare on: enough for a step and a graph
-_LR = 1e-6  # the step is to run, not to learn
-_RESTORED = 1e-3  # of the logits' spread: a rebuilt network differs by the order of its sums
-_DEPLOYED = 1e-2  # the same, of a float file in ONNX Runtime
-_INT8 = 0.3  # mean difference of an int8 file from its simulation, where now and then a value is a step aside
+_IMAGES = 16  # for training, calibration and comparison: enough for a step and a graph
+_LR = 1e-6  # the step has to run, not to learn
+# Tolerated mean differences of logits, as a share of their standard deviation.
+_RESTORED = 1e-3  # a rebuilt network differs by the order of its sums
+_DEPLOYED = 1e-2  # a float file in ONNX Runtime
+_INT8 = 0.3  # an int8 file against its simulation, in which some values are rounded to the next step
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 @dataclass
-class _Trial:
-    """What all steps of a trial share."""
+class _DryRun:
+    """The objects that all steps of a dry run share."""
 
     config: Config
-    data: Data  # few images
-    place: Path
+    data: Data  # a few images of each split
+    scratch_dir: Path
     model: str
     network: nn.Module  # the teacher before its first epoch
     images: Tensor  # (N, C, H, W)
 
 
 @dataclass
-class Tried:
-    """A stage that a network went through untrained."""
+class DryRunStage:
+    """A stage that an untrained network went through."""
 
     artifact: Artifact
     folder: Path
-    stays_float: list[dict[str, str]] = field(default_factory=list)  # of an int8 file: {layer, reason}
-    warnings: list[str] = field(default_factory=list)  # shown behind the trial: inside it the terminal is silent
+    stays_float: list[dict[str, str]] = field(default_factory=list)  # {layer, reason} of an int8 file
+    warnings: list[str] = field(default_factory=list)  # logged after the dry run, in which the terminal is silent
 
     @property
     def file(self) -> Path:
@@ -67,49 +68,49 @@ class Tried:
 
 
 def require_compressible(config: Config, data: Data) -> None:
-    """Raises UserError where a stage of `config` could not take its network, see `try_stages`; a log line otherwise."""
+    """Raises UserError where a network cannot pass a stage of `config`, see `try_stages`; otherwise logs the time."""
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as place:
-        try_stages(config, data, Path(place))
+    with tempfile.TemporaryDirectory() as scratch_dir:
+        try_stages(config, data, Path(scratch_dir))
     log.info("tried untrained, through all stages: %.0f s", time.perf_counter() - start)
 
 
-def try_stages(config: Config, data: Data, place: Path) -> list[Tried]:
-    """Runs the stages of `config` on a few images, a step of training each, and tries what each one writes.
+def try_stages(config: Config, data: Data, scratch_dir: Path) -> list[DryRunStage]:
+    """Runs the stages of `config` on a few images, with one training step each, and tests the files of each stage.
 
     The network of each stage is rebuilt from its files, and its model.onnx is run in ONNX Runtime; both have to agree
-    with the network in memory. The files go to folders in `place`. Raises UserError with the cause where one of these
-    fails, where most of the arithmetic would stay float, and where the network's outputs are not a function of the
-    image alone.
+    with the network in memory. The files go to folders in `scratch_dir`. Raises UserError with the cause where one of
+    these fails, where most of the arithmetic would stay float, and where the network's outputs are not a function of
+    the image alone.
     """
-    few = _few(data)
+    small_data = _small_data(data)
     torch.manual_seed(config.seed)
     network, architecture, _ = teacher_from_config(config.teacher, data.shape, len(data.classes))
     model = architecture.model
-    images = torch.cat([images for images, _ in few.train.batches()])
+    images = torch.cat([images for images, _ in small_data.train.batches()])
     network.eval()
     _require_function(network, images, model)
-    done: list[Tried] = []
+    done: list[DryRunStage] = []
     with _silent():
-        trial = _Trial(config, few, place, model, network, images)
-        try_export(network, few, place / "untrained.onnx", model)
+        dry_run = _DryRun(config, small_data, scratch_dir, model, network, images)
+        try_export(network, small_data, scratch_dir / "untrained.onnx", model)
         for name in config.stages:
-            done.append(_try_stage(name, done, trial))
+            done.append(_try_stage(name, done, dry_run))
     for warning in (warning for tried in done for warning in tried.warnings):
         log.warning("%s", warning)
     return done
 
 
 def try_export(network: nn.Module, data: Data, file: Path, model: str) -> None:
-    """Writes the float file and runs it. Raises UserError where `network`, called `model`, cannot be exported."""
+    """Writes the float file and runs it. Raises UserError where `network`, named `model`, cannot be exported."""
     _attempt(lambda: export_onnx(network, file, data.shape), model, "exported", network, data)
     images = next(data.train.batches())[0][:_IMAGES]
     with torch.no_grad():
         _compare_file(file, images, network.eval()(images), _DEPLOYED, f"{model} as an ONNX file")
 
 
-def _few(data: Data) -> Data:
-    """The same data set with a few images in each split; its test split stays unread."""
+def _small_data(data: Data) -> Data:
+    """Returns the data set with a few images in train and validation; the test split stays unread."""
 
     def some(split: Split) -> Split:
         return replace(split.take(_IMAGES, 0), batch_size=min(_IMAGES, split.batch_size))
@@ -118,7 +119,7 @@ def _few(data: Data) -> Data:
 
 
 def _require_function(network: nn.Module, images: Tensor, model: str) -> None:
-    """Raises UserError unless what an image gets is always the same, and depends on no other image."""
+    """Raises UserError unless the outputs for an image are always the same and depend on no other image."""
     with torch.no_grad():
         first, again, half = network(images), network(images), network(images[: len(images) // 2])
     if _difference(again, first) > _RESTORED:
@@ -135,37 +136,37 @@ def _require_function(network: nn.Module, images: Tensor, model: str) -> None:
         )
 
 
-def _try_stage(name: str, done: list[Tried], trial: _Trial) -> Tried:
-    """Runs a stage as a run would, but on few images."""
-    config, data, stage = trial.config, trial.data, STAGES[name]
+def _try_stage(name: str, done: list[DryRunStage], dry_run: _DryRun) -> DryRunStage:
+    """Runs a stage as a run would, but on a few images."""
+    config, data, stage = dry_run.config, dry_run.data, STAGES[name]
     current, teacher = (restore(done[at].folder, torch.device("cpu")) if done else None for at in (-1, 0))
     if teacher is not None and not data.labelled:
         data = add_pseudo_labels(teacher.network, data, torch.device("cpu"))
     context = Context(data, teacher, config.train, torch.device("cpu"), config.seed, TensorBoardWriter(None))
     settings = getattr(config, name)
     quick = {"epochs": min(1, settings.epochs), "lr": _LR} | stage.dry_run(_IMAGES)
-    network = trial.network if current is None else current.network
-    before = trial.model if current is None else current.spec.architecture["model"]
+    network = dry_run.network if current is None else current.network
+    before = dry_run.model if current is None else current.spec.architecture["model"]
     model = next(iter(stage.networks(config).values()), before)
     artifact = _attempt(
         lambda: stage.load()(current, replace(settings, **quick), context), model, stage.participle, network, data
     )
-    tried = Tried(artifact, trial.place / f"{len(done)}_{name}")
+    tried = DryRunStage(artifact, dry_run.scratch_dir / f"{len(done)}_{name}")
     tried.folder.mkdir()
     write_model(artifact, tried.folder)
-    _try_restoring(tried, model, trial)
-    if artifact.spec.quantization:
-        _try_int8(tried, model, trial)
+    _try_restoring(tried, model, dry_run)
+    if quantization := artifact.spec.quantization:
+        _try_int8(tried, quantization["float_layers"], model, dry_run)
     elif model != before:
         try_export(artifact.network, data, tried.file, model)
     return tried
 
 
-def _try_restoring(tried: Tried, model: str, trial: _Trial) -> None:
+def _try_restoring(tried: DryRunStage, model: str, dry_run: _DryRun) -> None:
     """Raises UserError unless the network that is rebuilt from its files computes the same."""
-    images, network = trial.images, tried.artifact.network
+    images, network = dry_run.images, tried.artifact.network
     restored = _attempt(
-        lambda: restore(tried.folder, torch.device("cpu")).network, model, "restored", network, trial.data
+        lambda: restore(tried.folder, torch.device("cpu")).network, model, "restored", network, dry_run.data
     )
     with torch.no_grad():
         if _difference(restored(images), network.eval()(images)) > _RESTORED:
@@ -176,24 +177,24 @@ def _try_restoring(tried: Tried, model: str, trial: _Trial) -> None:
             )
 
 
-def _try_int8(tried: Tried, model: str, trial: _Trial) -> None:
-    """Raises UserError unless the int8 file runs, agrees with the simulation, and is int8 for the most part."""
+def _try_int8(tried: DryRunStage, float_layers: list[str], model: str, dry_run: _DryRun) -> None:
+    """Raises UserError unless the int8 file runs, agrees with the simulation, and is mostly int8."""
     network, file = tried.artifact.network, tried.file
-    _attempt(lambda: export_onnx(network, file, trial.data.shape), model, "quantized", network, trial.data)
+    _attempt(lambda: export_onnx(network, file, dry_run.data.shape), model, "quantized", network, dry_run.data)
     with torch.no_grad():
-        _compare_file(file, trial.images, network(trial.images), _INT8, f"{model} as an int8 file")
-    share = read_float_share(file, network, tried.artifact.spec.quantization["float_layers"])
-    require_int8(share, model, trial.config.quantize.allow_float)
+        _compare_file(file, dry_run.images, network(dry_run.images), _INT8, f"{model} as an int8 file")
+    share = read_float_share(file, network, float_layers)
+    require_int8(share, model, dry_run.config.quantize.allow_float)
     tried.stays_float = [{"layer": layer.layer, "reason": layer.reason} for layer in share.layers]
     if remark := share.remark():
         tried.warnings.append(f"quantize: {remark}")
 
 
-def _compare_file(file: Path, images: Tensor, wanted: Tensor, most: float, what: str) -> None:
-    """Raises UserError unless the file runs in ONNX Runtime and its logits are near `wanted`, (N, K)."""
+def _compare_file(file: Path, images: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    """Raises UserError unless the file runs in ONNX Runtime and its logits are near `expected` (N, K)."""
     try:
         found = torch.from_numpy(np.asarray(onnx_runner(file, 1)(images.numpy())))
-    except Exception as error:  # the runtime has exceptions of many kinds, with one base that it does not export
+    except Exception as error:  # the runtime raises many exceptions, whose base class it does not export
         raise UserError(
             f"{what}, which ONNX Runtime refuses: {str(error).strip().splitlines()[0]}",
             "a file that it can run",
@@ -205,32 +206,32 @@ def _compare_file(file: Path, images: Tensor, wanted: Tensor, most: float, what:
             "finite logits",
             "look for divisions by zero, logarithms and square roots in its forward pass",
         )
-    difference = _difference(found, wanted)
-    if difference > most:
+    difference = _difference(found, expected)
+    if difference > tolerance:
         raise UserError(
             f"{what}, whose logits differ from the network's by {100 * difference:.0f} % of their spread",
-            f"at most {100 * most:.0f} %",
+            f"at most {100 * tolerance:.0f} %",
             "look for tensors that are written to in place (x[:, 0] = ..., +=) and write them as new tensors",
         )
 
 
-def _difference(found: Tensor, wanted: Tensor) -> float:
-    """The mean difference as a share of the spread of `wanted`."""
-    spread = wanted.float().std().clamp_min(1e-6)
-    return ((found.float() - wanted.float()).abs().mean() / spread).item()
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Returns the mean difference as a share of the standard deviation of `expected`."""
+    spread = expected.float().std().clamp_min(1e-6)
+    return ((found.float() - expected.float()).abs().mean() / spread).item()
 
 
-def _attempt(step: Callable[[], Found], model: str, done: str, network: nn.Module, data: Data) -> Found:
-    """What `step` returns; whatever a library raises there is the answer that was asked for, as a UserError."""
+def _attempt(step: Callable[[], T], model: str, participle: str, network: nn.Module, data: Data) -> T:
+    """Returns what `step` returns. Raises a UserError for whatever a library raises: to find it is the purpose."""
     try:
         return step()
     except Exception as error:
-        raise refusal(error, model, done, network, data.shape) from error
+        raise to_dry_run_error(error, model, participle, network, data.shape) from error
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Inside, nothing is shown or logged but warnings: the stages are only tried."""
+    """Hides all output but warnings."""
     console, level = get_console(), logging.root.manager.disable
     quiet, console.quiet = console.quiet, True
     logging.disable(max(level, logging.INFO))

@@ -1,4 +1,4 @@
-"""A run and what gives its figures their weight: the same recipe on other seeds, and controls on the same budget."""
+"""A run with the evidence for its figures: the same recipe on other seeds, and ablations on the same budget."""
 
 import logging
 import statistics
@@ -8,7 +8,7 @@ from typing import Any
 
 from compress.config.schema import Config, StopBelowConfig
 from compress.evaluation.concurrent_runs import announced
-from compress.pipeline.ablations import check_controls, run_controls
+from compress.pipeline.ablations import check_ablations, run_ablations
 from compress.pipeline.run import run_pipeline
 from compress.report.write import write_run
 from compress.training.out_of_memory import is_out_of_memory
@@ -20,16 +20,16 @@ log = logging.getLogger("compress")
 
 
 def run_experiment(config: Config, folder: Path, wait: bool = False) -> dict[str, Any]:
-    """The run in `folder`; those on `repeat.seeds` and the controls in folders of their own below it.
+    """Runs the recipe in `folder`, then those on `repeat.seeds` and the ablations in folders below it.
 
-    Each of them goes on where it was, as the run itself does. Where another process writes into `folder`, this one
-    waits for it, or else raises UserError. Returns what a search judges the run by: the last stage's `metrics`, and as
-    `validation` of each stage the top-1 in percent on validation, an epoch each; nothing of a preflight. Raises
-    UserError as `run_pipeline` does.
+    Each run resumes where it was. Where another process writes into `folder`, waits for it if `wait` is set, and raises
+    UserError otherwise. Returns what a search judges a run by: the `metrics` of the last stage, and as `validation` of
+    each stage the validation metric in percent, one value an epoch; an empty dict for a preflight. Raises UserError as
+    `run_pipeline` does.
     """
-    check_controls(config)
+    check_ablations(config)
     if config.preflight:
-        from compress.pipeline.preflight import run_preflight  # seconds, which other runs do without
+        from compress.pipeline.preflight import run_preflight  # imported late: it takes seconds
 
         run_preflight(config, folder)
         return {}
@@ -64,20 +64,20 @@ def _validation(folder: Path, stages: list[str]) -> dict[str, list[float]]:
 
 def _run_all(config: Config, folder: Path) -> dict[str, Any]:
     for name in (REPEATS, CONTROLS):
-        (folder / name).unlink(missing_ok=True)  # of other settings, perhaps; the runs below are kept
+        (folder / name).unlink(missing_ok=True)  # they may be of other settings; the runs below stay
     summary = run_pipeline(config, folder)
-    config = replace(config, stop_below=StopBelowConfig())  # a control is there to be worse
+    config = replace(config, stop_below=StopBelowConfig())  # an ablation may be worse
     if config.repeat.seeds:
         write_json(folder / REPEATS, _repeat(config, folder, summary))
     if config.controls:
-        write_json(folder / CONTROLS, run_controls(config, folder))
+        write_json(folder / CONTROLS, run_ablations(config, folder))
     if config.repeat.seeds or config.controls:
         log.info("the report, with these runs in it: %s", write_run(folder))
     return summary
 
 
 def _repeat(config: Config, folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """repeats.json: mean, standard deviation (of a sample, n - 1) and values of each figure over the seeds."""
+    """Runs the other seeds; returns repeats.json: mean, sample standard deviation (n - 1) and values of each figure."""
     summaries = {config.seed: summary}
     for seed in config.repeat.seeds:
         if seed not in summaries:
@@ -86,12 +86,14 @@ def _repeat(config: Config, folder: Path, summary: dict[str, Any]) -> dict[str, 
     stages = zip(*(one["stages"] for one in summaries.values()), strict=True)
     return {
         "seeds": list(summaries),
-        "stages": [{"stage": rows[0]["stage"], "figures": spread([row["metrics"] for row in rows])} for rows in stages],
+        "stages": [
+            {"stage": rows[0]["stage"], "figures": seed_statistics([row["metrics"] for row in rows])} for rows in stages
+        ],
     }
 
 
-def spread(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each figure that is a number in all `records`: mean, standard deviation (0 for a single one) and values."""
+def seed_statistics(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns mean, sample standard deviation (0 for a single record) and values of each number in all `records`."""
     figures = {}
     for name in records[0]:
         values = [record[name] for record in records]

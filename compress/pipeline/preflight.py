@@ -1,4 +1,4 @@
-"""What a run would come to, told in seconds and without training: what can be pruned, traced and quantized."""
+"""Estimates the result of a run in seconds, without training: what can be pruned, traced and quantized."""
 
 import tempfile
 from dataclasses import replace
@@ -21,7 +21,7 @@ from compress.models.artifact import Artifact
 from compress.models.from_config import teacher_from_config
 from compress.models.widths import read_widths
 from compress.pipeline.compute import prepare_machine, require_networks_fit
-from compress.pipeline.dry_run import Tried, try_export, try_stages
+from compress.pipeline.dry_run import DryRunStage, try_export, try_stages
 from compress.pipeline.preprocessing import with_normalisation, with_preprocessing
 from compress.stages import check_order
 from compress.utils.files import write_json
@@ -29,17 +29,17 @@ from compress.utils.units import count_text, size_text
 
 PREFLIGHT = "preflight.json"
 
-_REPETITIONS = 20  # enough for a time
-_NAMES = 3  # layers shown a reason; the file has all
+_REPETITIONS = 20  # enough for a rough latency
+_NAMES = 3  # layers printed for each reason; the file has all
 
 _FIGURES = ("size_bytes", "latency_ms_p50", "speedup_vs_teacher")
 
 
 def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
-    """Writes preflight.json, prints it and returns it; nothing is trained and no stage is written.
+    """Writes preflight.json, prints it and returns it; trains nothing and writes no stage.
 
-    MACs, sizes and latencies are those of files with untrained weights, on which they do not depend; which filters go
-    does. Raises UserError as a run would, and where the network cannot be pruned or exported at all.
+    MACs, sizes and latencies are those of files with untrained weights, on which they do not depend. The choice of the
+    pruned filters does. Raises UserError as a run would, and where the network cannot be pruned or exported at all.
     """
     check_order(config.stages)
     _, threads = prepare_machine(config)
@@ -48,18 +48,18 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
     teacher, model = _teacher(config, data)
     measure = replace(config.measure, repetitions=_REPETITIONS)
     expected: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as place:
-        tried = try_stages(config, data, Path(place))
+    with tempfile.TemporaryDirectory() as scratch_dir:
+        tried = try_stages(config, data, Path(scratch_dir))
         last, student = tried[-1], _last_float(tried)
         layers, remarks = _pruned_layers(teacher, tried, config, data)
-        first = Path(place, "teacher.onnx")
+        first = Path(scratch_dir, "teacher.onnx")
         for name, network in {"teacher": teacher, "float": student.network}.items():
-            _unlike_fresh(network)
-            file = Path(place, f"{name}.onnx")
+            _randomize_batch_norm(network)
+            file = Path(scratch_dir, f"{name}.onnx")
             try_export(network, data, file, model)
-            expected[name] = _expected(network, file, first, data, measure, threads)
+            expected[name] = _expected_figures(network, file, first, data, measure, threads)
         if last.artifact.spec.quantization:
-            expected["int8"] = _expected(student.network, last.file, first, data, measure, threads)
+            expected["int8"] = _expected_figures(student.network, last.file, first, data, measure, threads)
     floats = last.stays_float
     found = {"model": model, "layers": layers, "remarks": remarks, "stays_float": floats, "expected": expected}
     write_json(folder / PREFLIGHT, found)
@@ -68,21 +68,24 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def _teacher(config: Config, data: Data) -> tuple[nn.Module, str]:
-    """The network that a run would train, with its first weights, and its name."""
+    """Returns the network that a run would train, with its initial weights, and its name."""
     require_networks_fit(config, data)
     torch.manual_seed(config.seed)
     network, architecture, _ = teacher_from_config(config.teacher, data.shape, len(data.classes))
     return network.eval(), architecture.model
 
 
-def _last_float(tried: list[Tried]) -> Artifact:
+def _last_float(tried: list[DryRunStage]) -> Artifact:
     return next(stage.artifact for stage in reversed(tried) if not stage.artifact.spec.quantization)
 
 
 def _pruned_layers(
-    teacher: nn.Module, tried: list[Tried], config: Config, data: Data
+    teacher: nn.Module, tried: list[DryRunStage], config: Config, data: Data
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """A row a layer with its filters before and after pruning; what is left undone. Both empty where none is pruned."""
+    """Returns a row for each layer with its filters before and after pruning, and remarks on what is not refitted.
+
+    Both are empty where no stage prunes.
+    """
     pruned = next((stage.artifact for stage in tried if stage.artifact.spec.pruning), None)
     if pruned is None:
         return [], []
@@ -98,8 +101,8 @@ def _pruned_layers(
     return layers, [f"{row['layer']}: {row['reason']}" for row in rows]
 
 
-def _unlike_fresh(network: nn.Module) -> None:
-    """Gives batch norm values as training leaves them: the exporter saves room where all are zeros or ones."""
+def _randomize_batch_norm(network: nn.Module) -> None:
+    """Draws statistics of batch norm, as after training: the exporter saves space where all are zeros or ones."""
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
@@ -107,7 +110,7 @@ def _unlike_fresh(network: nn.Module) -> None:
                 module.running_var.uniform_(0.5, 1.5)
 
 
-def _expected(
+def _expected_figures(
     network: nn.Module, file: Path, teacher: Path, data: Data, measure: Any, threads: int
 ) -> dict[str, float]:
     params, macs = count_cost(network, data.shape)
@@ -116,7 +119,7 @@ def _expected(
 
 
 def _print(found: dict[str, Any]) -> None:
-    """The tables, 80 columns wide."""
+    """Prints the tables, 80 columns wide."""
     console = get_console()
     table = Table(box=SIMPLE_HEAD, padding=0)
     for heading in ("expected", "params", "MACs", "size", "ms", "faster"):

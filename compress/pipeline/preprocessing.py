@@ -1,4 +1,4 @@
-"""What pretrained weights expect of images: size, crop, interpolation and normalisation, taken over by a run."""
+"""The preprocessing that pretrained weights expect: size, crop, interpolation and normalisation of images."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -18,36 +18,36 @@ class Preprocessing:
     """How images were prepared for the weights of a library."""
 
     image_size: int
-    crop_share: float  # of the shorter side, behind the resize, that the middle square keeps
+    crop_share: float  # side of the centre crop as a share of the resized shorter side
     interpolation: str
     mean: list[float]
     std: list[float]
 
 
 def published_preprocessing(model: str, weights: str) -> Preprocessing | None:
-    """That of the pretrained `weights` of `model`; None where the library does not have them under this name."""
+    """Returns the preprocessing of the `weights` of `model`; None where the library has no weights of this name."""
     entry = find_entry(model) if model in ZOO or "/" in model else None
     if entry is None:
         return None
     if entry.timm:
-        return _of_timm(entry.timm, weights)
-    return _of_torchvision(entry.torchvision, weights) if entry.torchvision else None
+        return _timm_preprocessing(entry.timm, weights)
+    return _torchvision_preprocessing(entry.torchvision, weights) if entry.torchvision else None
 
 
 def with_preprocessing(config: Config) -> Config:
-    """`config` with the size of images, the crop and the interpolation that the user left open.
+    """Returns `config` with image size, crop and interpolation set where the user did not set them.
 
-    Those of teacher.weights where there are any; otherwise the defaults.
+    They come from teacher.weights if there are any; otherwise they are the defaults.
     """
     teacher, data = config.teacher, config.data
-    found = None
+    published = None
     if teacher.weights and not teacher.factory:
-        found = published_preprocessing(teacher.model, teacher.weights)
-    if found is None:
+        published = published_preprocessing(teacher.model, teacher.weights)
+    if published is None:
         return replace(config, data=with_defaults(data))
-    data = replace(data, image_size=data.image_size or found.image_size)
-    if data.name == "imagefolder":  # arrays come as they are: nothing is left to be cropped
-        share, interpolation = data.crop_share or found.crop_share, data.interpolation or found.interpolation
+    data = replace(data, image_size=data.image_size or published.image_size)
+    if data.name == "imagefolder":  # arrays are not cropped
+        share, interpolation = data.crop_share or published.crop_share, data.interpolation or published.interpolation
         data = replace(data, crop_share=share, interpolation=interpolation)
     data = with_defaults(data)
     log.info(
@@ -56,52 +56,55 @@ def with_preprocessing(config: Config) -> Config:
         data.image_size,
         data.crop_share,
         data.interpolation,
-        "" if data.mean else f", mean {_short(found.mean)}, std {_short(found.std)}",
+        "" if data.mean else f", mean {_short(published.mean)}, std {_short(published.std)}",
     )
     return replace(config, data=data)
 
 
 def with_normalisation(data: Data, config: Config) -> Data:
-    """`data` normalised as teacher.weights expects, unless the user set data.mean and data.std.
+    """Returns `data` normalised as teacher.weights expects, unless the user set data.mean and data.std.
 
-    One grey channel gets the mean over the colours; other numbers of channels keep the statistics of the images.
+    A single grey channel uses the mean over the colours; other numbers of channels keep the statistics of the images.
     """
     teacher = config.teacher
     if config.data.mean is not None or not teacher.weights or teacher.factory:
         return data
-    found = published_preprocessing(teacher.model, teacher.weights)
+    published = published_preprocessing(teacher.model, teacher.weights)
     channels = data.shape[0]
-    if found is None or channels not in (1, len(found.mean)):
+    if published is None or channels not in (1, len(published.mean)):
         return data
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (found.mean, found.std))
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (published.mean, published.std))
     if channels == 1:
         mean, std = mean.mean(1, keepdim=True), std.mean(1, keepdim=True)
-    parts: dict[str, Split] = {
-        name: replace(getattr(data, name), mean=mean, std=std) for name in ("train", "val", "test")
-    }
-    return replace(data, **parts)
+
+    def normalised(split: Split) -> Split:
+        return replace(split, mean=mean, std=std)
+
+    return replace(data, train=normalised(data.train), val=normalised(data.val), test=normalised(data.test))
 
 
-def _of_torchvision(name: str, weights: str) -> Preprocessing | None:
-    from torchvision import models  # seconds, which runs without such weights do without
+def _torchvision_preprocessing(name: str, weights: str) -> Preprocessing | None:
+    from torchvision import models  # imported late: it takes seconds
 
     known = models.get_model_weights(name)
     if weights not in known.__members__:
         return None
-    found = known[weights].transforms()
-    size = found.crop_size[0]
+    published = known[weights].transforms()
+    size = published.crop_size[0]
     return Preprocessing(
-        size, size / found.resize_size[0], found.interpolation.value, list(found.mean), list(found.std)
+        size, size / published.resize_size[0], published.interpolation.value, list(published.mean), list(published.std)
     )
 
 
-def _of_timm(name: str, weights: str) -> Preprocessing | None:
+def _timm_preprocessing(name: str, weights: str) -> Preprocessing | None:
     import timm  # an extra, and a second to import
 
     if f"{name}.{weights}" not in timm.list_models(f"{name}.*", pretrained=True):
         return None
-    found = timm.get_pretrained_cfg(f"{name}.{weights}")
-    return Preprocessing(found.input_size[-1], found.crop_pct, found.interpolation, list(found.mean), list(found.std))
+    published = timm.get_pretrained_cfg(f"{name}.{weights}")
+    return Preprocessing(
+        published.input_size[-1], published.crop_pct, published.interpolation, list(published.mean), list(published.std)
+    )
 
 
 def _short(values: list[float]) -> str:

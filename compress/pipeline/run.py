@@ -1,4 +1,4 @@
-"""The whole flow: each stage is taken as it is or run, saved, measured; the next one reads what was saved."""
+"""The whole flow: each stage is reused or run, saved and measured; the next one reads what was saved."""
 
 import logging
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from compress.config.schema import Config
 from compress.evaluation.emissions import require_country
 from compress.export import require_installed
 from compress.models import check_model
-from compress.pipeline.compute import Run, prepare, stage_inputs
+from compress.pipeline.compute import RunContext, prepare, stage_inputs
 from compress.pipeline.summary import log_stages, summary_rows
 from compress.report.seen_validation import seen_validation
 from compress.report.write import write_run
@@ -22,12 +22,11 @@ log = logging.getLogger("compress")
 
 
 def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
-    """Runs `config.stages` into `folder` and returns summary.json's content.
+    """Runs `config.stages` into `folder` and returns the content of summary.json.
 
-    A stage that is whole and was made with the same settings from the same input is taken, not run again: from the
-    folder, or from the cache. Where only the targets, the way of measuring or the CPU differ, its weights are taken
-    and its files written and measured anew.
-    Raises UserError for a mistake in the settings or the data.
+    A whole stage with the same settings and the same input is reused, from the folder or from the cache. Where only
+    the targets, the measurement or the CPU differ, its weights are reused, and its files are written and measured
+    again. Raises UserError for a mistake in the settings or the data.
     """
     check_order(config.stages)
     for key, name in networks(config).items():
@@ -43,14 +42,14 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     done: list[Path] = []
     parent = None
     for number, name in enumerate(config.stages, 1):
-        stage = folder / f"{number:02d}_{name}"
-        record = _finished(name, stage, done, stage_inputs(name, run, parent), run)
-        files.remove_training(stage)
-        # Of a stage that was taken, not trained.
+        stage_dir = folder / f"{number:02d}_{name}"
+        record = _run_stage(name, stage_dir, done, stage_inputs(name, run, parent), run)
+        files.remove_training(stage_dir)
+        # A stage that was trained here has checked this itself, after each epoch; a reused one has not.
         check_early_stopping(name, files.validation_curve(record), getattr(config.stop_below, name))
-        parent = _identity(record)
-        done.append(stage)
-        if len(done) == 1 and (remark := seen_validation(record, files.read_json(stage / files.METRICS))):
+        parent = _parent_key(record)
+        done.append(stage_dir)
+        if len(done) == 1 and (remark := seen_validation(record, files.read_json(stage_dir / files.METRICS))):
             log.warning("%s", remark)
 
     rows = summary_rows(done)
@@ -62,47 +61,49 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _finished(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: Run) -> dict[str, Any]:
-    """stage.json's record of a stage that is there, that the cache has, or that is computed now."""
+def _run_stage(name: str, stage_dir: Path, done: list[Path], inputs: dict[str, Any], run: RunContext) -> dict[str, Any]:
+    """Returns the record of a stage: reuses the folder, fetches the stage from the cache, or computes it."""
     key = files.digest_of(inputs)
-    record = files.finished_stage(stage, key)
+    record = files.finished_stage(stage_dir, key)
     if record is not None:
-        log.info("%s: taken from %s", name, stage)
+        log.info("%s: taken from %s", name, stage_dir)
     elif run.cache is None:
-        return _make_stage(name, stage, done, inputs, run)
+        return _compute_stage(name, stage_dir, done, inputs, run)
     else:
-        with run.cache.turn(key):
-            record = run.cache.take(key, stage)
+        with run.cache.compute_once(key):
+            record = run.cache.fetch(key, stage_dir)
             if record is None:
-                record = _make_stage(name, stage, done, inputs, run)
-                run.cache.put(key, stage)
+                record = _compute_stage(name, stage_dir, done, inputs, run)
+                run.cache.store(key, stage_dir)
                 return record
         log.info("%s: taken from the cache", name)
-        files.finish_stage(stage, record | {"config": asdict(run.config)})
-        log_stages([*done, stage], run.config)  # its curves are with the run that computed it
+        files.finish_stage(stage_dir, record | {"config": asdict(run.config)})
+        log_stages([*done, stage_dir], run.config)  # its training curves are in the run that computed it
     if not done and run.config.teacher.factory:
         from compress.methods.restore import restore_float
 
-        restore_float(stage)  # raises where the network that was given now is another one than the stage's
-    if record["conditions"] != run.conditions():
+        restore_float(stage_dir)  # raises where the user's network is not the stage's
+    if record["conditions"] != run.evaluation_settings():
         log.info("%s: its files are written and measured anew", name)
-        from compress.pipeline.stage_runner import reexport_stage  # seconds, as `_make_stage`
+        from compress.pipeline.stage_runner import reexport_stage  # imported late: it takes seconds
 
-        record = reexport_stage(name, stage, done, record, run)
-        log_stages([*done, stage], run.config)
+        record = reexport_stage(name, stage_dir, done, record, run)
+        log_stages([*done, stage_dir], run.config)
     return record
 
 
-def _make_stage(name: str, stage: Path, done: list[Path], inputs: dict[str, Any], run: Run) -> dict[str, Any]:
+def _compute_stage(
+    name: str, stage_dir: Path, done: list[Path], inputs: dict[str, Any], run: RunContext
+) -> dict[str, Any]:
     from compress.pipeline.stage_runner import (
         compute_and_evaluate,  # imports for seconds what a run that computes nothing does without
     )
 
-    record = compute_and_evaluate(name, stage, done, inputs, run)
-    log_stages([*done, stage], run.config)
+    record = compute_and_evaluate(name, stage_dir, done, inputs, run)
+    log_stages([*done, stage_dir], run.config)
     return record
 
 
-def _identity(record: dict[str, Any]) -> dict[str, str]:
-    """What a stage's child depends on: how it was made, and the very weights."""
+def _parent_key(record: dict[str, Any]) -> dict[str, str]:
+    """Returns what the next stage depends on: the stage's key, and the digests of weights and spec."""
     return {"key": record["key"]} | {name: record["files"][name] for name in (files.MODEL, files.SPEC)}

@@ -1,4 +1,4 @@
-"""The stages' figures as others read them: the rows of summary.json, and TensorBoard's lines and table of runs."""
+"""The summary of a run: the rows of summary.json, and TensorBoard's curves over stages and its table of runs."""
 
 from pathlib import Path
 from typing import Any
@@ -13,39 +13,38 @@ from compress.utils.metric import metric_of
 
 
 def summary_rows(done: list[Path]) -> list[dict[str, Any]]:
-    """A row a stage: its metrics, and each against the teacher's."""
-    rows = []
-    for stage in done:
-        metrics = files.read_json(stage / files.METRICS)
+    """Returns a row for each stage: its metrics, and their ratios to the teacher's."""
+    rows: list[dict[str, Any]] = []
+    for stage_dir in done:
+        metrics = files.read_json(stage_dir / files.METRICS)
         teacher = rows[0]["metrics"] if rows else metrics
         rows.append(
             {
-                "stage": stage.name,
+                "stage": stage_dir.name,
                 "metrics": metrics,
                 "times_smaller": teacher["size_bytes"] / metrics["size_bytes"],
                 "times_faster": metrics["speedup_vs_teacher"],
                 "times_fewer_macs": teacher["macs"] / metrics["macs"],
                 "times_fewer_params": teacher["params"] / metrics["params"],
                 "points_lost": 0.0 - metric_of(metrics).delta(metrics),
-                "warnings": int8_warnings(files.read_json(stage / files.STAGE)["notes"]),
+                "warnings": int8_warnings(files.read_json(stage_dir / files.STAGE)["notes"]),
             }
         )
     return rows
 
 
 def log_stages(done: list[Path], config: Config) -> None:
-    """The stages so far as TensorBoard's run `stages`: a line a figure over their numbers, and a row in HPARAMS."""
+    """Writes the stages so far to TensorBoard's run `stages`: a curve for each figure, and a row in HPARAMS."""
     with TensorBoardWriter(done[0].parent / "tensorboard" / "stages") as writer:
         writer.settings(table_settings(config))
-        for number, stage in enumerate(done, 1):
-            writer.by_stage(number, stage_figures(files.read_json(stage / files.METRICS)))
+        for number, stage_dir in enumerate(done, 1):
+            writer.by_stage(number, stage_figures(files.read_json(stage_dir / files.METRICS)))
 
 
 def table_settings(config: Config) -> dict[str, bool | int | float | str]:
-    """TensorBoard's hparams: the settings of the stages that are run, and of the others those that are not the default.
+    """Returns TensorBoard's hparams: all settings of the stages that run, and other settings that are not the default.
 
-    TensorBoard shows the first few: those that differ between runs, by name.
-    What only says when to give up is left out.
+    The settings of early stopping are left out.
     """
     flat: dict[str, bool | int | float | str] = {}
     for (name, value, _), (_, default, _) in zip(describe(config), describe(type(config)()), strict=True):
@@ -57,9 +56,9 @@ def table_settings(config: Config) -> dict[str, bool | int | float | str]:
 
 
 def stage_figures(metrics: dict[str, Any]) -> dict[str, float]:
-    """The numbers of metrics.json by their tags.
+    """Returns the numbers of metrics.json by their tags.
 
-    TensorBoard orders tags by name, and its table shows the first five: what ships comes first, behind the curves.
+    TensorBoard sorts tags by name, and its table shows the first five: those of the deployed file come first.
     """
     key = metric_of(metrics).key
     first = (f"deployed_{key}_percent", f"{key}_delta_points", "size_bytes", "latency_ms_p50", "speedup_vs_teacher")

@@ -1,1 +1,1 @@
-"""Pictures of what a run found: drawn from figures alone, never from a network."""
+"""The report of a run: pages and charts from its files, never from a network."""

@@ -1,4 +1,4 @@
-"""`python -m compress.report`."""
+"""Runs `python -m compress.report`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Which classes the deployable file takes for one another, and which of them lost most against the teacher."""
+"""Which classes the deployable file confuses, and which classes lost most accuracy against the teacher."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,23 +6,23 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from compress.report.run_files import Run
+from compress.report.run_files import RunRecord
 
-_MOST_CLASSES = 100  # drawn as a matrix; of more, only the most frequent mistakes are listed
-_WITH_COUNTS, _WITH_NAMES = 15, 40  # up to so many classes a cell shows its count, and an axis its names
-_LETTERS = 14  # of a class's name beside the matrix
-_SHOWN = 8  # rows of each list
+_MOST_CLASSES = 100  # largest matrix; with more classes the page only lists the most frequent mistakes
+_WITH_COUNTS, _WITH_NAMES = 15, 40  # most classes for counts in the cells, and for names on the axes
+_LETTERS = 14  # of a class's name on an axis
+_SHOWN = 8  # rows in each list
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """Images of one class that were taken for another."""
+    """Images of one class that the file predicts as another class."""
 
     label: str
     taken_for: str
     images: int
-    of: int  # test images of that class
-    teacher_images: int  # of these mistakes, how many the teacher's file makes
+    of: int  # test images of the true class
+    teacher_images: int  # images for which the teacher's file makes this mistake
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,24 @@ class ClassLoss:
 
 @dataclass(frozen=True)
 class Classes:
-    """What the page shows of the classes."""
+    """The part of the page about classes."""
 
     matrix: Markup | None
     mistakes: list[Mistake]
     losses: list[ClassLoss]
     takeaway: str
     loss_takeaway: str
-    loss_note: str  # how much one image of a class weighs
+    loss_note: str  # how many points a single image of a class is worth
 
 
-def class_figures(run: Run) -> Classes | None:
-    """Of the last stage's file; None where no predictions were kept."""
+def class_figures(run: RunRecord) -> Classes | None:
+    """Returns the part about classes for the last stage's file; None without predictions of classes."""
     if run.last.predictions is None or "deployed_top1" not in run.last.predictions:
         return None
     names, labels = run.last.spec["classes"], run.last.predictions["labels"]
     counts = confusion(labels, run.last.predictions["deployed_top1"], len(names))
-    theirs = confusion(labels, run.teacher.predictions["deployed_top1"], len(names)) if _comparable(run) else None
+    teacher = run.teacher.predictions if len(run.stages) > 1 else None
+    theirs = confusion(labels, teacher["deployed_top1"], len(names)) if teacher is not None else None
     mistakes = _mistakes(counts, theirs, names)
     wrong = int(counts.sum() - np.trace(counts))
     takeaway = f"{len(labels) - wrong:,} of {len(labels):,} test images are right."
@@ -77,14 +78,14 @@ def class_figures(run: Run) -> Classes | None:
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Images (K, K): a row a true class, a column a predicted one."""
+    """Returns counts of images (K, K): a row for each true class, a column for each predicted class."""
     return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
 def _opacities(counts: np.ndarray) -> np.ndarray:
-    """How strongly each cell (K, K) is coloured, 0 to 1: by its share of its class's images; 0 without one.
+    """Returns the opacity of each cell (K, K), from 0 to 1, by its share of the images of its class.
 
-    Of a mistake, the root of its share: one image in a hundred must still be seen.
+    A mistake counts by the square root of its share, so that one image in a hundred is still visible.
     """
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     strengths = np.where(np.eye(len(counts), dtype=bool), 0.08 + 0.3 * shares, 0.2 + 0.35 * shares**0.5)
@@ -92,12 +93,12 @@ def _opacities(counts: np.ndarray) -> np.ndarray:
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
-    """Classes' names cut to the room beside a matrix."""
+    """Returns the names of classes, shortened to the room on an axis."""
     return [name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…" for name in names]
 
 
 def class_losses(counts: np.ndarray, theirs: np.ndarray, names: list[str]) -> list[ClassLoss]:
-    """The classes with test images, the one that lost most first."""
+    """Returns the classes that have test images, the largest loss first."""
     found = [
         ClassLoss(name, int(images), 100 * theirs[at, at] / images, 100 * counts[at, at] / images)
         for at, (name, images) in enumerate(zip(names, counts.sum(1), strict=True))
@@ -106,13 +107,8 @@ def class_losses(counts: np.ndarray, theirs: np.ndarray, names: list[str]) -> li
     return sorted(found, key=lambda row: -row.points_lost)
 
 
-def _comparable(run: Run) -> bool:
-    """Whether there is another file than the teacher's own, and the teacher's predictions are there."""
-    return len(run.stages) > 1 and run.teacher.predictions is not None
-
-
 def _mistakes(counts: np.ndarray, theirs: np.ndarray | None, names: list[str]) -> list[Mistake]:
-    """The pairs of classes that were taken for one another, the most frequent first."""
+    """Returns the pairs of true and predicted class that differ, the most frequent first."""
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[: int((wrong > 0).sum())]
     return [
@@ -143,7 +139,7 @@ def _loss_takeaway(losses: list[ClassLoss]) -> str:
 
 
 def _matrix(counts: np.ndarray, names: list[str]) -> Markup:
-    """The matrix as SVG: grey on the diagonal, the accent where the file is wrong, darker for a larger share."""
+    """Draws the matrix as SVG: grey on the diagonal, the accent colour for mistakes, darker for a larger share."""
     size = len(names)
     cell = 36 if size <= _WITH_COUNTS else 16 if size <= _WITH_NAMES else 7
     shown = _short_names(names)
@@ -165,12 +161,12 @@ def _matrix(counts: np.ndarray, names: list[str]) -> Markup:
         '<svg class="chart matrix" viewBox="0 0 {0} {0}" style="max-width:{1}px" role="img" '
         'aria-labelledby="matrix-title matrix-desc"><title id="matrix-title">Confusion matrix</title>'
         '<desc id="matrix-desc">A row for each true class, a column for each predicted class; the cells count test '
-        "images. The mistakes are listed beside it.</desc>{2}</svg>"
+        "images. The mistakes are listed next to it.</desc>{2}</svg>"
     ).format(side, max(360, min(640, side)), Markup("").join(parts))
 
 
 def _class_name(name: str, margin: int, middle: float, cell: int) -> Markup:
-    """A class's name before its row and above its column, there upright where it would not fit."""
+    """Draws a class's name before its row and above its column, there rotated where it would not fit."""
     place = f'x="{middle:.1f}" y="{margin - 8}" text-anchor="middle"'
     if 7 * len(name) > cell:
         place = f'transform="translate({middle + 4:.1f} {margin - 8}) rotate(-90)"'

@@ -1,4 +1,4 @@
-"""Test images as the page shows them: each beside what teacher and deployed file look at, as data: addresses."""
+"""Test images as the page shows them, next to the heatmaps of teacher and deployed file, as data: addresses."""
 
 import base64
 import io
@@ -8,15 +8,15 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from compress.report.run_files import Run, Stage
+from compress.report.run_files import RunRecord, StageRecord
 
-# The colour map "inferno", every 15th of its 256 colours; straight lines between them are at most 6 of 255 off. Equal
-# steps of heat look equal, also to the colour-blind and in grey print.
+# Every 15th of the 256 colours of the map "inferno"; linear interpolation between them is at most 6 of 255 off. In this
+# map equal steps of heat look equal, also to the colour-blind and in grey print.
 _INFERNO = (
     "000003 090621 1d0c45 370961 500d6c 68166e 801f6b 982765 af315b "
     "c53d4d d94d3d e8612b f37918 fa9306 fbb014 f8cd37 f1e968 fcfea4"
 )
-_TINY, _LARGEST = 64, 160  # pixels a side: up to the first shown as squares, above the second made smaller
+_TINY, _LARGEST = 64, 160  # pixels a side: up to the first, pixels show as squares; above the second, images shrink
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Card:
-    """One test image, its pictures and what both files say of it."""
+    """One test image, its pictures and the predictions of both files."""
 
     index: int
     label: str
@@ -47,22 +47,22 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The images of the page, those on which the files disagree apart."""
+    """The images of the page; those on which the files disagree are separate."""
 
     disagree: list[Card]
     agree: list[Card]
     takeaway: str
     tiny: bool
     heatmaps: bool
-    scale: str  # the heatmap's colours from little to much, as a data: address
+    scale: str  # the heatmap's colours from low to high, as a data: address
 
 
-def gallery(run: Run) -> Gallery | None:
-    """The images that the last stage kept; None where it kept none."""
+def gallery(run: RunRecord) -> Gallery | None:
+    """Returns the images that the last stage kept; None where it kept none."""
     examples = run.last.examples
     if examples is None or not len(examples["images"]):
         return None
-    cards = [_card(run.last, at) for at in range(len(examples["images"]))]
+    cards = [_card(run.last, examples, at) for at in range(len(examples["images"]))]
     ramp = np.tile(np.arange(256, dtype=np.uint8), (1, 1))
     return Gallery(
         disagree=[card for card in cards if not card.agree],
@@ -74,13 +74,14 @@ def gallery(run: Run) -> Gallery | None:
     )
 
 
-def disagreement(run: Run) -> str:
-    """How often teacher and last stage disagree on all test images, and who is right then; empty where not known."""
-    kept = [stage.predictions for stage in (run.last, run.teacher)]
-    if len(run.stages) == 1 or any(found is None or "deployed_top1" not in found for found in kept):
+def disagreement(run: RunRecord) -> str:
+    """Returns how often teacher and last stage disagree on test images, and who is right; empty where unknown."""
+    last, teacher = run.last.predictions, run.teacher.predictions
+    if len(run.stages) == 1 or last is None or teacher is None:
         return ""
-    labels = run.last.predictions["labels"]
-    own, theirs = (stage.predictions["deployed_top1"] for stage in (run.last, run.teacher))
+    if "deployed_top1" not in last or "deployed_top1" not in teacher:  # a task without classes
+        return ""
+    labels, own, theirs = last["labels"], last["deployed_top1"], teacher["deployed_top1"]
     differ = own != theirs
     if not differ.any():
         return f"The teacher's file and {run.last.short}'s give all {len(labels):,} test images the same class."
@@ -92,7 +93,7 @@ def disagreement(run: Run) -> str:
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """The image (H, W, C) in grey, under its heatmap (H, W) uint8: more of the colour where there is more heat."""
+    """Returns the image (H, W, C) in grey under its heatmap (H, W) uint8, as RGB (H, W, 3): more heat, more colour."""
     grey = np.repeat(image.mean(2, keepdims=True), 3, 2)
     colour = _heat_colours()[heat]
     weight = 0.35 + 0.45 * heat[..., None] / 255
@@ -101,28 +102,35 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 @cache
 def _heat_colours() -> np.ndarray:
-    """RGB (256, 3), uint8, from no heat to the most."""
+    """Returns the colours (256, 3), uint8 RGB, from no heat to the most."""
     known = np.array([list(bytes.fromhex(colour)) for colour in _INFERNO.split()])
     values, places = np.arange(256), np.linspace(0, 255, len(known))
     return np.stack([np.interp(values, places, known[:, channel]) for channel in range(3)], 1).round().astype(np.uint8)
 
 
-def _card(stage: Stage, at: int) -> Card:
-    found, classes = stage.examples, stage.spec["classes"]
-    label, theirs, own = (int(found[name][at]) for name in ("labels", "teacher_top1", "deployed_top1"))
-    image = found["images"][at]
-    pictures = [Picture(_address(image), "image", f"Test image {int(found['index'][at])}, class {classes[label]}")]
-    if "heatmap" in found:
+def _card(stage: StageRecord, examples: dict[str, np.ndarray], at: int) -> Card:
+    """Returns the card of the image at position `at` of `examples`, which `stage` kept."""
+    classes = stage.spec["classes"]
+    label, theirs, own = (int(examples[name][at]) for name in ("labels", "teacher_top1", "deployed_top1"))
+    image = examples["images"][at]
+    pictures = [Picture(_address(image), "image", f"Test image {int(examples['index'][at])}, class {classes[label]}")]
+    if "heatmap" in examples:
         for name, caption, said in (("teacher_heatmap", "teacher", theirs), ("heatmap", stage.short, own)):
             alt = f"Where the {caption} network looks for class {classes[said]}"
-            pictures.append(Picture(_address(overlay(image, found[name][at])), caption, alt))
+            pictures.append(Picture(_address(overlay(image, examples[name][at])), caption, alt))
     return Card(
-        int(found["index"][at]), classes[label], classes[theirs], classes[own], theirs == label, own == label, pictures
+        int(examples["index"][at]),
+        classes[label],
+        classes[theirs],
+        classes[own],
+        theirs == label,
+        own == label,
+        pictures,
     )
 
 
 def _visible(pixels: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, 3) of any channels: RGB without its transparency, grey without it, else their mean."""
+    """Returns an image (H, W, C) as RGB (H, W, 3) or grey (H, W): drops transparency, averages unusual channels."""
     channels = pixels.shape[-1]
     if channels in (3, 4):
         return pixels[..., :3]
@@ -130,7 +138,7 @@ def _visible(pixels: np.ndarray) -> np.ndarray:
 
 
 def _address(pixels: np.ndarray) -> str:
-    """An image (H, W, C) uint8 as a data: address: PNG, or JPEG where it is a photograph's size."""
+    """Encodes an image (H, W, C) uint8 as a data: address: as PNG, or as JPEG if it is large."""
     image = Image.fromarray(_visible(pixels))
     form = "PNG" if max(image.size) <= _TINY or image.height == 1 else "JPEG"
     image.thumbnail((_LARGEST, _LARGEST) if image.height > 1 else image.size)

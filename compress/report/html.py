@@ -1,4 +1,4 @@
-"""Fills the templates: one HTML file that needs nothing else, neither a network nor a neighbour."""
+"""Fills the templates: writes a single HTML file that needs no other file and no connection."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ from compress.report.classification import class_figures
 from compress.report.gallery import gallery
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
 from compress.report.multilabel import label_figures
-from compress.report.run_files import Run
+from compress.report.run_files import RunRecord
 from compress.report.settings import changed_settings, command, digests, versions
 from compress.report.stage_table import (
     cautions,
@@ -32,8 +32,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _BEFORE_A_UNIT = re.compile(r"(?<=\d) (?=(?:%|ms|[KMG]iB|[kMG]\b))")
 
 
-def run_page(run: Run) -> str:
-    """report.html of one run."""
+def run_page(run: RunRecord) -> str:
+    """Returns report.html of one run."""
     return render(
         "run.html.j2",
         run=run,
@@ -61,14 +61,14 @@ def run_page(run: Run) -> str:
 
 
 def sensitivity_page(table: dict[str, Any], stage: str) -> str:
-    """The chart of sensitivity.json alone, as the page of a run has it."""
+    """Returns a page with the chart of sensitivity.json, as it is on the page of a run."""
     return render("sensitivity.html.j2", sensitivity=sensitivity_chart(table), stage=stage)
 
 
 def render(template: str, script: str = "", **values: Any) -> str:
-    """A template with the style, and where named the script, inside; every value is escaped.
+    """Fills a template and inlines the style and, if named, the script; every value is escaped.
 
-    The page's policy lets nothing load and no script run but that one, whatever the files of a run hold.
+    The page's content security policy blocks all loading and every other script, whatever the files of a run contain.
     """
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -89,7 +89,7 @@ def render(template: str, script: str = "", **values: Any) -> str:
 
 
 def _keep_units(value: Any) -> Any:
-    """Text in which no line ends between a number and its unit."""
+    """Returns text in which no line breaks between a number and its unit."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return _BEFORE_A_UNIT.sub("\N{NO-BREAK SPACE}", value)
     return value

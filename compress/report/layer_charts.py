@@ -1,4 +1,4 @@
-"""A row a layer: how many filters pruning left, where the time goes, and what int8 costs."""
+"""Charts with a row for each layer: the filters that remain, the time that each takes, and what int8 costs."""
 
 import math
 from collections import defaultdict
@@ -7,12 +7,12 @@ from typing import Any
 
 from safetensors import safe_open
 
-from compress.report.run_files import Run, Stage
+from compress.report.run_files import RunRecord, StageRecord
 from compress.utils.files import MODEL
 from compress.utils.units import threads_text, three_digits
 
-_SHOWN_NODES = 20  # of the nodes of a profile, the slowest; the others are summed
-_LEAST_SHARE = 0.01  # of a file's time: operators with less in both files are summed
+_SHOWN_NODES = 20  # the slowest nodes of a profile; the others are summed
+_LEAST_SHARE = 0.01  # of a file's time; operators with less in both files are summed
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Bar:
     name: str
     value: str
     length: float
-    behind: float = 0.0  # the length of a grey bar behind it
+    behind: float = 0.0  # the length of a grey bar that is drawn behind it
     strong: bool = False
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A bar chart with the sentence that says what to see in it."""
+    """A bar chart with a sentence that sums it up."""
 
     takeaway: str
     bars: list[Bar]
@@ -38,7 +38,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Operator:
-    """All nodes of one operator: their number and milliseconds in the teacher's file and in the deployed one."""
+    """All nodes of one operator: their number and milliseconds in the teacher's file and in the deployed file."""
 
     name: str
     teacher_count: int
@@ -48,11 +48,11 @@ class Operator:
     share_percent: float
 
 
-def width_chart(run: Run) -> Chart | None:
-    """Output channels before and after pruning; None where no layer was pruned."""
+def width_chart(run: RunRecord) -> Chart | None:
+    """Charts output channels before and after pruning; None where no layer was pruned."""
     after = {name: width[0] for name, width in run.last.spec["widths"].items() if len(width) > 1}
     before = _output_channels(run.teacher, after)
-    before = {name: width for name, width in before.items() if width != after[name]}  # others lost inputs alone
+    before = {name: width for name, width in before.items() if width != after[name]}  # the others only lost inputs
     if not before:
         return None
     widest = max(before.values())
@@ -69,8 +69,8 @@ def width_chart(run: Run) -> Chart | None:
     )
 
 
-def _output_channels(stage: Stage, layers: dict[str, int]) -> dict[str, int]:
-    """Of those of `layers` whose weights the stage's file holds; empty where the file is gone."""
+def _output_channels(stage: StageRecord, layers: dict[str, int]) -> dict[str, int]:
+    """Returns the output channels of the `layers` whose weights the stage's file has; empty where the file is gone."""
     path = stage.folder / MODEL
     if not path.is_file():
         return {}
@@ -79,8 +79,8 @@ def _output_channels(stage: Stage, layers: dict[str, int]) -> dict[str, int]:
         return {name: file.get_slice(f"{name}.weight").get_shape()[0] for name in layers if f"{name}.weight" in there}
 
 
-def profile_chart(run: Run) -> Chart | None:
-    """Milliseconds a node of the last stage's file, the slowest first; `detail` sums them by operator."""
+def profile_chart(run: RunRecord) -> Chart | None:
+    """Charts the milliseconds of each node of the last stage's file, the slowest first; `detail` has operators."""
     profile = run.last.profile
     if not profile or not profile["nodes"]:
         return None
@@ -109,7 +109,7 @@ def _time_text(value: float, total: float) -> str:
 
 
 def _operators(profile: dict[str, Any], teacher: dict[str, Any] | None) -> list[Operator]:
-    """The operators of both files, first the one that takes most time in the deployed one; small ones are summed."""
+    """Returns the operators of both files, the slowest in the deployed file first; small ones are summed."""
     own, theirs = _by_operator(profile), _by_operator(teacher) if teacher else {}
     total, their_total = (sum(ms for _, ms in times.values()) or 1.0 for times in (own, theirs))
     names = sorted(own | theirs, key=lambda name: (-own.get(name, (0, 0.0))[1], -theirs.get(name, (0, 0.0))[1]))
@@ -137,7 +137,7 @@ def _summed(times: dict[str, tuple[int, float]], names: list[str]) -> tuple[int,
 
 
 def _by_operator(profile: dict[str, Any]) -> dict[str, tuple[int, float]]:
-    """Count and milliseconds of the nodes of each operator."""
+    """Returns count and milliseconds of the nodes of each operator."""
     times = defaultdict(list)
     for node in profile["nodes"]:
         times[node["operator"]].append(node["ms"])
@@ -145,12 +145,12 @@ def _by_operator(profile: dict[str, Any]) -> dict[str, tuple[int, float]]:
 
 
 def sensitivity_chart(table: dict[str, Any] | None) -> Chart | None:
-    """What each layer costs as int8, in the network's order, by sensitivity.json; None where it was not measured."""
+    """Charts sensitivity.json: what each layer costs as int8, in the network's order; None where not measured."""
     if not table or not table["layers"]:
         return None
     rows = table["layers"]
     most = max(row["kl_nats"] for row in rows) or 1.0
-    digits = max(0, 1 - math.floor(math.log10(most)))  # two of the largest
+    digits = max(0, 1 - math.floor(math.log10(most)))  # two significant digits of the largest
     bars = [
         Bar(
             row["layer"],

@@ -1,4 +1,4 @@
-"""report.md: what the page says, as a comment on a pull request can carry it."""
+"""Writes report.md: the content of the page in a form that fits a comment on a pull request."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,16 +7,16 @@ from compress.report.classification import class_figures
 from compress.report.gallery import disagreement
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
 from compress.report.multilabel import label_figures
-from compress.report.run_files import Run
+from compress.report.run_files import RunRecord
 from compress.report.settings import changed_settings, command, versions
 from compress.report.stage_table import cautions, energy_rows, kept_epochs, left_out, stage_rows, unavailable
 from compress.utils.units import setting_text
 
-_SHOWN = 10  # rows of a list; the page has all
+_SHOWN = 10  # rows in a list; the page has all
 
 
-def run_markdown(run: Run) -> str:
-    """report.md of one run."""
+def run_markdown(run: RunRecord) -> str:
+    """Returns report.md of one run."""
     parts = [f"## {escape(verdict.verdict(run))}", escape(verdict.basis(run))]
     if run.unfinished:
         parts.append(f"**This run is not finished.** Still to come: {escape(', '.join(run.unfinished))}.")
@@ -38,7 +38,7 @@ def run_markdown(run: Run) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]], text_columns: int = 1) -> str:
-    """A table of escaped cells; the first `text_columns` are set left, the others right."""
+    """Returns a table of escaped cells; the first `text_columns` are aligned left, the others right."""
     lines = [heads, *rows]
     cells = [f"| {' | '.join(escape(str(cell)) for cell in line)} |" for line in lines]
     rule = ["---" if at < text_columns else "---:" for at in range(len(heads))]
@@ -46,31 +46,31 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], text_columns: 
 
 
 def escape(text: str) -> str:
-    """Text in which nothing is HTML, ends a cell of a table or starts a link or emphasis."""
+    """Escapes text, so that nothing is HTML, ends a cell of a table, or starts a link or emphasis."""
     for letter in "\\`*[]|":
         text = text.replace(letter, f"\\{letter}")
     return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").split())
 
 
 def bullets(lines: Sequence[str], title: str) -> str:
-    """A list that is folded away; nothing for no lines."""
+    """Returns a collapsed list; an empty text without lines."""
     return fold(title, "\n".join(f"- {escape(line)}" for line in lines)) if lines else ""
 
 
 def fold(title: str, content: str) -> str:
-    """Content that a reader opens."""
+    """Returns collapsed content that a reader can open."""
     return f"<details><summary>{escape(title)}</summary>\n\n{content}\n\n</details>"
 
 
 def code(text: str) -> str:
-    """A block of code, fenced by more backticks than the text has in a row."""
+    """Returns a code block, fenced by more backticks than the text has in a row."""
     fence = "```"
     while fence in text:
         fence += "`"
     return f"{fence}bash\n{text}\n{fence}"
 
 
-def _stages(run: Run) -> str:
+def _stages(run: RunRecord) -> str:
     heads = (
         "stage",
         f"{run.last.metric.label} %",
@@ -96,7 +96,7 @@ def _stages(run: Run) -> str:
     )  # fmt: skip
 
 
-def _energy(run: Run) -> str:
+def _energy(run: RunRecord) -> str:
     rows = [(row.name, row.image_mj, row.training_wh, row.training_co2_g) for row in energy_rows(run)]
     heads = ("stage", "mJ an image, counted", "Wh to compute it, an estimate", "g CO₂, an estimate")
     return fold("Energy", table(heads, rows)) if rows else ""
@@ -107,7 +107,7 @@ def _not_taken(names: list[str], cause: str) -> str:
     return f"{listed} {'was' if len(names) == 1 else 'were'} not taken: {escape(cause)}."
 
 
-def _labels(run: Run) -> str:
+def _labels(run: RunRecord) -> str:
     found = label_figures(run)
     if found is None:
         return ""
@@ -116,7 +116,7 @@ def _labels(run: Run) -> str:
     return f"{escape(found.takeaway)}\n\n{fold('AUROC of each label', table(heads, rows))}"
 
 
-def _classes(run: Run) -> str:
+def _classes(run: RunRecord) -> str:
     found = class_figures(run)
     if found is None:
         return ""
@@ -138,7 +138,7 @@ def _classes(run: Run) -> str:
     return "\n\n".join(parts)
 
 
-def _widths(run: Run) -> str:
+def _widths(run: RunRecord) -> str:
     chart = width_chart(run)
     if chart is None:
         return ""
@@ -146,7 +146,7 @@ def _widths(run: Run) -> str:
     return f"{escape(chart.takeaway)}\n\n{fold('Output channels before and after', table(('layer', 'channels'), rows))}"
 
 
-def _time(run: Run) -> str:
+def _time(run: RunRecord) -> str:
     chart = profile_chart(run)
     if chart is None:
         return ""
@@ -154,7 +154,7 @@ def _time(run: Run) -> str:
     return f"{escape(chart.takeaway)}\n\n{fold('The slowest nodes', table(('node', 'operator', 'time'), rows, 2))}"
 
 
-def _sensitivity(run: Run) -> str:
+def _sensitivity(run: RunRecord) -> str:
     chart = sensitivity_chart(run.last.sensitivity)
     if chart is None:
         return ""
@@ -163,7 +163,7 @@ def _sensitivity(run: Run) -> str:
     return f"{escape(chart.takeaway)}\n\n{layers}"
 
 
-def _seeds(run: Run) -> str:
+def _seeds(run: RunRecord) -> str:
     if run.repeats is None:
         return ""
     key = run.last.metric.key
@@ -177,7 +177,7 @@ def _seeds(run: Run) -> str:
     )
 
 
-def _controls(run: Run) -> str:
+def _controls(run: RunRecord) -> str:
     if run.controls is None:
         return ""
     rows = (
@@ -193,7 +193,7 @@ def _controls(run: Run) -> str:
     return "\n\n".join(filter(None, (budget, table(heads, rows, 3), bullets(left_out, "Left out"))))
 
 
-def _repeat(run: Run) -> str:
+def _repeat(run: RunRecord) -> str:
     line = command(run)
     rows = ((row.name, setting_text(row.value), row.default) for row in changed_settings(run))
     settings = table(("setting", "value", "default"), rows, 3)
@@ -204,7 +204,7 @@ def _repeat(run: Run) -> str:
     )
 
 
-def _left_out(run: Run) -> str:
+def _left_out(run: RunRecord) -> str:
     return bullets(
         [f"{stage}: {reason}: {', '.join(layers)}" for stage, reason, layers in left_out(run)],
         "Layers that were left as they are, and why",

@@ -1,8 +1,8 @@
-"""How well the deployable file tells each of several labels, for the page of a run with independent labels."""
+"""How well the deployable file predicts each label, for the page of a run with independent labels."""
 
 from dataclasses import dataclass
 
-from compress.report.run_files import Run
+from compress.report.run_files import RunRecord
 from compress.report.verdict import interval
 
 
@@ -11,7 +11,7 @@ class LabelRow:
     """A label with the AUROC of the last stage's file and of the teacher's."""
 
     name: str
-    images: int  # of the test images that have it
+    images: int  # test images that have the label
     auroc: str
     auroc_interval: str
     teacher: str
@@ -19,14 +19,14 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class Labels:
-    """What the page shows of the labels."""
+    """The part of the page about labels."""
 
     rows: list[LabelRow]
     takeaway: str
 
 
-def label_figures(run: Run) -> Labels | None:
-    """Of the last stage's file; None where its images have one class each, or no predictions were kept."""
+def label_figures(run: RunRecord) -> Labels | None:
+    """Returns the part about labels for the last stage's file; None for single-class images or without predictions."""
     own = run.last.metrics.get("deployed_auroc_by_label_percent")
     if own is None or run.last.predictions is None:
         return None
@@ -39,7 +39,7 @@ def label_figures(run: Run) -> Labels | None:
     ]
     known = [(value, name) for value, name in zip(own, names, strict=True) if value is not None]
     lowest, hardest = min(known)
-    return Labels(rows, f"Label {hardest} is told worst: an AUROC of {lowest:.2f} %.")
+    return Labels(rows, f"Label {hardest} is predicted worst, with an AUROC of {lowest:.2f} %.")
 
 
 def _text(percent: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Reads the folder of a run: its figures, and what of it is missing or no longer as it was written."""
+"""Reads the folder of a run: its figures, and which files are missing or have changed."""
 
 import json
 from dataclasses import dataclass, field
@@ -31,8 +31,8 @@ SUMMARY, LOG = "summary.json", "compress.log"
 
 
 @dataclass
-class Stage:
-    """A finished stage. What it did not leave is None."""
+class StageRecord:
+    """A finished stage; None stands for a file that it did not write."""
 
     folder: Path
     metrics: dict[str, Any]
@@ -45,12 +45,12 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """The folder's, e.g. 04_quantize."""
+        """The name of its folder, e.g. 04_quantize."""
         return self.folder.name
 
     @property
     def short(self) -> str:
-        """Without its number, e.g. quantize."""
+        """Its name without the number, e.g. quantize."""
         return self.name.partition("_")[2]
 
     @property
@@ -60,44 +60,44 @@ class Stage:
 
     @property
     def percent(self) -> float:
-        """That figure of its file, on the test images."""
+        """The metric of its file on the test images, in percent."""
         return self.metric.percent(self.metrics)
 
     @property
     def percent_interval(self) -> tuple[float, float]:
-        """Its 95 % interval."""
+        """The 95 % interval of `percent`."""
         return self.metric.interval(self.metrics)
 
     @property
     def delta(self) -> float:
-        """Points against the teacher's file."""
+        """The difference to the teacher's file in percentage points."""
         return self.metric.delta(self.metrics)
 
     @property
     def delta_interval(self) -> tuple[float, float]:
-        """Their 95 % interval."""
+        """The 95 % interval of `delta`."""
         return self.metric.delta_interval(self.metrics)
 
 
 @dataclass
-class Run:
-    """A run with one finished stage or more."""
+class RunRecord:
+    """A run with at least one finished stage."""
 
     folder: Path
-    stages: list[Stage]
-    unfinished: list[str]  # stages that were asked for and are not there
-    remarks: list[str]  # files that are missing, or changed since they were written
-    overrides: list[str] | None  # what was typed behind `python -m compress`; None: not started there
+    stages: list[StageRecord]
+    unfinished: list[str]  # stages that the config asks for and that are missing
+    remarks: list[str]  # on files that are missing, or changed since they were written
+    overrides: list[str] | None  # arguments of `python -m compress`; None where the run was started otherwise
     repeats: dict[str, Any] | None
     controls: dict[str, Any] | None
     absent: list[str] = field(default_factory=list)  # what the page cannot show, and why
 
     @property
-    def teacher(self) -> Stage:
+    def teacher(self) -> StageRecord:
         return self.stages[0]
 
     @property
-    def last(self) -> Stage:
+    def last(self) -> StageRecord:
         """The stage whose file is deployed."""
         return self.stages[-1]
 
@@ -107,8 +107,8 @@ class Run:
         return self.last.record["config"]
 
 
-def load_run(folder: Path) -> Run:
-    """The run in `folder`. Raises UserError where no stage is finished, or a file cannot be read."""
+def load_run(folder: Path) -> RunRecord:
+    """Reads the run in `folder`. Raises UserError where no stage is finished, or a file cannot be read."""
     stages = [_load_stage(path) for path in stage_folders(folder)]
     if not stages:
         raise UserError(
@@ -116,12 +116,12 @@ def load_run(folder: Path) -> Run:
             f"a run's folder, with 01_teacher/{STAGE} in it",
             "name another folder, or start the run again with hydra.run.dir set to this one",
         )
-    wanted = [f"{number:02d}_{name}" for number, name in enumerate(stages[-1].record["config"]["stages"], 1)]
+    expected = [f"{number:02d}_{name}" for number, name in enumerate(stages[-1].record["config"]["stages"], 1)]
     overrides = folder / ".hydra" / "overrides.yaml"
-    run = Run(
+    run = RunRecord(
         folder=folder,
         stages=stages,
-        unfinished=[name for name in wanted if name not in {stage.name for stage in stages}],
+        unfinished=[name for name in expected if name not in {stage.name for stage in stages}],
         remarks=[remark for stage in stages for remark in _changes(stage)],
         overrides=_read_yaml(overrides) if overrides.is_file() else None,
         repeats=_read_json(folder / REPEATS) if (folder / REPEATS).is_file() else None,
@@ -132,25 +132,25 @@ def load_run(folder: Path) -> Run:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run was started in this very folder, finished or not."""
+    """Whether a run, finished or not, was started in exactly this folder."""
     return any((folder / name).is_file() for name in (SUMMARY, LOG)) or any(folder.glob(f"[0-9][0-9]_*/{STAGE}"))
 
 
 def failure(folder: Path) -> str:
-    """Why a run ended early, as it wrote down itself, or what else can be said of it."""
+    """Returns why a run ended early: the error of its status.json, or a general remark without one."""
     status = _read_json(folder / STATUS) if (folder / STATUS).is_file() else {}
     return status.get("error", "it ended without a word: it was killed, or still runs")
 
 
 def stage_folders(folder: Path) -> list[Path]:
-    """The finished stages of a run: those of its summary, or while there is none, those that are there."""
+    """Returns the folders of the finished stages: those in the summary, or without a summary all that exist."""
     summary = folder / SUMMARY
     if summary.is_file():
         return [inside(folder, row["stage"]) for row in _read_json(summary)["stages"]]
     return sorted(path.parent for path in folder.glob(f"[0-9][0-9]_*/{STAGE}"))
 
 
-def _load_stage(folder: Path) -> Stage:
+def _load_stage(folder: Path) -> StageRecord:
     for name in (STAGE, METRICS, SPEC):
         if not (folder / name).is_file():
             raise UserError(
@@ -160,9 +160,11 @@ def _load_stage(folder: Path) -> Stage:
             )
     tensors = {name: _read_tensors(folder / name) for name in (PREDICTIONS, EXAMPLES) if (folder / name).is_file()}
     tables = {name: _read_json(folder / name) for name in (PROFILE, SENSITIVITY) if (folder / name).is_file()}
-    return Stage(
-        folder,
-        *(_read_json(folder / name) for name in (METRICS, STAGE, SPEC)),
+    return StageRecord(
+        folder=folder,
+        metrics=_read_json(folder / METRICS),
+        record=_read_json(folder / STAGE),
+        spec=_read_json(folder / SPEC),
         predictions=tensors.get(PREDICTIONS),
         profile=tables.get(PROFILE),
         examples=tensors.get(EXAMPLES),
@@ -173,7 +175,7 @@ def _load_stage(folder: Path) -> Stage:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON and of UTF-8
+    except ValueError as error:  # both JSON and UTF-8 raise it
         raise _damaged(path, error) from error
 
 
@@ -199,8 +201,8 @@ def _damaged(path: Path, error: Exception) -> UserError:
     )
 
 
-def _changes(stage: Stage) -> list[str]:
-    """The files whose digest is no longer the one in stage.json, and those that are gone."""
+def _changes(stage: StageRecord) -> list[str]:
+    """Returns remarks on files whose digest differs from stage.json, and on missing files."""
     found = []
     for name, digest in stage.record["files"].items():
         path = inside(stage.folder, name)
@@ -211,8 +213,8 @@ def _changes(stage: Stage) -> list[str]:
     return found
 
 
-def _absent(run: Run) -> list[str]:
-    """A line for each part of the page for which the run has no file."""
+def _absent(run: RunRecord) -> list[str]:
+    """Returns a line for each part of the page for which the run has no file."""
     last, lines = run.last, []
     if last.predictions is None:
         lines.append(f"Confusion matrix and classes: {last.name} has no {PREDICTIONS}.")

@@ -1,6 +1,6 @@
-"""Whether a teacher that was brought to a run has already learnt its validation images: then they choose wrongly.
+"""Detects a pretrained teacher that was trained on the validation images, which then mislead every choice.
 
-On images that a teacher knows by heart a student looks worse the better it does on new ones.
+On images that the teacher has memorised, a student that generalises better looks worse.
 """
 
 import math
@@ -8,18 +8,20 @@ from typing import Any
 
 from compress.utils.metric import TOP1, metric_of
 
-_P_VALUE = 0.001  # one-sided: a remark that is wrong once in a thousand runs
+_P_VALUE = 0.001  # one-sided: the warning is wrong once in a thousand runs
 
 
 def seen_validation(record: dict[str, Any], metrics: dict[str, Any]) -> str | None:
-    """A sentence for the log and the report, or None; from the teacher's stage.json and metrics.json.
+    """Returns a warning for the log and the report, or None; takes the teacher's stage.json and metrics.json.
 
-    A teacher that was brought has seen its validation images where it has far fewer mistakes there than on the test
-    images, beyond chance (the one-sided z-test of two proportions).
+    A pretrained teacher has seen the validation images if it makes significantly fewer mistakes on them than on the
+    test images (one-sided z-test of two proportions).
     """
     teacher, source = record["config"]["teacher"], record.get("validation", {}).get("from")
-    brought = not teacher["epochs"] or teacher["checkpoint"] or teacher["weights"]
-    if not brought or source not in ("train", "own") or metric_of(metrics) is not TOP1:  # the test is one of shares
+    pretrained = not teacher["epochs"] or teacher["checkpoint"] or teacher["weights"]
+    if (
+        not pretrained or source not in ("train", "own") or metric_of(metrics) is not TOP1
+    ):  # the test compares proportions
         return None
     metric = metric_of(metrics)
     validation, test = metric.validation_percent(metrics), metric.percent(metrics)
@@ -38,7 +40,7 @@ def seen_validation(record: dict[str, Any], metrics: dict[str, Any]) -> str | No
 
 
 def _p_value(percent: float, count: int, other_percent: float, other_count: int) -> float:
-    """How probable a lead of `percent` this large is where both proportions are the same."""
+    """Returns the probability of so large a lead of `percent` if both proportions are equal."""
     pooled = (percent * count + other_percent * other_count) / (count + other_count) / 100
     spread = math.sqrt(pooled * (1 - pooled) * (1 / count + 1 / other_count))
     lead = (percent - other_percent) / 100

@@ -1,4 +1,4 @@
-"""What repeats a run: its command line, the settings that are not the default, the versions and the digests."""
+"""What a user needs to repeat a run: command line, settings that are not the default, versions and digests."""
 
 import shlex
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from typing import Any
 
 from compress.config.options import as_typed, describe
 from compress.config.schema import Config
-from compress.report.run_files import Run
+from compress.report.run_files import RunRecord
 
 _SHOWN_DIGESTS = ("model.onnx", "model.safetensors")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of the run, and what it would have been."""
+    """A setting of the run and its default."""
 
     name: str
     value: str
@@ -21,24 +21,24 @@ class Setting:
     meaning: str
 
 
-def command(run: Run) -> str | None:
-    """The command line, with what was left to the machine pinned to what it was; None where none was typed."""
+def command(run: RunRecord) -> str | None:
+    """Returns the command line with all automatic settings pinned; None where the run was started otherwise."""
     if run.overrides is None:
         return None
     typed = {override.split("=")[0] for override in run.overrides}
-    pinned = [f"{name}={value}" for name, value in _found_by_itself(run).items() if name not in typed]
+    pinned = [f"{name}={value}" for name, value in _automatic_settings(run).items() if name not in typed]
     return f"python -m compress {shlex.join([*run.overrides, *pinned])}"
 
 
-def _found_by_itself(run: Run) -> dict[str, Any]:
-    """The settings that follow the machine (threads=0, device=auto, quantize.target=auto), as they came out."""
+def _automatic_settings(run: RunRecord) -> dict[str, Any]:
+    """Returns the values that a run chose for its machine (threads=0, device=auto, quantize.target=auto)."""
     found = {"threads": run.last.record["threads"], "device": run.last.record["device"]}
     quantization = run.last.spec["quantization"]
     return found | ({"quantize.target": quantization["target"]} if quantization else {})
 
 
-def changed_settings(run: Run) -> list[Setting]:
-    """Those of the run that are not the default, in the order of the config."""
+def changed_settings(run: RunRecord) -> list[Setting]:
+    """Returns the settings that are not the default, in the order of the config."""
     defaults = {name: (as_typed(value), text) for name, value, text in describe(Config())}
     rows = []
     for name, value in flat(run.config).items():
@@ -49,19 +49,19 @@ def changed_settings(run: Run) -> list[Setting]:
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"prune.ratio": "0.5", ...}: values as one types them."""
+    """Returns {"prune.ratio": "0.5", ...}: values as users type them."""
     found: dict[str, str] = {}
     for name, value in config.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: as_typed(value)}
     return found
 
 
-def versions(run: Run) -> dict[str, str]:
+def versions(run: RunRecord) -> dict[str, str]:
     return run.last.record["versions"]
 
 
-def digests(run: Run) -> list[tuple[str, str]]:
-    """(file, SHA-256) of the networks of each stage."""
+def digests(run: RunRecord) -> list[tuple[str, str]]:
+    """Returns (file, SHA-256) of the networks of each stage."""
     return [
         (f"{stage.name}/{name}", stage.record["files"][name])
         for stage in run.stages

@@ -1,4 +1,4 @@
-"""What each stage won and cost: the key figures, the rows of the table and the points of the two charts."""
+"""The figures of each stage: the key figures, the rows of the table and the points of the two charts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from typing import Any
 
 from markupsafe import Markup
 
-from compress.report.run_files import Run, Stage
+from compress.report.run_files import RunRecord, StageRecord
 from compress.report.seen_validation import seen_validation
 from compress.report.svg import Point, scatter
 from compress.report.verdict import interval, percent, signed, times_smaller, times_text
 from compress.utils.units import count_text, size_text, three_digits
 
-_QUIET = 1.25  # two times of one file on a quiet machine differ by less than this factor
+_QUIET = 1.25  # on a quiet machine two measurements of one file differ by less than this factor
 _BYTE_UNITS = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """One figure of the deployed file beside the teacher's; the lengths are percents of the larger one."""
+    """One figure of the deployed file next to the teacher's; the lengths are percents of the larger one."""
 
     name: str
     value: str
@@ -30,11 +30,11 @@ class KeyFigure:
 
 
 @dataclass(frozen=True)
-class Row:
+class StageRow:
     """A row of the table of stages."""
 
     name: str
-    percent: str  # the metric of the task
+    percent: str  # the task's metric
     percent_interval: str
     delta: str
     delta_interval: str
@@ -56,22 +56,22 @@ class EnergyRow:
     """A row of the table of energy."""
 
     name: str
-    image_mj: str  # counted
-    training_wh: str  # these two estimated
-    training_co2_g: str
+    image_mj: str  # read from a counter
+    training_wh: str  # an estimate
+    training_co2_g: str  # an estimate
 
 
 @dataclass(frozen=True)
 class TradeOff:
-    """A chart with the sentence that says what to see in it."""
+    """A chart with a sentence that sums it up."""
 
     title: str
     takeaway: str
     drawing: Markup
 
 
-def key_figures(run: Run) -> list[KeyFigure]:
-    """Accuracy, size, latency and MACs of the last stage's file."""
+def key_figures(run: RunRecord) -> list[KeyFigure]:
+    """Returns accuracy, size, latency and MACs of the last stage's file."""
     own, theirs = run.last.metrics, run.teacher.metrics
     metric = run.last.metric
     title = f"{metric.name[0].upper()}{metric.name[1:]}"
@@ -88,31 +88,34 @@ def key_figures(run: Run) -> list[KeyFigure]:
     ]  # fmt: skip
 
 
-def _figure(name: str, key: str, run: Run, text: Any, change: str, better: str) -> KeyFigure:
+def _figure(name: str, key: str, run: RunRecord, text: Any, change: str, better: str) -> KeyFigure:
     own, theirs = run.last.metrics[key], teacher_latency(run) if key == "latency_ms_p50" else run.teacher.metrics[key]
     most = max(own, theirs) or 1
     return KeyFigure(name, text(own), text(theirs), change, better, 100 * own / most, 100 * theirs / most)
 
 
-def teacher_latency(run: Run) -> float:
-    """Milliseconds of the teacher's file when it took turns with the last stage's: the time that "faster" is from."""
+def teacher_latency(run: RunRecord) -> float:
+    """Returns the milliseconds of the teacher's file when timed in turns with the last stage's file.
+
+    The factor "faster" refers to this time.
+    """
     return run.last.metrics["latency_ms_p50"] * run.last.metrics["speedup_vs_teacher"]
 
 
-def cautions(run: Run) -> list[str]:
-    """What a reader has to know before believing the figures."""
+def cautions(run: RunRecord) -> list[str]:
+    """Returns reasons to distrust the figures."""
     seen = seen_validation(run.teacher.record, run.teacher.metrics)
     return [caution for caution in (seen, _noisy_machine(run)) if caution]
 
 
-def kept_epochs(run: Run) -> list[str]:
-    """Which epoch each training kept, and why; nothing of stages that trained nothing."""
+def kept_epochs(run: RunRecord) -> list[str]:
+    """Returns which epoch each training kept, and why; stages without training have no line."""
     kept = {stage.short: stage.record["notes"].get("kept_epoch") for stage in run.stages}
     return [f"{name} kept epoch {found['epoch']}, {found['reason']}." for name, found in kept.items() if found]
 
 
-def _noisy_machine(run: Run) -> str:
-    """A caution where the teacher's file took another time in turns with the last one than in its own stage."""
+def _noisy_machine(run: RunRecord) -> str:
+    """Returns a caution where the teacher's file was slower or faster in turns than in its own stage; else no text."""
     alone, in_turns = run.teacher.metrics["latency_ms_p50"], teacher_latency(run)
     if max(alone, in_turns) <= _QUIET * min(alone, in_turns):
         return ""
@@ -126,15 +129,15 @@ def milliseconds(value: float) -> str:
     return f"{three_digits(value)} ms"
 
 
-def stage_rows(run: Run) -> list[Row]:
-    """In the order of the stages."""
+def stage_rows(run: RunRecord) -> list[StageRow]:
+    """Returns a row for each stage, in their order."""
     return [_row(run, stage) for stage in run.stages]
 
 
-def _row(run: Run, stage: Stage) -> Row:
+def _row(run: RunRecord, stage: StageRecord) -> StageRow:
     metrics, first = stage.metrics, stage is run.teacher
     p_value, memory = metrics.get(stage.metric.p_value), metrics["peak_memory_bytes"]
-    return Row(
+    return StageRow(
         name=stage.name,
         percent=f"{stage.percent:.2f}",
         percent_interval=interval(*stage.percent_interval),
@@ -154,10 +157,10 @@ def _row(run: Run, stage: Stage) -> Row:
     )
 
 
-def energy_rows(run: Run) -> list[EnergyRow]:
-    """In the order of the stages; none where no stage has any of these figures."""
+def energy_rows(run: RunRecord) -> list[EnergyRow]:
+    """Returns a row for each stage, in their order; no row where no stage has any of these figures."""
     names = ("energy_joule_per_image", "training_energy_kwh_estimate", "training_co2_kg_estimate")
-    found = [[stage.metrics.get(name) for name in names] for stage in run.stages]  # an older run has not all
+    found = [[stage.metrics.get(name) for name in names] for stage in run.stages]  # older runs lack some
     if all(figure is None for row in found for figure in row):
         return []
     return [EnergyRow(stage.name, *map(_thousandths, row)) for stage, row in zip(run.stages, found, strict=True)]
@@ -169,8 +172,8 @@ def _thousandths(value: float | None) -> str:
     return three_digits(1000 * value) if value >= 1e-6 else "< 0.001"
 
 
-def trade_offs(run: Run) -> list[TradeOff]:
-    """Accuracy against latency and against size, a point a stage."""
+def trade_offs(run: RunRecord) -> list[TradeOff]:
+    """Charts accuracy against latency and against size, with a point for each stage."""
     own, theirs = run.last.metrics, run.teacher.metrics
     scale, unit = byte_scale(stage.metrics["size_bytes"] for stage in run.stages)
     latency = f"{run.last.short} takes {milliseconds(own['latency_ms_p50'])} an image"
@@ -187,13 +190,13 @@ def trade_offs(run: Run) -> list[TradeOff]:
 
 
 def byte_scale(sizes: Any) -> tuple[int, str]:
-    """The unit in which the largest of `sizes` (bytes) has few digits: (bytes, name)."""
+    """Returns the unit, as (bytes, name), in which the largest of `sizes` (bytes) has few digits."""
     most = max(sizes)
     name = next((name for name, count in _BYTE_UNITS.items() if most < 1024 * count), "GiB")
     return _BYTE_UNITS[name], name
 
 
-def _chart(run: Run, name: str, key: str, scale: float, x_label: str) -> Markup:
+def _chart(run: RunRecord, name: str, key: str, scale: float, x_label: str) -> Markup:
     points = [_point(run, stage, stage.metrics[key] / scale) for stage in run.stages]
     metric = run.last.metric.name
     title = f"{metric[0].upper()}{metric[1:]} of each stage's file against its {name}, with 95 % intervals"
@@ -201,7 +204,7 @@ def _chart(run: Run, name: str, key: str, scale: float, x_label: str) -> Markup:
 
 
 def accuracy_label(metric: str) -> str:
-    """What stands at the upward axis of a chart."""
+    """Returns the label of a chart's vertical axis."""
     return f"{metric}, %, with 95 % interval  (up is better)"
 
 
@@ -212,14 +215,14 @@ def size_label(unit: str) -> str:
     return f"size of model.onnx, {unit}  (left is better)"
 
 
-def _point(run: Run, stage: Stage, x: float) -> Point:
+def _point(run: RunRecord, stage: StageRecord, x: float) -> Point:
     kind = "teacher" if stage is run.teacher else "chosen" if stage is run.last else "plain"
     low, high = stage.percent_interval
     return Point(x, stage.percent, low, high, stage.short, describe_stage(stage), kind)
 
 
-def describe_stage(stage: Stage) -> str:
-    """Accuracy with interval, latency and size in a line."""
+def describe_stage(stage: StageRecord) -> str:
+    """Returns accuracy with its interval, latency and size in one line."""
     metrics = stage.metrics
     return (
         f"{stage.short}: {percent(stage.percent)} ({interval(*stage.percent_interval)}), "
@@ -227,8 +230,8 @@ def describe_stage(stage: Stage) -> str:
     )
 
 
-def unavailable(run: Run) -> list[tuple[list[str], str]]:
-    """(figures, cause) of the figures that could not be taken, each cause once."""
+def unavailable(run: RunRecord) -> list[tuple[list[str], str]]:
+    """Returns (figures, cause) for the figures that could not be measured, each cause once."""
     found: dict[str, dict[str, None]] = {}
     for stage in run.stages:
         for name, cause in stage.metrics["unavailable"].items():
@@ -236,8 +239,8 @@ def unavailable(run: Run) -> list[tuple[list[str], str]]:
     return [(list(names), cause) for cause, names in found.items()]
 
 
-def left_out(run: Run) -> list[tuple[str, str, Sequence[str]]]:
-    """(stage, reason, layers): the layers that a stage left as they were, by reason."""
+def left_out(run: RunRecord) -> list[tuple[str, str, Sequence[str]]]:
+    """Returns (stage, reason, layers): the layers that a stage did not change, by reason."""
     found: dict[tuple[str, str], list[str]] = {}
     for stage in run.stages:
         for row in stage.record["left_out"]:

@@ -1,4 +1,4 @@
-"""Scatter charts as inline SVG: colours come from the page's style, so that one picture serves light and dark."""
+"""Scatter charts as inline SVG. The page's style sets the colours, so that one picture serves light and dark mode."""
 
 import math
 from collections.abc import Sequence
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 _WIDTH, _HEIGHT = 460, 310
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 440, 40, 262  # of the plotted area
-_LETTER, _LINE = 8.0, 13  # pixels that a letter and a line of a label take
-_LONGEST = 22  # letters of a label
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 440, 40, 262  # edges of the plotted area
+_LETTER, _LINE = 8.0, 13  # width of a letter and height of a line, in pixels
+_LONGEST = 22  # letters in a label
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
 class Point:
-    """A run or a stage: what it costs, and its accuracy with the interval."""
+    """A run or a stage: its cost `x`, and its accuracy `y` with the interval from `low` to `high`."""
 
     x: float
     y: float
     low: float
     high: float
     label: str
-    note: str  # shown where the pointer rests, and read out
-    kind: str = "plain"  # or "teacher", "chosen": how it is drawn
+    note: str  # the tooltip, which screen readers read out
+    kind: str = "plain"  # or "teacher", "chosen"; decides the style
     href: str = ""
 
 
@@ -60,9 +60,9 @@ def scatter(
     front: Sequence[Point] = (),
     labelled: bool = True,
 ) -> Markup:
-    """Accuracy (upwards, with its interval) against a cost (to the right, from 0).
+    """Draws accuracy (vertical, with its interval) against a cost (horizontal, from 0).
 
-    `name` tells this chart from others on the page; `front` is a Pareto front, from the cheapest on.
+    `name` distinguishes this chart from others on the page; `front` is a Pareto front, the cheapest point first.
     """
     x, y = scales(points)
     parts = [_grid(x, y, x_label, y_label)]
@@ -83,7 +83,7 @@ def scatter(
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats: none is both as cheap and as accurate and better in one; cheapest first."""
+    """Returns the points that no other point dominates in cost and accuracy, the cheapest first."""
     front: list[Point] = []
     for point in sorted(points, key=lambda point: (point.x, -point.y)):
         if not front or point.y > front[-1].y or (point.x, point.y) == (front[-1].x, front[-1].y):
@@ -92,7 +92,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round values from `low` to `high`, steps of 1, 2 or 5 times a power of ten."""
+    """Returns round values from `low` to `high`, in steps of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / about
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
@@ -101,7 +101,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def scales(points: Sequence[Point]) -> tuple[Axis, Axis]:
-    """The cost's axis, from 0, and the accuracy's, around all intervals."""
+    """Returns the axis of the cost, from 0, and the axis of the accuracy, around all intervals."""
     low, high = min(point.low for point in points), max(point.high for point in points)
     room = 0.08 * max(high - low, 1.0)
     cost = Axis(0.0, 1.12 * max(point.x for point in points) or 1.0, _LEFT, _RIGHT)
@@ -109,7 +109,7 @@ def scales(points: Sequence[Point]) -> tuple[Axis, Axis]:
 
 
 def place_labels(points: Sequence[Point], x: Axis, y: Axis, lines: Sequence[Box] = ()) -> list[Label]:
-    """A label beside each point, where it covers the least of `lines`, other labels, points and whiskers."""
+    """Places a label next to each point, where it covers least of `lines`, other labels, points and whiskers."""
     taken = list(lines)
     for point in points:
         at, height = x.at(point.x), y.at(point.y)
@@ -153,14 +153,14 @@ def _mark(point: Point, x: Axis, y: Axis) -> Markup:
 
 
 def _front(front: Sequence[Point], x: Axis, y: Axis) -> Markup:
-    """Stairs: at each cost, the best accuracy that a run of that cost or less reaches."""
+    """Draws stairs: at each cost, the best accuracy of all runs of that cost or less."""
     path = f"M{x.at(front[0].x):.1f} {_BOTTOM}V{y.at(front[0].y):.1f}"
     path += "".join(f"H{x.at(point.x):.1f}V{y.at(point.y):.1f}" for point in front[1:])
     return Markup('<path class="front" d="{}H{}"/>').format(path, _RIGHT)
 
 
 def _stairs(front: Sequence[Point], x: Axis, y: Axis) -> list[Box]:
-    """Where `_front` draws its line."""
+    """Returns the boxes that the line of `_front` covers."""
     boxes: list[Box] = []
     for at, point in enumerate(front):
         left, height = x.at(point.x), y.at(point.y)
@@ -170,7 +170,7 @@ def _stairs(front: Sequence[Point], x: Axis, y: Axis) -> list[Box]:
 
 
 def _label(box: Box, at: float, text: str) -> Label:
-    """The text in its box, on the side that is next to the point at `at`."""
+    """Returns the label in its box, aligned to the side that faces the point at `at`."""
     edge, anchor = (box[0] + box[2]) / 2, "middle"
     if box[0] > at or box[2] < at:
         edge, anchor = (box[0], "start") if box[0] > at else (box[2], "end")
@@ -178,8 +178,8 @@ def _label(box: Box, at: float, text: str) -> Label:
 
 
 def _places(x: float, y: float, width: float) -> list[tuple[float, Box]]:
-    """Boxes around (x, y) that lie within the picture, each with the pixels that its distance counts for."""
-    found = []
+    """Returns the boxes around (x, y) that fit into the picture, each with a penalty in pixels for its distance."""
+    found: list[tuple[float, Box]] = []
     for cost, gap in ((0, 9), (80, 20), (160, 32)):
         right, left, above, below = x + gap, x - gap - width, y - gap - _LINE, y + gap
         corners = [(right, y - _LINE / 2), (left, y - _LINE / 2), (x - width / 2, above), (x - width / 2, below)]

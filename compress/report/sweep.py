@@ -1,4 +1,4 @@
-"""Many runs beside each other: a point and a row a run, the Pareto fronts, and the settings in which they differ."""
+"""Compares many runs: a point and a row for each, the Pareto fronts, and the settings in which they differ."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from compress.report.html import render
 from compress.report.markdown import bullets, escape, table
-from compress.report.run_files import Run, failure, is_run, load_run, stage_folders
+from compress.report.run_files import RunRecord, failure, is_run, load_run, stage_folders
 from compress.report.settings import flat
 from compress.report.stage_table import LATENCY_LABEL, TradeOff, accuracy_label, byte_scale, milliseconds, size_label
 from compress.report.svg import Point, pareto_front, scatter
@@ -19,17 +19,17 @@ from compress.utils.metric import TOP1
 from compress.utils.units import count_text, setting_text, size_text, threads_text, three_digits
 
 _BETTER = {"latency": "faster", "size": "smaller"}
-_NAMED = 8  # runs of a front that its sentence names
-_LABELLED = 40  # points that a chart names; with more, the names would only cover one another
+_NAMED = 8  # runs of a front that its sentence names at most
+_LABELLED = 40  # most points with labels; more labels would cover one another
 
 
 @dataclass(frozen=True)
-class Entry:
+class SweepEntry:
     """A run that finished."""
 
-    name: str  # its folder, seen from the sweep's
-    href: str  # of its own page; empty where there is none
-    run: Run
+    name: str  # its folder, relative to the sweep's
+    href: str  # the address of its own page; empty where there is none
+    run: RunRecord
     settings: dict[str, str]
 
     @property
@@ -46,21 +46,21 @@ class Entry:
 
     @property
     def loses(self) -> bool:
-        """Whether the images tell a loss of accuracy against its teacher."""
+        """Whether its loss of accuracy against its teacher is significant."""
         return self.run.last.delta_interval[1] < 0
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the page compares."""
+    """The runs that the page compares."""
 
     folder: Path
-    entries: list[Entry]
+    entries: list[SweepEntry]
     failed: list[tuple[str, str]]  # (run, reason)
 
     @property
     def differing(self) -> list[str]:
-        """The settings that are not the same in all runs, in the order of the config, but for what ends a run early."""
+        """The settings that differ between runs, in the order of the config, without those of early stopping."""
         keys = dict.fromkeys(
             key for entry in self.entries for key in entry.settings if not key.startswith("stop_below.")
         )
@@ -69,7 +69,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the table: what is shown, and what it is sorted by."""
+    """A cell of the table: its text, and the value that sorts it."""
 
     text: str
     value: str | float
@@ -77,16 +77,16 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class SweepRow:
     """A row of the table."""
 
-    entry: Entry
+    entry: SweepEntry
     fronts: str
     cells: list[Cell]
 
 
 def load_sweep(folder: Path, page: str) -> Sweep:
-    """All runs below `folder`; a run's own page is the file `page` in its folder. Raises UserError for none."""
+    """Reads all runs below `folder`; a run's own page is the file `page` in its folder. Raises UserError for none."""
     found = sorted((path for path in _folders(folder) if is_run(path)), key=_natural)
     if not found:
         raise UserError(f"{folder} without a run", "a run's folder, or one with runs in it", "name another folder")
@@ -103,12 +103,12 @@ def load_sweep(folder: Path, page: str) -> Sweep:
             failed.append((name, failure(path) + missing))
             continue
         href = f"{quote(name)}/{page}" if (path / page).is_file() else ""
-        entries.append(Entry(name, href, run, flat(run.config)))
+        entries.append(SweepEntry(name, href, run, flat(run.config)))
     return Sweep(folder, entries, failed)
 
 
 def sweep_page(sweep: Sweep) -> str:
-    """report.html of many runs."""
+    """Returns report.html of many runs."""
     return render(
         "sweep.html.j2",
         script="sort.js",
@@ -123,7 +123,7 @@ def sweep_page(sweep: Sweep) -> str:
 
 
 def sweep_markdown(sweep: Sweep) -> str:
-    """report.md of many runs."""
+    """Returns report.md of many runs."""
     rows = [(row.entry.name, row.fronts, *(cell.text for cell in row.cells)) for row in sweep_rows(sweep)]
     parts = [f"## {escape(sweep_verdict(sweep))}", escape(_basis(sweep))]
     parts += [f"**{escape(line)}**" for line in cautions(sweep)]
@@ -133,7 +133,7 @@ def sweep_markdown(sweep: Sweep) -> str:
 
 
 def sweep_verdict(sweep: Sweep) -> str:
-    """The run to look at first: the fastest that loses no accuracy that the images can tell."""
+    """Returns a sentence about the best run: the fastest without a significant loss of accuracy."""
     if not sweep.entries:
         return "None of the runs here has finished."
     kept = [entry for entry in sweep.entries if not entry.loses]
@@ -141,26 +141,27 @@ def sweep_verdict(sweep: Sweep) -> str:
     if not kept:
         best = max(sweep.entries, key=lambda entry: entry.run.last.delta)
         lost = -best.run.last.delta
-        return f"Of {count} all lose accuracy; run {best.name} loses least, {lost:.2f} points: {_won(best)}."
+        return f"Of {count} all lose accuracy; run {best.name} loses least, {lost:.2f} points: {_gains(best)}."
     best = min(kept, key=lambda entry: entry.latency_ms)
     return (
-        f"Of {count}, run {best.name} is the fastest in which no loss of accuracy can be told: {_won(best)}, "
+        f"Of {count}, run {best.name} is the fastest in which no loss of accuracy can be told: {_gains(best)}, "
         f"{percent(best.percent)} {best.run.last.metric.label}."
     )
 
 
 def cautions(sweep: Sweep) -> list[str]:
-    """Why the runs may not be comparable."""
+    """Returns reasons why the runs may not be comparable."""
     found = []
     metrics = [entry.run.last.metrics for entry in sweep.entries]
     machines = {(item["environment"]["cpu"], item["environment"]["threads"]) for item in metrics}
     if len(machines) > 1:
         named = "; ".join(sorted(f"{cpu}, {threads} threads" for cpu, threads in machines))
         found.append(f"The times are not comparable, they were taken on different machines or threads: {named}.")
-    busy = [entry.name for entry, item in zip(sweep.entries, metrics, strict=True) if _beside(item)]
+    busy = [entry.name for entry, item in zip(sweep.entries, metrics, strict=True) if _concurrent_runs(item)]
     if busy:
         found.append(
-            f"Up to {max(map(_beside, metrics))} other runs went on while these were timed: {', '.join(busy)}. "
+            f"Up to {max(map(_concurrent_runs, metrics))} other runs went on while these were timed: "
+            f"{', '.join(busy)}. "
             "The same command without a launcher and with other measure.repetitions only times them again."
         )
     if len({entry.run.last.record["inputs"]["data_fingerprint"] for entry in sweep.entries}) > 1:
@@ -171,13 +172,13 @@ def cautions(sweep: Sweep) -> list[str]:
     return found
 
 
-def _beside(metrics: dict[str, Any]) -> int:
-    """How many runs shared the machine with this one while it was measured."""
+def _concurrent_runs(metrics: dict[str, Any]) -> int:
+    """Returns how many runs shared the machine with this one while it was measured."""
     return metrics["environment"].get("runs_beside", 0)
 
 
-def sweep_rows(sweep: Sweep) -> list[Row]:
-    """A row a run, in the order of their names."""
+def sweep_rows(sweep: Sweep) -> list[SweepRow]:
+    """Returns a row for each run, in the order of their names."""
     fast = pareto_front([_point(entry, entry.latency_ms) for entry in sweep.entries])
     small = pareto_front([_point(entry, entry.size_bytes) for entry in sweep.entries])
     rows = []
@@ -186,7 +187,7 @@ def sweep_rows(sweep: Sweep) -> list[Row]:
             name for name, front in (("latency", fast), ("size", small)) if entry.name in {p.label for p in front}
         ]
         settings = [_setting(entry.settings.get(key, "–")) for key in sweep.differing]
-        rows.append(Row(entry, ", ".join(fronts), [*settings, *_figures(entry)]))
+        rows.append(SweepRow(entry, ", ".join(fronts), [*settings, *_figures(entry)]))
     return rows
 
 
@@ -196,7 +197,7 @@ def _heads(sweep: Sweep) -> list[str]:
     return [*sweep.differing, *figures]
 
 
-def _figures(entry: Entry) -> list[Cell]:
+def _figures(entry: SweepEntry) -> list[Cell]:
     metrics = entry.run.last.metrics
     low, high = entry.run.last.percent_interval
     smaller = times_smaller(entry.run, entry.run.last)
@@ -217,7 +218,7 @@ def _figures(entry: Entry) -> list[Cell]:
 
 
 def _setting(text: str) -> Cell:
-    """A setting to four digits, sorted as a number where it is one; all of it where the pointer rests."""
+    """Returns the cell of a setting: four digits, sorted as a number if it is one, with the full value as tooltip."""
     short = setting_text(text)
     value = float(text) if re.fullmatch(r"-?\d+(\.\d*)?(e[-+]?\d+)?", text) else text
     return Cell(short, value, text if short != text else "")
@@ -254,7 +255,7 @@ def _trade_off(name: str, points: list[Point], x_label: str, metric: str) -> Tra
     )  # fmt: skip
 
 
-def _point(entry: Entry, x: float) -> Point:
+def _point(entry: SweepEntry, x: float) -> Point:
     low, high = entry.run.last.percent_interval
     note = (
         f"{entry.name}: {percent(entry.percent)} ({interval(low, high)}), {milliseconds(entry.latency_ms)}, "
@@ -263,7 +264,7 @@ def _point(entry: Entry, x: float) -> Point:
     return Point(x, entry.percent, low, high, entry.name, note, href=entry.href)
 
 
-def _won(entry: Entry) -> str:
+def _gains(entry: SweepEntry) -> str:
     smaller = times_text(times_smaller(entry.run, entry.run.last), "smaller", "larger", "as large")
     faster = times_text(entry.run.last.metrics["speedup_vs_teacher"], "faster", "slower", "as fast")
     return f"{faster} and {smaller} than its teacher"
@@ -283,7 +284,7 @@ def _basis(sweep: Sweep) -> str:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Every folder below, but none inside a run."""
+    """Returns every folder below `folder`, without those inside runs."""
     found = []
     for path, names, _ in os.walk(folder):
         if Path(path) != folder:
@@ -294,5 +295,5 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """A key that puts 10 behind 9."""
+    """Returns a sort key that puts 10 after 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]

@@ -1,15 +1,15 @@
-"""Says in words what a run won and what it cost, and claims no difference that the images cannot tell."""
+"""Puts the result of a run into words, and claims no difference that is not significant."""
 
 from typing import Any
 
-from compress.report.run_files import Run, Stage
+from compress.report.run_files import RunRecord, StageRecord
 from compress.utils.units import threads_text
 
 _SAME = 0.05  # a ratio this near to 1 is called the same
 
 
-def verdict(run: Run) -> str:
-    """One sentence on the last stage's file against the teacher's: times smaller, times faster, points lost."""
+def verdict(run: RunRecord) -> str:
+    """Returns a sentence that compares the last stage's file with the teacher's: size, latency and accuracy."""
     if len(run.stages) == 1:
         return (
             f"The teacher's file has {percent(run.last.percent)} {run.last.metric.name} "
@@ -22,12 +22,12 @@ def verdict(run: Run) -> str:
 
 
 def int8_warnings(notes: dict[str, Any]) -> list[str]:
-    """What of an int8 file runs in float without having been asked to, and what would win back what int8 lost."""
+    """Returns the warnings of an int8 file: layers that unexpectedly run in float, and how to regain lost accuracy."""
     return [text for text in (notes.get("float_layers"), notes.get("int8_loss")) if text]
 
 
-def points_text(stage: Stage) -> str:
-    """The points lost or gained against the teacher, with the interval and what it allows to say."""
+def points_text(stage: StageRecord) -> str:
+    """Returns the points lost or gained against the teacher, with the interval, and whether that is significant."""
     delta, (low, high) = stage.delta, stage.delta_interval
     word, sign = ("lost", -1) if delta <= 0 else ("gained", 1)
     span = interval(*sorted((sign * low, sign * high)))
@@ -37,8 +37,8 @@ def points_text(stage: Stage) -> str:
     return text
 
 
-def basis(run: Run) -> str:
-    """On what the verdict rests: which files, which images, which machine."""
+def basis(run: RunRecord) -> str:
+    """Returns what the verdict is based on: files, images and machine."""
     metrics = run.last.metrics
     place = metrics["environment"]
     threads = threads_text(place["threads"])
@@ -55,25 +55,25 @@ def basis(run: Run) -> str:
     )
 
 
-def times_smaller(run: Run, stage: Stage) -> float:
+def times_smaller(run: RunRecord, stage: StageRecord) -> float:
     return run.teacher.metrics["size_bytes"] / stage.metrics["size_bytes"]
 
 
 def times_text(ratio: float, better: str, worse: str, same: str) -> str:
-    """A ratio to the teacher in words: "2.3 times faster", "1.5 times slower", "as fast (1.02 times)"."""
+    """Returns a ratio to the teacher in words, e.g. "2.3 times faster" or "as fast as the teacher (1.02 times)"."""
     if abs(ratio - 1) < _SAME:
         return f"{same} as the teacher ({ratio:.2f} times)"
     return f"{ratio:.1f} times {better}" if ratio > 1 else f"{1 / ratio:.1f} times {worse}"
 
 
 def percent(value: float | None) -> str:
-    """Two digits behind the point; a dash for a figure that was not taken."""
+    """Formats a figure with two decimals; a dash stands for one that was not measured."""
     return "–" if value is None else f"{value:.2f} %"
 
 
 def signed(value: float) -> str:
-    """Two digits behind the point, with a true minus."""
-    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # 0.0 takes the sign off a zero
+    """Formats a number with two decimals and a typographic minus."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # adding 0.0 removes the sign of a zero
 
 
 def interval(low: float, high: float) -> str:

@@ -1,4 +1,4 @@
-"""Writes the pages of a folder: of the run that it is, or of the runs that lie in it."""
+"""Writes the report of a folder: of the run that it is, or of the runs in it."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ HTML, MARKDOWN = "report.html", "report.md"
 
 
 def write_report(folder: Path) -> Path:
-    """report.html and report.md of a run, or of all runs below `folder`; returns the first one's path.
+    """Writes report.html and report.md of a run, or of all runs below `folder`; returns the path of report.html.
 
-    Raises UserError where there is no run, a file of one cannot be read, or the pages cannot be written.
+    Raises UserError where there is no run, a file of a run cannot be read, or the pages cannot be written.
     """
     if not folder.is_dir():
         raise UserError(str(folder), "a folder that exists", "name a run's folder, or one with runs in it")
@@ -22,13 +22,13 @@ def write_report(folder: Path) -> Path:
 
 
 def write_run(folder: Path) -> Path:
-    """The pages of one run."""
+    """Writes the pages of one run; returns the path of report.html."""
     run = load_run(folder)
     return _write(folder, run_page(run), run_markdown(run))
 
 
 def write_sweep(folder: Path) -> Path:
-    """The pages that compare all runs below `folder`."""
+    """Writes the pages that compare all runs below `folder`; returns the path of report.html."""
     sweep = load_sweep(folder, HTML)
     return _write(folder, sweep_page(sweep), sweep_markdown(sweep))
 

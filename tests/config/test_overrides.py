@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from compress.config.compose import compose_recipe, recipe_files, with_own_folders
-from compress.config.overrides import as_hydra_reads, parsed
+from compress.config.compose import compose_recipe, recipe_files, with_output_folders
+from compress.config.overrides import parse_override, quote_overrides
 from compress.config.paths import RECIPES
 from compress.config.schema import Config
 from compress.stages import check_order
@@ -48,28 +48,28 @@ def test_a_recipe_may_lie_anywhere(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_text((RECIPES / "mobilenet_int8.yaml").read_text())
     assert isinstance(compose_recipe(str(path)), Config)
-    arguments = as_hydra_reads([f"recipe={path}"])
+    arguments = quote_overrides([f"recipe={path}"])
     assert recipe_files(arguments) == [str(path)]
-    folders = dict(argument.split("=", 1) for argument in with_own_folders(arguments)[1:])
+    folders = dict(argument.split("=", 1) for argument in with_output_folders(arguments)[1:])
     assert folders["hydra.run.dir"].startswith("'outputs/a=b, c/${now")
 
 
 def test_commas_are_a_sweep_where_one_is_asked_for(tmp_path: Path) -> None:
     comma = tmp_path / "a, b"
     typed = ["--multirun", "teacher.model=a,b", f"data.root={comma}", "hydra.sweep.dir=a, b"]
-    assert parsed(as_hydra_reads(typed)[1]).is_sweep_override()
-    assert parsed(as_hydra_reads(typed)[2]).is_sweep_override()
-    assert parsed(as_hydra_reads(typed)[3]).value() == "a, b"
+    assert parse_override(quote_overrides(typed)[1]).is_sweep_override()
+    assert parse_override(quote_overrides(typed)[2]).is_sweep_override()
+    assert parse_override(quote_overrides(typed)[3]).value() == "a, b"
     comma.mkdir()  # what exists is meant
-    assert parsed(as_hydra_reads(typed)[2]).value() == str(comma)
-    assert parsed(as_hydra_reads(["hydra.run.dir=a, b"])[0]).value() == "a, b"
-    several = parsed(as_hydra_reads(["-m", "teacher.checkpoint=step=1.pt,step=2.pt"])[1])
+    assert parse_override(quote_overrides(typed)[2]).value() == str(comma)
+    assert parse_override(quote_overrides(["hydra.run.dir=a, b"])[0]).value() == "a, b"
+    several = parse_override(quote_overrides(["-m", "teacher.checkpoint=step=1.pt,step=2.pt"])[1])
     assert [value.text for value in several.sweep_iterator()] == ["step=1.pt", "step=2.pt"]
     flags = ["-m", "--cfg", "job"]
     mixed = ["-m", "prune.ratio=interval(0.3,0.8)", "hydra/sweeper=optuna", "~data", "--cfg", "job", "+seed=3"]
-    assert as_hydra_reads(["-m", "prune.ratio=0.3,0.5", "+seed=3"]) == ["-m", "prune.ratio=0.3,0.5", "+seed=3"]
+    assert quote_overrides(["-m", "prune.ratio=0.3,0.5", "+seed=3"]) == ["-m", "prune.ratio=0.3,0.5", "+seed=3"]
     # Hydra does not take overrides on both sides of a flag.
-    assert as_hydra_reads(mixed) == [text for text in mixed if text not in flags] + flags
+    assert quote_overrides(mixed) == [text for text in mixed if text not in flags] + flags
 
 
 @pytest.mark.parametrize(
@@ -116,12 +116,12 @@ def test_a_mistake_is_answered_with_what_was_meant(typed: str, part: str) -> Non
 
 def test_what_a_shell_split_is_put_together() -> None:
     with pytest.raises(UserError) as refusal:
-        as_hydra_reads(["recipe=mobilenet_int8", "data.root=/my", "images", "(v1)", "seed=1"])
-    quoted = refusal.value.mend.removeprefix("put it in quotes: ")
-    assert shlex.split(quoted) == ["data.root=/my images (v1)"]
-    assert as_hydra_reads(shlex.split(quoted)) == ["data.root='/my images (v1)'"]
+        quote_overrides(["recipe=mobilenet_int8", "data.root=/my", "images", "(v1)", "seed=1"])
+    quote = refusal.value.mend.removeprefix("put it in quotes: ")
+    assert shlex.split(quote) == ["data.root=/my images (v1)"]
+    assert quote_overrides(shlex.split(quote)) == ["data.root='/my images (v1)'"]
     with pytest.raises(UserError, match=r"write prune\.ratio=0\.5"):
-        as_hydra_reads(["prune.ratio", "=", "0.5"])
+        quote_overrides(["prune.ratio", "=", "0.5"])
 
 
 def test_mistyped_recipes_and_stages() -> None:

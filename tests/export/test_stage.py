@@ -53,7 +53,7 @@ def widened(request, trained: Path, tiny_npz: Path, tmp_path_factory: pytest.Tem
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compute, "load_data", counted)
-        patch.setattr(pipeline, "_make_stage", None)  # a stage that were trained would fail
+        patch.setattr(pipeline, "_compute_stage", None)  # a stage that were trained would fail
         run_pipeline(config_for(tiny_npz, request.param), folder)
     return SimpleNamespace(folder=folder, name=request.param, reads=len(reads))
 
@@ -90,7 +90,7 @@ def test_a_target_is_scored_like_the_onnx_file(widened: SimpleNamespace, stage: 
 def test_an_unchanged_list_of_targets_is_taken_as_it_is(
     widened: SimpleNamespace, tiny_npz: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(pipeline, "_make_stage", None)
+    monkeypatch.setattr(pipeline, "_compute_stage", None)
     monkeypatch.setattr(stage_runner, "reexport_stage", None)
     run_pipeline(config_for(tiny_npz, widened.name), widened.folder)
     assert f"02_quantize in {widened.name}: " in capsys.readouterr().out

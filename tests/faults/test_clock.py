@@ -54,8 +54,8 @@ def test_a_training_is_saved_when_its_time_has_come(tmp_path: Path, monkeypatch:
 def test_what_was_used_last_stays_in_the_cache(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     for key in (KEY, OTHER):
-        cache.put(key, compute_and_evaluate(tmp_path / key, key))
+        cache.store(key, compute_and_evaluate(tmp_path / key, key))
     assert [entry.key for entry in cache.entries()] == [OTHER, KEY]
-    cache.take(KEY, tmp_path / "taken")
+    cache.fetch(KEY, tmp_path / "taken")
     assert [entry.key for entry in cache.entries()] == [KEY, OTHER]
     assert [entry.key for entry in cache.prune(cache.entries()[0].size_bytes)] == [OTHER]

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from onnx import TensorProto, helper
 
-from compress.config.compose import recipe_files, register, to_config, with_own_folders
+from compress.config.compose import recipe_files, register, to_config, with_output_folders
 from compress.config.paths import CONF
 from compress.config.schema import Config
 from compress.export.predict import load
@@ -76,13 +76,13 @@ def test_a_key_that_the_schema_lacks_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_of_a_recipe_from_a_file_goes_below_its_name() -> None:
     plain = ["recipe=mobilenet_int8", "--multirun"]
-    assert with_own_folders(plain) == plain
-    found = with_own_folders(["--multirun", "recipe=outputs/a/best.yaml", "seed=1"])
+    assert with_output_folders(plain) == plain
+    found = with_output_folders(["--multirun", "recipe=outputs/a/best.yaml", "seed=1"])
     assert found[:2] + found[4:] == ["--multirun", "recipe=outputs/a/best.yaml", "seed=1"]
     assert found[2].startswith("hydra.run.dir=outputs/best/")
     assert found[3].startswith("hydra.sweep.dir=outputs/best/sweep_")
-    assert "hydra.run.dir=here" in with_own_folders(["recipe=a.yaml", "hydra.run.dir=here"])
-    assert not [text for text in with_own_folders(["recipe=a.yaml", "hydra.run.dir=here"]) if "outputs/a/$" in text]
+    assert "hydra.run.dir=here" in with_output_folders(["recipe=a.yaml", "hydra.run.dir=here"])
+    assert not [text for text in with_output_folders(["recipe=a.yaml", "hydra.run.dir=here"]) if "outputs/a/$" in text]
     assert recipe_files(["recipe=a.yaml,'b/c.yaml',digits"]) == ["a.yaml", "b/c.yaml"]
 
 

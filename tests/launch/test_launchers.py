@@ -21,9 +21,9 @@ from omegaconf import DictConfig
 
 from compress.config.compose import register
 from compress.config.paths import CONF
-from compress.launch import sweep as sweep_module
-from compress.launch.launchers import EXTRAS, launcher_mistake, register_launchers, require_one_kind_of_processes
-from compress.launch.slurm import queued_again
+from compress.launch.launchers import EXTRAS, register_launchers, require_one_kind_of_processes, to_launcher_error
+from compress.launch.slurm import requeue_on_timeout
+from compress.launch.sweep import SweepCallback, SweepState, sweep_state
 from compress.utils.cores import cores
 from compress.utils.errors import Interrupted, UserError
 from compress.utils.files import METRICS, MODEL, STAGE, STATUS, digest_of_file, read_json, training_file, write_json
@@ -183,7 +183,7 @@ def test_a_launcher_that_is_not_installed_names_its_extra(options: None, name: s
     ConfigStore.instance().repo["hydra"]["launcher"].pop(f"{name}.yaml", None)
     with pytest.raises(MissingConfigException) as caught:
         launcher_node(name)
-    assert str(launcher_mistake(caught.value, "")) == (
+    assert str(to_launcher_error(caught.value, "")) == (
         f"received hydra/launcher={name}, which is not installed; expected its extra, {EXTRAS[name]}; "
         f'to mend it: pip install -e ".[{EXTRAS[name]}]"'
     )
@@ -198,29 +198,28 @@ def test_the_extras_are_those_of_the_package() -> None:
 
 def test_slurm_is_asked_for_where_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert "where there is no srun" in str(launcher_mistake(RuntimeError(), "SlurmLauncher"))
-    assert launcher_mistake(RuntimeError(), "LocalLauncher") is None
+    assert "where there is no srun" in str(to_launcher_error(RuntimeError(), "SlurmLauncher"))
+    assert to_launcher_error(RuntimeError(), "LocalLauncher") is None
 
 
 def test_the_folder_is_known_before_hydra_can_read_its_name(options: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "_command", sweep_module._Command())
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     config = compose("config", ["recipe=mobilenet_int8", "hydra.job.name=x"], return_hydra_config=True)
     config.hydra.run.dir = "outputs/${hydra:job.name}"
-    sweep_module.SweepCallback().on_run_start(config)
-    assert sweep_module.place() == "hydra.run.dir=outputs/x"
+    with sweep_state() as state:
+        SweepCallback().on_run_start(config)
+    assert state.resume_override() == "hydra.run.dir=outputs/x"
 
 
 @pytest.fixture
-def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a sweep with joblib that has begun; an earlier one has left job 7 there, which failed."""
+def swept(tmp_path: Path) -> SweepState:
+    """The state of a sweep with joblib that has begun; an earlier one has left job 7 there, which failed."""
     for name in "0127":
         (tmp_path / name).mkdir()
     write_json(tmp_path / "7" / STATUS, {"id": "old", "state": "failed", "error": "no", "exit": 1})
-    command = sweep_module._Command("hydra.sweep.dir", tmp_path, "JoblibLauncher")
-    monkeypatch.setattr(sweep_module, "_command", command)
-    command.before = sweep_module._statuses()
-    return tmp_path
+    state = SweepState("hydra.sweep.dir", tmp_path, "JoblibLauncher")
+    state.statuses_before = state.statuses()
+    return state
 
 
 @pytest.mark.parametrize(
@@ -237,20 +236,20 @@ def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([{"state": "stopped", "exit": 143}], 1, "1 of 1 jobs that did not finish (0);"),
     ],
 )
-def test_a_sweep_ends_as_its_own_jobs_did(swept: Path, jobs: list[dict], status: int, missed: str) -> None:
+def test_a_sweep_ends_as_its_own_jobs_did(swept: SweepState, jobs: list[dict], status: int, missed: str) -> None:
     for number, job in enumerate(jobs):
-        write_json(swept / str(number) / STATUS, {"id": "new"} | job)
-    found, line = sweep_module.outcome()
+        write_json(swept.folder / str(number) / STATUS, {"id": "new"} | job)
+    found, line = swept.final_status()
     assert found == status
     assert missed in line
 
 
-def test_a_launcher_that_gives_up_is_told_from_a_mistake(swept: Path) -> None:
-    assert f"JoblibLauncher gave up: lost; to go on: the same command with hydra.sweep.dir={swept}" in str(
-        sweep_module.explain_launcher(OSError("lost"))
+def test_a_launcher_that_gives_up_is_told_from_a_mistake(swept: SweepState) -> None:
+    assert f"JoblibLauncher gave up: lost; to go on: the same command with hydra.sweep.dir={swept.folder}" in str(
+        swept.explain_launcher_error(OSError("lost"))
     )
     mistake = UserError("a", "b", "c")
-    assert sweep_module.explain_launcher(mistake) is mistake
+    assert swept.explain_launcher_error(mistake) is mistake
 
 
 def test_a_job_is_interrupted_once_by_the_sign_of_its_sweep(tmp_path: Path) -> None:
@@ -305,7 +304,7 @@ def submitit() -> Iterator[None]:
 
 def test_a_job_whose_time_is_up_is_queued_again_once_its_training_has_saved(submitit: None) -> None:
     def train() -> None:
-        with handle_signals(), queued_again(), deferred_signals() as received:
+        with handle_signals(), requeue_on_timeout(), deferred_signals() as received:
             signal.raise_signal(signal.SIGTERM)
             assert received == []
             signal.raise_signal(signal.SIGUSR2)
@@ -317,5 +316,5 @@ def test_a_job_whose_time_is_up_is_queued_again_once_its_training_has_saved(subm
 
 
 def test_a_job_that_is_stopped_before_its_time_is_not_queued_again(submitit: None) -> None:
-    with pytest.raises(Interrupted), handle_signals(), queued_again():
+    with pytest.raises(Interrupted), handle_signals(), requeue_on_timeout():
         signal.raise_signal(signal.SIGINT)

@@ -31,15 +31,15 @@ def cache(tmp_path: Path) -> Cache:
 
 def test_what_was_put_is_taken(cache: Cache, tmp_path: Path) -> None:
     stage = compute_and_evaluate(tmp_path / "made")
-    assert cache.take(KEY, tmp_path / "taken") is None
-    cache.put(KEY, stage)
-    record = cache.take(KEY, tmp_path / "taken")
+    assert cache.fetch(KEY, tmp_path / "taken") is None
+    cache.store(KEY, stage)
+    record = cache.fetch(KEY, tmp_path / "taken")
     assert record == read_json(stage / STAGE)
     names = sorted(path.name for path in (tmp_path / "taken").iterdir())
     assert names == ["metrics.json", "model.safetensors"]  # stage.json is the run's own
     for name in names:
         assert (tmp_path / "taken" / name).samefile(stage / name)
-    assert cache.take(OTHER, tmp_path / "other") is None
+    assert cache.fetch(OTHER, tmp_path / "other") is None
     assert not (tmp_path / "other").exists()
 
 
@@ -51,8 +51,8 @@ def test_a_copy_serves_where_files_cannot_have_two_names(
 
     monkeypatch.setattr(os, "link", no_link)
     stage = compute_and_evaluate(tmp_path / "made")
-    cache.put(KEY, stage)
-    assert cache.take(KEY, tmp_path / "taken")["key"] == KEY
+    cache.store(KEY, stage)
+    assert cache.fetch(KEY, tmp_path / "taken")["key"] == KEY
     assert (tmp_path / "taken" / "metrics.json").read_bytes() == (stage / "metrics.json").read_bytes()
 
 
@@ -61,7 +61,7 @@ def test_a_damaged_stage_is_set_aside(
     cache: Cache, tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int
 ) -> None:
     """A flipped bit, a cut or a missing file, in any file, stage.json among them."""
-    cache.put(KEY, compute_and_evaluate(tmp_path / "made"))
+    cache.store(KEY, compute_and_evaluate(tmp_path / "made"))
     chance = random.Random(seed)
     path = chance.choice(sorted((cache.folder / KEY[:2] / KEY).iterdir()))
     content = bytearray(path.read_bytes())
@@ -71,28 +71,28 @@ def test_a_damaged_stage_is_set_aside(
         content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
     if damage != "remove":
         path.write_bytes(content[: chance.randrange(len(content))] if damage == "cut" else content)
-    assert cache.take(KEY, tmp_path / "taken") is None
+    assert cache.fetch(KEY, tmp_path / "taken") is None
     assert not (tmp_path / "taken").exists()
     if path.name != STAGE or damage != "remove":
         assert "is not as it was written" in caplog.text
         assert len(list((cache.folder / "damaged").iterdir())) == 1
         assert not (cache.folder / KEY[:2] / KEY).exists()
-    cache.put(KEY, tmp_path / "made")
-    assert cache.take(KEY, tmp_path / "taken") is not None
+    cache.store(KEY, tmp_path / "made")
+    assert cache.fetch(KEY, tmp_path / "taken") is not None
 
 
 def test_another_stage_in_its_place_is_not_taken(cache: Cache, tmp_path: Path) -> None:
-    cache.put(KEY, compute_and_evaluate(tmp_path / "made", key=OTHER))
-    assert cache.take(KEY, tmp_path / "taken") is None
+    cache.store(KEY, compute_and_evaluate(tmp_path / "made", key=OTHER))
+    assert cache.fetch(KEY, tmp_path / "taken") is None
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_cache_is_read(cache: Cache, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cache.put(KEY, compute_and_evaluate(tmp_path / "made"))
+    cache.store(KEY, compute_and_evaluate(tmp_path / "made"))
     cache.folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    with cache.turn(KEY):
-        assert cache.take(KEY, tmp_path / "taken") is not None
-        cache.put(OTHER, compute_and_evaluate(tmp_path / "other", key=OTHER))
+    with cache.compute_once(KEY):
+        assert cache.fetch(KEY, tmp_path / "taken") is not None
+        cache.store(OTHER, compute_and_evaluate(tmp_path / "other", key=OTHER))
     cache.folder.chmod(stat.S_IRWXU)
     assert "this stage is not in the cache" in caplog.text
     assert [entry.key for entry in cache.entries()] == [KEY]
@@ -106,7 +106,7 @@ def test_a_full_disk_costs_only_the_next_run(
 
     monkeypatch.setattr(os, "link", full)
     monkeypatch.setattr("shutil.copyfile", full)
-    cache.put(KEY, compute_and_evaluate(tmp_path / "made"))
+    cache.store(KEY, compute_and_evaluate(tmp_path / "made"))
     assert "No space left on device" in caplog.text
     assert not list(cache.folder.rglob(STAGE))
     assert not list((cache.folder / "unfinished").iterdir())
@@ -115,9 +115,9 @@ def test_a_full_disk_costs_only_the_next_run(
 def test_pruning_removes_what_was_used_longest_ago(cache: Cache, tmp_path: Path) -> None:
     keys = [f"{number:02x}" * 32 for number in range(4)]
     for age, key in enumerate(keys):
-        cache.put(key, compute_and_evaluate(tmp_path / key, key))
+        cache.store(key, compute_and_evaluate(tmp_path / key, key))
         os.utime(cache.folder / key[:2] / key, (1000 - age, 1000 - age))
-    cache.take(keys[3], tmp_path / "taken")  # the oldest, used now
+    cache.fetch(keys[3], tmp_path / "taken")  # the oldest, used now
     entries = cache.entries()
     assert [entry.key for entry in entries] == [keys[3], keys[0], keys[1], keys[2]]
     size = entries[0].size_bytes
@@ -134,7 +134,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
 
 def test_the_command_lists_verifies_and_prunes(cache: Cache, tmp_path: Path) -> None:
     for key in (KEY, OTHER):
-        cache.put(key, compute_and_evaluate(tmp_path / key, key))
+        cache.store(key, compute_and_evaluate(tmp_path / key, key))
     listed = run("--dir", cache.folder, "list")
     assert listed.returncode == 0, listed.stderr
     for part in (KEY[:12], OTHER[:12], "teacher", "tiny", "2 stages"):

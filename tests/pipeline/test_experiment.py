@@ -13,8 +13,8 @@ from compress.methods.pruning.filters import prune_filters
 from compress.models import Architecture, build
 from compress.models.artifact import read_tensors
 from compress.models.widths import read_widths
-from compress.pipeline.ablations import check_controls
-from compress.pipeline.experiment import run_experiment, spread
+from compress.pipeline.ablations import check_ablations
+from compress.pipeline.experiment import run_experiment, seed_statistics
 from compress.stages import STAGES
 from compress.utils.errors import EarlyStopped, UserError
 from compress.utils.files import CONTROLS, METRICS, MODEL, PREDICTIONS, REPEATS, SPEC, STAGE, digest_of_file, read_json
@@ -138,8 +138,8 @@ def test_tables_of_an_earlier_study_do_not_stay(tmp_path: Path, tiny_npz: Path) 
 
 def test_spread_is_that_of_a_sample() -> None:
     records = [{"a": 1.0, "b": None, "c": [1]}, {"a": 2.0, "b": 1.0, "c": [2]}, {"a": 6.0, "b": 2.0, "c": [3]}]
-    assert spread(records) == {"a": {"mean": 3.0, "std": pytest.approx(7**0.5), "values": [1.0, 2.0, 6.0]}}
-    assert spread(records[:1])["a"] == {"mean": 1.0, "std": 0.0, "values": [1.0]}
+    assert seed_statistics(records) == {"a": {"mean": 3.0, "std": pytest.approx(7**0.5), "values": [1.0, 2.0, 6.0]}}
+    assert seed_statistics(records[:1])["a"] == {"mean": 1.0, "std": 0.0, "values": [1.0]}
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,9 @@ def test_spread_is_that_of_a_sample() -> None:
     ],
 )
 def test_controls_that_tell_nothing_are_refused(config: Config) -> None:
-    check_controls(config)
+    check_ablations(config)
     with pytest.raises(UserError, match=r"controls=true with stages=.*expected a run that a control can stand against"):
-        check_controls(replace(config, controls=True))
+        check_ablations(replace(config, controls=True))
 
 
 @pytest.mark.parametrize(("seeds", "part"), [([1, 1], "each seed once"), ([-1], "repeat.seeds=-1")])

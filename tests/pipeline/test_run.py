@@ -179,7 +179,7 @@ def test_another_seed_is_another_network(finished: Path, tiny_npz: Path, tmp_pat
 
 def test_a_finished_run_is_taken_as_it_is(finished: Path, tiny_npz: Path, tmp_path: Path, monkeypatch) -> None:
     folder = shutil.copytree(finished, tmp_path / "run")
-    monkeypatch.setattr(pipeline, "_make_stage", None)  # a stage that were run would fail
+    monkeypatch.setattr(pipeline, "_compute_stage", None)  # a stage that were run would fail
     summary = run_pipeline(make_tiny_config(tiny_npz), folder)
     assert summary == read_json(finished / "summary.json")
 
@@ -193,7 +193,7 @@ def test_other_settings_run_that_stage_and_all_after_it(
     setting = {"data": "crop_padding", "prune": "ratio", "distill": "alpha", "quantize": "alpha"}[change]
     setattr(getattr(config, change), setting, 0 if change == "data" else 0.25)
     ran = []
-    monkeypatch.setattr(pipeline, "_make_stage", lambda name, *rest: ran.append(name) or stop())
+    monkeypatch.setattr(pipeline, "_compute_stage", lambda name, *rest: ran.append(name) or stop())
 
     def stop() -> None:
         raise InterruptedError
@@ -411,7 +411,7 @@ def test_a_mixed_network_is_restored_as_it_was_measured(mixed: tuple[Path, Confi
 
 def test_a_mixed_run_is_taken_as_it_is_until_the_drop_changes(mixed: tuple[Path, Config], monkeypatch) -> None:
     folder, config = mixed
-    monkeypatch.setattr(pipeline, "_make_stage", None)  # a stage that were run would fail
+    monkeypatch.setattr(pipeline, "_compute_stage", None)  # a stage that were run would fail
     run_pipeline(config, folder)
     config = replace(config, quantize=replace(config.quantize, max_drop_points=6.0))
     with pytest.raises(TypeError):

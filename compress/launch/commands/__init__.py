@@ -1,6 +1,6 @@
-"""Sub-commands besides `run`: each module has a `main` that takes the arguments and returns the exit status."""
+"""Sub-commands other than `run`: each module has a `main` that takes the arguments and returns the exit status."""
 
-# name -> (module, what --help says of it)
+# name -> (module, its line in --help)
 SUBCOMMANDS = {
     "predict": ("compress.launch.commands.predict", "classifies images with a run's file: predict RUN IMAGE..."),
     "report": ("compress.launch.commands.report", "writes the pages of a run or a sweep again: report FOLDER"),

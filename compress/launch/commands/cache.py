@@ -1,4 +1,4 @@
-"""`python -m compress cache`: lists the cached stages, verifies their files and makes room for more."""
+"""`python -m compress cache`: lists the cached stages, verifies their files and removes old ones."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ from compress.utils.units import size_text
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs `arguments`, by default the process's; returns 0, or 1 where `verify` found a stage that is not whole."""
+    """Runs `arguments`, which default to those of the process; returns 0, or 1 where `verify` found a damaged stage."""
     options = _parse(arguments)
     cache = Cache(options.dir)
     if options.task == "list":

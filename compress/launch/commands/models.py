@@ -1,6 +1,6 @@
-"""`python -m compress models [NAME...]`: networks as a table, so that one can be chosen before anything is trained.
+"""`python -m compress models [NAME...]`: lists networks with their sizes, so that one can be chosen before training.
 
-Without a name the zoo; torchvision/* and timm/*edge* name those of the libraries.
+Without a name, lists the zoo; torchvision/* and timm/*edge* name networks of the libraries.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from compress.utils.errors import UserError
 from compress.utils.units import count_text, size_text
 
 _COLOURS = 3
-_MOST_BUILT = 25  # of more names only the names are shown: each is built for its figures
-_BYTES_A_FILTER = 12  # its bias in 32 bits, the scale of its weights, and that of the bias
+_MOST_BUILT = 25  # networks; a longer list has names only, because figures need the network to be built
+_BYTES_A_FILTER = 12  # its bias, the scale of its weights and the scale of its bias, 32 bits each
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the table that `arguments`, by default the process's, ask for; returns the exit status."""
+    """Prints the table for `arguments`, which default to those of the process; returns the exit status."""
     options = _parse(arguments)
     try:
         names = _names(options.names)
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _names(patterns: list[str]) -> list[str]:
-    """The names that fit any of `patterns`, the zoo's without one. Raises UserError where a pattern fits none."""
+    """Returns the names that match any of `patterns`, or the zoo's. Raises UserError where a pattern matches none."""
     if not patterns:
         return list(ZOO)
     found: list[str] = []
@@ -75,7 +75,7 @@ def _names(patterns: list[str]) -> list[str]:
 
 
 def _row(name: str, stem: str, options: argparse.Namespace) -> list[str]:
-    """The figures of a network, and its paper or library; in their place the reason where it cannot be built."""
+    """Returns the figures of a network and its paper or library, or the reason why it cannot be built."""
     entry = find_entry(name)
     if entry.timm and find_spec("timm") is None:
         return [*["-"] * 3, escape('pip install "compress[timm]" first')]
@@ -84,7 +84,7 @@ def _row(name: str, stem: str, options: argparse.Namespace) -> list[str]:
         with torch.device("meta"):  # shapes without values: no weight is drawn, nothing is multiplied
             network = build(Architecture(name, stem, _COLOURS, options.classes, size)).eval()
             parameters, macs = count_cost(network, (_COLOURS, size, size))
-    except Exception:  # a library's network that takes other sizes of image alone
+    except Exception:  # a library's network may only take other image sizes
         if name in ZOO:
             raise
         return [*["-"] * 3, f"not at {size} pixels"]
@@ -92,7 +92,7 @@ def _row(name: str, stem: str, options: argparse.Namespace) -> list[str]:
 
 
 def int8_bytes(network: nn.Module) -> int:
-    """What the numbers in the int8 file of `network` take, with batch norm folded and no filter removed."""
+    """Returns the bytes of the numbers in the int8 file of `network`, with batch norm folded and no filter removed."""
     layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     folded = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     weights, filters = (sum(sizes) for sizes in zip(*((m.weight.numel(), len(m.weight)) for m in layers), strict=True))

@@ -6,11 +6,11 @@ import sys
 from compress.export.predict import load
 from compress.utils.errors import UserError
 
-SHOWN = 3  # classes an image
+SHOWN = 3  # classes printed for an image
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs `arguments`, by default the process's; returns the exit status, 2 for a user's own mistake."""
+    """Runs `arguments`, which default to those of the process; returns the exit status, 2 for a user's mistake."""
     parser = argparse.ArgumentParser(
         prog="python -m compress predict", description="Classify images with a run's file."
     )

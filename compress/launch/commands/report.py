@@ -10,12 +10,12 @@ _HELP = """\
 Writes report.html and report.md from the files of finished stages, without computing anything.
 
     python -m compress report outputs/RECIPE/RUN      one run
-    python -m compress report outputs/RECIPE/SWEEP    all runs below a folder, beside each other
+    python -m compress report outputs/RECIPE/SWEEP    all runs below a folder, compared
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs `arguments`, by default the process's; returns the exit status: 0, or 2 for a user's own mistake."""
+    """Runs `arguments`, which default to those of the process; returns the exit status, 2 for a user's mistake."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"--help", "-h"} & set(arguments):
         print(_HELP)

@@ -1,4 +1,4 @@
-"""A trial as a recipe file, which repeats it: `python -m compress recipe=best.yaml`."""
+"""Writes a trial as a recipe file, which repeats it: `python -m compress recipe=best.yaml`."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -7,14 +7,14 @@ import yaml
 
 from compress.config.schema import Config
 
-# What the search gave the trial for its own ends, and what a recipe may not hold: it names code.
+# The search sets the first for its own ends. A recipe may not have the second, which names code.
 _LEFT_OUT = ("stop_below", "teacher.factory")
 
 
 def recipe_text(config: Config, comments: list[str]) -> str:
-    """Every setting of `config` that is not the default, and its seed, below `comments`; `teacher.factory` is left out.
+    """Returns every setting of `config` that is not the default, and its seed, after `comments`.
 
-    The first comment is what `python -m compress --help` shows of a recipe.
+    `teacher.factory` is left out. `python -m compress --help` prints the first comment as the recipe's description.
     """
     settings = _differing(config, Config())
     head = "".join(f"# {line}\n" for line in comments)
@@ -23,7 +23,7 @@ def recipe_text(config: Config, comments: list[str]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts like 1e3, which are texts to PyYAML and numbers to Hydra, which reads recipes."""
+    """Quotes texts like 1e3: PyYAML reads them as text, but Hydra, which reads recipes, as numbers."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

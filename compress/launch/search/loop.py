@@ -1,4 +1,4 @@
-"""The search itself: ask for trials, run them, tell how they ended, until the budget is spent; knows no Hydra."""
+"""The search itself: asks for trials, runs them and records how they ended, until the budget is spent. No Hydra."""
 
 import logging
 import time
@@ -8,7 +8,7 @@ from signal import Signals
 from typing import Any
 
 from compress.config.schema import Config, SearchConfig
-from compress.launch.search.early_stopping import hopeless_below
+from compress.launch.search.early_stopping import stop_thresholds
 from compress.launch.search.trials import COMPLETE, Trial, Trials
 from compress.stages import STAGES
 from compress.utils.errors import Interrupted, UserError
@@ -18,63 +18,63 @@ log = logging.getLogger("compress")
 
 
 @dataclass(frozen=True)
-class Job:
-    """A trial's run: what it is given on the command line, and its folder inside the sweep's."""
+class TrialJob:
+    """A trial and the overrides that its run is started with."""
 
     trial: Trial
     overrides: list[str]
 
 
 Result = dict[str, Any]  # what `compress.launch.job.run` returns
-Launch = Callable[[list[Job]], list[Result]]  # what jobs came to, in their order
+Launch = Callable[[list[TrialJob]], list[Result]]  # runs jobs and returns their results in the same order
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What the search needs of the program around it."""
+class SearchHooks:
+    """The functions through which the search uses the program around it."""
 
     launch: Launch
-    overrides: Callable[[Trial], list[str]]  # that make a trial's config
-    compose: Callable[[list[str]], Config]  # raises UserError for settings that cannot be
-    leave: Callable[[bool], None]  # writes what is known so far; shows it on the terminal where told so
+    overrides: Callable[[Trial], list[str]]  # returns the overrides of a trial's config
+    compose: Callable[[list[str]], Config]  # raises UserError for settings that are invalid
+    write_results: Callable[[bool], None]  # writes the results so far, and with True prints them as well
     clock: Callable[[], float] = time.monotonic  # seconds
 
 
-def search(trials: Trials, settings: SearchConfig, around: Surroundings) -> None:
-    """Runs trials until the study has `settings.trials` of them or `settings.minutes` are over; leaves what it found.
+def search(trials: Trials, settings: SearchConfig, hooks: SearchHooks) -> None:
+    """Runs trials until the study has `settings.trials` of them or `settings.minutes` are over; writes the results.
 
-    Raises UserError where no trial came to an end, or none can be judged, and Interrupted where a signal ended a trial:
-    what was under way, whatever raised, is the first to be tried at the next start.
+    Raises UserError where no trial finished, or none can be judged, and Interrupted where a signal ended a trial.
+    Trials that were under way, whatever was raised, are the first to be run at the next start.
     """
-    started = around.clock()
+    started = hooks.clock()
     try:
-        while count := _affordable(trials, settings, around.clock() - started):
-            if not _run_batch(trials, count, settings, around):
+        while count := _affordable(trials, settings, hooks.clock() - started):
+            if not _run_batch(trials, count, settings, hooks):
                 break
-            around.leave(False)
+            hooks.write_results(False)
     finally:
-        around.leave(True)
+        hooks.write_results(True)
     _require_one(trials.all())
 
 
 def _affordable(trials: Trials, settings: SearchConfig, spent_s: float) -> int:
-    """How many trials may be started now."""
+    """Returns how many trials may be started now."""
     if settings.minutes is not None and spent_s >= 60 * settings.minutes:
         log.info("search: the %g minutes are over", settings.minutes)
         return 0
-    trials.take_over()
+    trials.reclaim_stale()
     return max(0, min(settings.jobs, settings.trials - len(trials.all())))
 
 
-def _run_batch(trials: Trials, count: int, settings: SearchConfig, around: Surroundings) -> int:
-    """Asks for `count` trials, runs them together, tells how each of them ended; returns how many there were."""
+def _run_batch(trials: Trials, count: int, settings: SearchConfig, hooks: SearchHooks) -> int:
+    """Asks for `count` trials, runs them together and records how each ended; returns how many there were."""
     waiting: list[Trial] = []
     unfit: list[UserError] = []
     try:
         while len(waiting) < count and (trial := trials.ask(settings.trials)):
             waiting.append(trial)
         asked = len(waiting)
-        results = _results(trials, waiting, settings, around)
+        results = _results(trials, waiting, settings, hooks)
         for job, result in results:
             if result["state"] == STOPPED:
                 continue
@@ -86,7 +86,7 @@ def _run_batch(trials: Trials, count: int, settings: SearchConfig, around: Surro
             raise Interrupted(Signals(stop["exit"] - 128), " while trials were run; their state is saved")
     except BaseException:
         for trial in waiting:
-            trials.give_back(trial)
+            trials.requeue(trial)
         raise
     if unfit and not any(trial.state == COMPLETE for trial in trials.all()):
         raise unfit[0]  # none of the others could be judged either
@@ -94,16 +94,17 @@ def _run_batch(trials: Trials, count: int, settings: SearchConfig, around: Surro
 
 
 def _results(
-    trials: Trials, waiting: list[Trial], settings: SearchConfig, around: Surroundings
-) -> list[tuple[Job, Result]]:
-    """Of each trial what it came to: that of a twin, what is wrong with its settings, or what its run returned."""
+    trials: Trials, waiting: list[Trial], settings: SearchConfig, hooks: SearchHooks
+) -> list[tuple[TrialJob, Result]]:
+    """Returns the result of each trial: a copy of an equal trial's, an error, or what its run returned."""
     known = trials.all()
-    jobs, results = [], []
+    jobs: list[TrialJob] = []
+    results: list[tuple[TrialJob, Result]] = []
     for trial in waiting:
-        job = Job(trial, around.overrides(trial))
+        job = TrialJob(trial, hooks.overrides(trial))
         twin = next((old for old in known if old.state == COMPLETE and old.settings == trial.settings), None)
         try:
-            config = around.compose(job.overrides)
+            config = hooks.compose(job.overrides)
         except UserError as error:
             results.append((job, {"state": FAILED, "error": str(error)}))
             continue
@@ -111,17 +112,17 @@ def _results(
             copied = {"metrics": twin.figures, "validation": twin.validation, "copy_of": twin.number}
             results.append((job, {"state": FINISHED} | copied))
         else:
-            floors = hopeless_below(known, trials.goals, _epochs(config)) if settings.give_up else {}
-            given = [f"stop_below.{stage}=[{','.join(map(str, values))}]" for stage, values in floors.items()]
-            jobs.append(Job(trial, job.overrides + given))
+            thresholds = stop_thresholds(known, trials.goals, _epochs(config)) if settings.give_up else {}
+            given = [f"stop_below.{stage}=[{','.join(map(str, values))}]" for stage, values in thresholds.items()]
+            jobs.append(TrialJob(trial, job.overrides + given))
     if jobs:
-        with trials.alive([job.trial for job in jobs]):
-            results += zip(jobs, around.launch(jobs), strict=True)
+        with trials.heartbeat([job.trial for job in jobs]):
+            results += zip(jobs, hooks.launch(jobs), strict=True)
     return results
 
 
 def _judge(trials: Trials, trial: Trial, result: Result) -> UserError | None:
-    """Tells how a trial ended; returns why its figures cannot be judged, if they cannot."""
+    """Records how a trial ended; returns why its figures cannot be judged, if they cannot."""
     if result["state"] == GIVEN_UP:
         trials.give_up(trial, result["error"])
     elif result["state"] == FAILED:
@@ -137,7 +138,7 @@ def _judge(trials: Trials, trial: Trial, result: Result) -> UserError | None:
 
 
 def _epochs(config: Config) -> dict[str, int]:
-    """Of each stage that a config trains."""
+    """Returns the number of epochs of each stage that a config trains."""
     epochs = {name: STAGES[name].epochs(getattr(config, name)) for name in config.stages}
     return {name: count for name, count in epochs.items() if count}
 
@@ -146,9 +147,9 @@ def _require_one(trials: list[Trial]) -> None:
     if any(trial.state == COMPLETE for trial in trials):
         return
     last = next((trial for trial in reversed(trials) if trial.reason), None)
-    told = f", the last one because: {last.reason}" if last else ""
+    reason = f", the last one because: {last.reason}" if last else ""
     raise UserError(
-        f"a search in which none of {len(trials)} trials came to an end{told}",
+        f"a search in which none of {len(trials)} trials came to an end{reason}",
         "one trial or more that does",
         "mend that, or give it more hydra.sweeper.trials or hydra.sweeper.minutes",
     )

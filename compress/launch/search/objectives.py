@@ -1,4 +1,4 @@
-"""What a search is after: figures of metrics.json to drive up or down, and bounds that a trial has to keep."""
+"""The objectives and constraints of a search: figures of metrics.json to optimize, and bounds to keep."""
 
 import re
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ _NUMBER = r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?"
 
 @dataclass(frozen=True)
 class Objective:
-    """A figure, and where it should go."""
+    """A figure to optimize."""
 
     figure: str
     direction: str  # MAXIMIZE or MINIMIZE
@@ -79,7 +79,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Constraint:
-    """A figure, and a bound that it has to keep."""
+    """A figure with its bound."""
 
     figure: str
     relation: str  # <= or >=
@@ -90,7 +90,7 @@ class Constraint:
         return self.relation == ">=" and _last(self.figure) in _ACCURACIES
 
     def excess(self, value: float) -> float:
-        """How far `value` is beyond the bound; 0 or less where it is kept."""
+        """Returns how far `value` is beyond the bound; 0 or less where the bound is kept."""
         return value - self.bound if self.relation == "<=" else self.bound - value
 
     def __str__(self) -> str:
@@ -99,31 +99,33 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Goals:
-    """All objectives, the first one the most important, and all constraints."""
+    """All objectives, the most important one first, and all constraints."""
 
     objectives: list[Objective]
     constraints: list[Constraint]
 
     @property
     def figures(self) -> list[str]:
-        """Those that a trial is judged by, each once."""
-        return list(dict.fromkeys(goal.figure for goal in (*self.objectives, *self.constraints)))
+        """The figures that a trial is judged by, each once."""
+        aims = [objective.figure for objective in self.objectives]
+        bounds = [constraint.figure for constraint in self.constraints]
+        return list(dict.fromkeys(aims + bounds))
 
     @property
     def timed(self) -> list[str]:
-        """Those among them that another program on the machine would change."""
+        """Those figures that other programs on the machine would change."""
         return [name for name in self.figures if _last(name) in _TIMES]
 
     @property
     def on_test(self) -> list[str]:
-        """Those among them that were taken on the test images."""
+        """Those figures that were measured on the test images."""
         return [name for name in self.figures if _last(name) in _ON_TEST]
 
 
 def parse_goals(objectives: list[str], constraints: list[str]) -> Goals:
-    """Goals as they are typed: "FIGURE", "minimize FIGURE", and "FIGURE >= NUMBER" or "FIGURE <= NUMBER".
+    """Parses goals as users type them: "FIGURE", "minimize FIGURE", "FIGURE >= NUMBER" or "FIGURE <= NUMBER".
 
-    A figure of another runtime is named as `targets.openvino.latency_ms_p50`. Raises UserError for anything else.
+    A figure of another runtime has a name like `targets.openvino.latency_ms_p50`. Raises UserError for anything else.
     """
     goals = Goals([_objective(text) for text in objectives], [_constraint(text) for text in constraints])
     named = [objective.figure for objective in goals.objectives]
@@ -137,9 +139,9 @@ def parse_goals(objectives: list[str], constraints: list[str]) -> Goals:
 
 
 def take_figure(metrics: dict[str, Any], name: str) -> float:
-    """The number `name` of metrics.json, which may lie deeper in it: `targets.openvino.size_bytes`.
+    """Returns the number `name` of metrics.json, which may be nested: `targets.openvino.size_bytes`.
 
-    Raises UserError where it has none, with the cause that metrics.json tells.
+    Raises UserError where there is no such number, with the cause that metrics.json names.
     """
     value: Any = metrics
     for part in name.split("."):

@@ -1,4 +1,4 @@
-"""Which trials of a search are worth a look: those that keep the constraints, and that no other one beats."""
+"""Picks the best trials of a search: the Pareto set of those that keep the constraints."""
 
 from compress.launch.search.objectives import MINIMIZE, Goals, take_figure
 from compress.launch.search.trials import COMPLETE, Trial
@@ -10,9 +10,9 @@ def is_feasible(trial: Trial, goals: Goals) -> bool:
 
 
 def pareto_set(trials: list[Trial], goals: Goals) -> list[Trial]:
-    """The feasible trials that no other feasible one dominates, the best by the first objective first.
+    """Returns the feasible trials that no other feasible trial dominates, the best by the first objective first.
 
-    One dominates another where it is as good in every objective and better in one. Copies of a trial are left out.
+    A trial dominates another if it is as good in every objective and better in one. Copies of a trial are left out.
     """
     feasible = [trial for trial in _own(trials) if is_feasible(trial, goals)]
     losses = {trial.number: _losses(trial, goals) for trial in feasible}
@@ -23,10 +23,10 @@ def pareto_set(trials: list[Trial], goals: Goals) -> list[Trial]:
 
 
 def best_trial(trials: list[Trial], goals: Goals) -> Trial | None:
-    """The feasible trial that is best by the first objective, the further ones where it is a tie.
+    """Returns the feasible trial that is best by the first objective; further objectives decide a tie.
 
-    Where none is feasible, the one that exceeds the bounds least: each excess as a share of the largest one of its
-    constraint, so that milliseconds and points add up. None where no trial is complete.
+    Where none is feasible, returns the trial that exceeds the bounds least. Each excess counts as a share of the
+    largest excess of its constraint, so that milliseconds and points can be added. None where no trial is complete.
     """
     if front := pareto_set(trials, goals):
         return front[0]
@@ -51,7 +51,7 @@ def _excesses(trial: Trial, goals: Goals) -> list[float]:
 
 
 def _losses(trial: Trial, goals: Goals) -> tuple[float, ...]:
-    """The objectives, all to be made small."""
+    """Returns the objectives with signs that make smaller better."""
     signs = [1 if objective.direction == MINIMIZE else -1 for objective in goals.objectives]
     figures = [take_figure(trial.figures, objective.figure) for objective in goals.objectives]
     return tuple(sign * figure for sign, figure in zip(signs, figures, strict=True))

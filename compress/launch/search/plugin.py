@@ -1,4 +1,4 @@
-"""What Hydra calls for hydra/sweeper=optuna; each start makes it known, so what is heavy waits until it is called."""
+"""The sweeper that Hydra calls for hydra/sweeper=optuna. Every start registers it, so slow imports wait for a call."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 
 
 class OptunaSweeper(Sweeper):
-    """hydra/sweeper=optuna."""
+    """The class behind hydra/sweeper=optuna."""
 
     def __init__(self, **settings: Any) -> None:
-        """Hydra passes what `setup` gets with the whole config."""
+        """Ignores the settings: `setup` receives them with the whole config."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader, self.config = hydra_context.config_loader, config
@@ -22,18 +22,20 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """As `compress.launch.search.sweeper.sweep`. Raises UserError without Optuna, too."""
+        """Calls `compress.launch.search.sweeper.sweep`. Also raises UserError where Optuna is not installed."""
         _require_optuna()
         from compress.launch.search.sweeper import sweep
 
+        if self.config is None or self.launcher is None:
+            raise ValueError("received sweep before setup; expected Hydra to set the sweeper up first")
         sweep(arguments, self.config, self.loader, self.launcher)
 
 
 def register_search() -> None:
-    """Makes hydra/sweeper=optuna known to Hydra."""
+    """Registers hydra/sweeper=optuna with Hydra."""
     plugins = Plugins.instance()
     plugins.register(OptunaSweeper)
-    # Hydra starts plugins of the package hydra_plugins alone, and goes by their names.
+    # Hydra only starts plugins whose names are in the package hydra_plugins.
     plugins.class_name_to_class["hydra_plugins.compress.OptunaSweeper"] = OptunaSweeper
 
 

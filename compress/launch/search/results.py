@@ -1,4 +1,4 @@
-"""What a search leaves, however it ended: the Pareto set as a file and as a table, and a recipe of the best trial."""
+"""Writes the results of a search, however it ended: the Pareto set as a file and a table, and the best recipe."""
 
 from pathlib import Path
 from typing import Any
@@ -23,24 +23,26 @@ PARETO, BEST = "pareto.json", "best.yaml"
 _WIDTH = 80  # columns of a terminal
 
 
-def leave(folder: Path, study: dict[str, str], trials: list[Trial], goals: Goals, config: Config | None) -> None:
-    """Writes pareto.json, and best.yaml where a trial is complete: `config` is then that of the best one.
+def write_results(
+    folder: Path, study: dict[str, str], trials: list[Trial], goals: Goals, config: Config | None
+) -> None:
+    """Writes pareto.json, and best.yaml where a trial is complete: `config` has to be that of the best one, or None.
 
-    `study` tells where the trials are kept.
+    `study` names the study and the database that has the trials.
     """
     folder.mkdir(parents=True, exist_ok=True)
     best = best_trial(trials, goals)
     with lock_file(folder, "search"):  # processes that share a study may share its folder
         write_json(folder / PARETO, _record(study, trials, goals))
-        if best:
+        if best and config:
             write_bytes(folder / BEST, recipe_text(config, _comments(best, trials, goals, config)).encode())
 
 
-def show(folder: Path, trials: list[Trial], goals: Goals) -> None:
-    """The Pareto set on the terminal, 80 columns wide, what became of the other trials, and where the recipe is."""
+def print_results(folder: Path, trials: list[Trial], goals: Goals) -> None:
+    """Prints the Pareto set, 80 columns wide, how the other trials ended, and the path of the recipe."""
     console, best = get_console(), best_trial(trials, goals)
-    shown = pareto_set(trials, goals) or ([best] if best else [])
-    if shown:
+    if best:
+        shown = pareto_set(trials, goals) or [best]
         console.print(_figures_table(shown, best, goals), _settings_table(shown))
     console.print(_tally(trials))
     for trial in trials:
@@ -56,7 +58,7 @@ def show(folder: Path, trials: list[Trial], goals: Goals) -> None:
 
 
 def cautions(trials: list[Trial], goals: Goals) -> list[str]:
-    """How far the figures of the chosen trials can be trusted."""
+    """Returns how far the figures of the chosen trials can be trusted."""
     shared = [trial for trial in trials if trial.figures.get("environment", {}).get("runs_beside")]
     busy = f"{', '.join(goals.timed)}: taken of {len(shared)} trials while other runs went on beside them"
     return [_optimism(goals), *([busy] if shared and goals.timed else [])]
@@ -92,7 +94,7 @@ def _record(study: dict[str, str], trials: list[Trial], goals: Goals) -> dict[st
 
 
 def _on_test(trial: Trial) -> tuple[str, str]:
-    """The figures that say what a trial's file does on the test images."""
+    """Returns the names of the accuracy figures of a trial on the test images."""
     key = metric_of(trial.figures).key
     return f"deployed_{key}_percent", f"{key}_delta_points"
 
@@ -142,13 +144,13 @@ def _figures_table(shown: list[Trial], best: Trial, goals: Goals) -> Table:
 
 
 def _settings_table(shown: list[Trial]) -> Table:
-    """A line a trial, and more where its settings need them: beside the figures there is no room for long names."""
+    """Returns a table with a row for each trial's settings: long names have no room next to the figures."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), width=_WIDTH)
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("settings", overflow="fold", ratio=1)
     for trial in shown:
         settings = (f"{key} {setting_text(str(value))}" for key, value in trial.settings.items())
-        table.add_row(str(trial.number), Text(", ".join(settings)))  # no markup: a list has brackets
+        table.add_row(str(trial.number), Text(", ".join(settings)))  # Text: a list's brackets would be markup
     return table
 
 

@@ -1,4 +1,4 @@
-"""Optuna's samplers, made to repeat themselves: a trial's number decides its random numbers, not who asked before."""
+"""Optuna's samplers, made reproducible: a trial's number alone decides its random numbers."""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-_GENERATION = 10  # of NSGA-II; its default, 50, is more than most searches can pay for
+_GENERATION = 10  # NSGA-II's population; its default, 50, is more than most searches can afford
 
 _SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed),
@@ -20,9 +20,9 @@ _SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 
 
 class NumberedSampler(BaseSampler):
-    """A sampler by name, with new random numbers for each trial.
+    """A sampler by name that is seeded anew for each trial.
 
-    With one seed for a whole process, a search that goes on would propose its first trials again, and so would a second
+    With one seed for a whole process, a resumed search would propose its first trials again, and so would a second
     process on the same study.
     """
 

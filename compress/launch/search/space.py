@@ -1,4 +1,4 @@
-"""The settings that a search varies: Hydra's sweep syntax on the command line, as Optuna's distributions."""
+"""The settings that a search varies: turns Hydra's sweep syntax into Optuna's distributions."""
 
 import math
 from collections.abc import Sequence
@@ -7,38 +7,42 @@ from decimal import Decimal
 from typing import Any, Optional
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from compress.config.schema import Config
 from compress.utils.errors import UserError
 
 Value = int | float | str
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """A setting, and the values that it may take; a choice is kept as it is typed."""
+    """A setting and the values that it may take; a choice is kept as it was typed."""
 
     key: str
-    distribution: BaseDistribution
+    distribution: Distribution
 
     @property
     def ends(self) -> list[Value]:
-        """Both ends of a range, or every choice: where they are allowed, all between them is."""
+        """Both ends of a range, or every choice: where these are valid, all values of the dimension are."""
         found = self.distribution
-        return list(found.choices) if isinstance(found, CategoricalDistribution) else [found.low, found.high]
+        if isinstance(found, CategoricalDistribution):
+            return [choice for choice in found.choices if isinstance(choice, str)]  # all are: they are kept as typed
+        return [found.low, found.high]
 
     def typed(self, value: Value) -> str:
-        """The override that sets it: `prune.ratio=0.3`."""
+        """Returns the override that sets it: `prune.ratio=0.3`."""
         if isinstance(value, float) and getattr(self.distribution, "step", None):
             value = _tidy(value)
         return f"{self.key}={value if isinstance(value, str) else repr(value)}"
 
 
 def read_space(overrides: Sequence[Override]) -> tuple[list[str], list[Dimension]]:
-    """What every trial is given as it was typed, and what varies: choice, range and interval; tag(log, ...) for rates.
+    """Splits `overrides` into those of every trial, as they were typed, and the dimensions that vary.
 
-    Where a key stands twice, the last one holds. Raises UserError for a space that cannot be searched, or for none.
+    A dimension is a choice, range or interval; tag(log, ...) makes it logarithmic. Where a key is there twice, the last
+    one counts. Raises UserError for a space that cannot be searched, and where nothing varies.
     """
     last = {override.get_key_element(): override for override in overrides}
     varied = [_dimension(key, override) for key, override in last.items() if override.is_sweep_override()]
@@ -48,7 +52,7 @@ def read_space(overrides: Sequence[Override]) -> tuple[list[str], list[Dimension
             "a setting or more with interval(a,b), range(a,b,step) or choice(a,b,c)",
             "write 'prune.ratio=interval(0.2,0.8)', for example",
         )
-    return [override.input_line for override in last.values() if not override.is_sweep_override()], varied
+    return [str(override.input_line) for override in last.values() if not override.is_sweep_override()], varied
 
 
 def _dimension(key: str, override: Override) -> Dimension:
@@ -67,14 +71,14 @@ def _dimension(key: str, override: Override) -> Dimension:
 
 
 def _is_log(override: Override) -> bool:
-    tags = getattr(override.value(), "tags", set())
+    tags: set[str] = getattr(override.value(), "tags", set())
     if tags - {"log"}:
         raise _mistake(override, "no tag but log", "remove the tag")
     return "log" in tags
 
 
-def _interval(override: Override, kind: type, low: float, high: float, log: bool) -> BaseDistribution:
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high) or (log and low <= 0):
+def _interval(override: Override, kind: type, low: float | None, high: float | None, log: bool) -> Distribution:
+    if low is None or high is None or not -math.inf < low <= high < math.inf or (log and low <= 0):
         raise _mistake(override, "two finite ends, the lower one first, above 0 with log", "mend the ends")
     if kind is float:
         return FloatDistribution(low, high, log=log)
@@ -83,7 +87,7 @@ def _interval(override: Override, kind: type, low: float, high: float, log: bool
     return IntDistribution(int(low), int(high), log=log)
 
 
-def _range(override: Override, values: list[Any], step: float, log: bool) -> BaseDistribution:
+def _range(override: Override, values: list[Any], step: float, log: bool) -> Distribution:
     if not values:
         raise _mistake(override, "a range with a value in it", "mend its ends or its step")
     low, high, step = min(values), max(values), abs(step)
@@ -92,18 +96,18 @@ def _range(override: Override, values: list[Any], step: float, log: bool) -> Bas
             override, "with log a range of whole numbers above 0 in steps of 1", "use an interval, or no log"
         )
     if isinstance(low, int):
-        return IntDistribution(low, high, log=log, step=step)
+        return IntDistribution(low, high, log=log, step=int(step))
     start, stride = Decimal(str(_tidy(low))), Decimal(str(step))
     return FloatDistribution(float(start), float(start + (len(values) - 1) * stride), step=float(step))
 
 
 def _tidy(value: float) -> float:
-    """3 * 0.1 as 0.3, not as 0.30000000000000004."""
+    """Rounds to 12 digits: 3 * 0.1 becomes 0.3, not 0.30000000000000004."""
     return float(f"{value:.12g}")
 
 
 def _number_type(key: str, override: Override) -> type:
-    """int or float, as the setting is declared."""
+    """Returns int or float, as the setting is declared."""
     section: Any = Config
     for part in key.split("."):
         found = [item for item in fields(section) if item.name == part] if is_dataclass(section) else []

@@ -1,4 +1,4 @@
-"""The database of a search: a file beside its trials, or a PostgreSQL that several machines reach."""
+"""The database of a search: a file next to its trials, or a PostgreSQL that several machines reach."""
 
 import logging
 import time
@@ -17,13 +17,13 @@ from compress.utils.errors import UserError
 log = logging.getLogger("compress")
 
 FILE = "study.db"
-BEAT_S, GRACE_S = 30, 120  # how often a trial under way says so; without that for so long, its process is dead
+BEAT_S, GRACE_S = 30, 120  # seconds between heartbeats of a trial; after so long without one, its process is dead
 
-_ATTEMPTS = 5  # two processes that make the tables at the same moment get in each other's way
+_ATTEMPTS = 5  # two processes that create the tables at the same moment make each other fail
 
 
 def storage_url(storage: str | None, folder: Path) -> URL:
-    """Where the study is kept. Raises UserError for what is no address of a database."""
+    """Returns the address of the study's database. Raises UserError for what is no such address."""
     if storage is None:
         return URL.create("sqlite", database=str((folder / FILE).absolute()))
     try:
@@ -43,8 +43,8 @@ def storage_url(storage: str | None, folder: Path) -> URL:
 
 
 @contextmanager
-def opened(url: URL) -> Iterator[RDBStorage]:
-    """The database with Optuna's tables in it. Raises UserError where it cannot be reached."""
+def open_storage(url: URL) -> Iterator[RDBStorage]:
+    """Opens the database and creates Optuna's tables. Raises UserError where it cannot be reached."""
     storage = _open(url)
     try:
         yield storage
@@ -55,14 +55,14 @@ def opened(url: URL) -> Iterator[RDBStorage]:
 
 def _open(url: URL) -> RDBStorage:
     sqlite = url.get_backend_name() == "sqlite"
-    # A long trial outlasts a server's patience with a silent connection; SQLite's own patience is 5 s.
+    # A server may close a connection that is silent during a long trial; SQLite waits 5 s for a lock by default.
     options = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
     if sqlite and url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     failure: Exception | None = None
     for _ in range(_ATTEMPTS):
         try:
-            with quiet():
+            with silence_heartbeat_warnings():
                 return RDBStorage(
                     url.render_as_string(hide_password=False),
                     engine_kwargs=options,
@@ -87,8 +87,8 @@ def _open(url: URL) -> RDBStorage:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without what Optuna says of its heartbeat: that it is experimental, and made for `Study.optimize`."""
+def silence_heartbeat_warnings() -> Iterator[None]:
+    """Hides Optuna's warnings about its heartbeat: that it is experimental, and made for `Study.optimize`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

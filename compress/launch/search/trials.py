@@ -1,4 +1,4 @@
-"""The trials of a search: asked of Optuna and told to it, kept in a database, taken over where a process has died."""
+"""The trials of a search: proposed by Optuna, kept in a database, and requeued where their process has died."""
 
 import logging
 import threading
@@ -10,12 +10,13 @@ from typing import Any
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from compress.launch.search.objectives import Goals, take_figure
 from compress.launch.search.sampler import NumberedSampler
 from compress.launch.search.space import Dimension, Value
-from compress.launch.search.storage import BEAT_S, quiet
+from compress.launch.search.storage import BEAT_S, silence_heartbeat_warnings
 from compress.utils.errors import UserError
 from compress.utils.file_lock import is_dead_here, this_process
 from compress.utils.files import FAILED, GIVEN_UP
@@ -30,37 +31,37 @@ _STATES = {
     TrialState.PRUNED: GIVEN_UP,
     TrialState.FAIL: FAILED,
 }
-_DEATHS = 3  # of the processes that ran a trial: then it is not tried again
+_DEATHS = 3  # processes that may die with a trial before it counts as failed
 _DIED = "its process ended without a word"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial as the database has it."""
+    """A trial as it is in the database."""
 
     number: int
     state: str
     settings: dict[str, Value]  # what was proposed, by key
-    folder: str  # inside the sweep's
-    host: str  # the machine where that is
-    figures: dict[str, float] = field(default_factory=dict)  # the numbers of metrics.json
-    validation: dict[str, list[float]] = field(default_factory=dict)  # by stage top-1 in percent, an epoch each
+    folder: str  # inside the sweep's folder
+    host: str  # the machine that has the folder
+    figures: dict[str, Any] = field(default_factory=dict)  # the numbers of metrics.json, in the same places
+    validation: dict[str, list[float]] = field(default_factory=dict)  # by stage: the metric in percent, each epoch
     reason: str = ""  # why it failed or was given up
     copy_of: int | None = None  # the trial that had the same settings, and was not run again
 
 
 class Trials:
-    """A study: `ask` gives the next trial, and each of them has to be told how it ended."""
+    """A study: `ask` returns the next trial, and each trial has to be ended by one of the other methods."""
 
     def __init__(self, storage: RDBStorage, name: str, space: list[Dimension], goals: Goals, sampler: NumberedSampler):
         self.goals, self.space = goals, space
         self._storage = storage
         storage.heartbeat_stale_trial_callback = self._retry
-        with quiet():
+        with silence_heartbeat_warnings():
             self._study = optuna.create_study(
                 storage=storage,
                 study_name=name,
-                directions=[objective.direction for objective in goals.objectives],
+                directions=[StudyDirection[objective.direction.upper()] for objective in goals.objectives],
                 sampler=sampler,
                 load_if_exists=True,
             )
@@ -72,7 +73,7 @@ class Trials:
         return self._study.study_name
 
     def require_same(self, search: dict[str, str]) -> None:
-        """Raises UserError where the study was started for another search than `search` describes, line by line."""
+        """Raises UserError where the study was started with other settings than those of `search`."""
         before = self._study.user_attrs.get("search")
         if before is None:
             self._study.set_user_attr("search", search)
@@ -87,23 +88,24 @@ class Trials:
                 )
 
     def all(self) -> list[Trial]:
-        """Every trial by number, without those that were tried again under another one."""
-        return [_read(trial) for trial in self._alive() if "owner" in trial.user_attrs]
+        """Returns every trial in the order of the numbers, without those that were requeued under another number."""
+        return [_read(trial) for trial in self._counted() if "owner" in trial.user_attrs]
 
     def ask(self, budget: int) -> Trial | None:
-        """The next one: one that somebody had to leave, or what the sampler proposes.
+        """Returns the next trial: one that was requeued, or else what the sampler proposes.
 
-        None where `budget` trials are there: then other processes have asked for the last ones at the same moment.
+        Returns None where the study already has `budget` trials: other processes then asked for the last ones at the
+        same moment.
         """
-        with quiet():
+        with silence_heartbeat_warnings():
             trial = self._study.ask({dimension.key: dimension.distribution for dimension in self.space})
         self._storage.record_heartbeat(self._trial_id(trial.number))
         self._open[trial.number] = trial
         folder = trial.user_attrs.get("folder", str(trial.number))
         trial.set_user_attr("folder", folder)
         owner = this_process()
-        asked = Trial(trial.number, RUNNING, dict(trial.params), folder, owner["host"])
-        if len([other for other in self._alive() if other.number < trial.number]) >= budget:
+        asked = Trial(trial.number, RUNNING, dict(trial.params), folder, str(owner["host"]))
+        if len([other for other in self._counted() if other.number < trial.number]) >= budget:
             self.fail(asked, "the other processes of the study had asked for the last trials")
             return None
         trial.set_user_attr("owner", owner)
@@ -112,11 +114,11 @@ class Trials:
     def complete(
         self, trial: Trial, figures: dict[str, Any], validation: dict[str, list[float]], copy_of: int | None = None
     ) -> None:
-        """Ends a trial with what its run came to. Raises UserError, and leaves it, where a figure is missing."""
+        """Ends a trial with its figures. Raises UserError, and does not end it, where a figure is missing."""
         goals = self.goals
         values = [take_figure(figures, objective.figure) for objective in goals.objectives]
         excesses = {str(goal): goal.excess(take_figure(figures, goal.figure)) for goal in goals.constraints}
-        with self._last_words(trial) as own:
+        with self._finishing(trial) as own:
             for text, excess in excesses.items():
                 own.set_constraint(text, excess)
             own.set_user_attr("figures", _numbers(figures))
@@ -130,30 +132,30 @@ class Trials:
     def give_up(self, trial: Trial, reason: str) -> None:
         self._end(trial, TrialState.PRUNED, reason)
 
-    def give_back(self, trial: Trial) -> None:
-        """Lets go of a trial that has to wait for the next start, here or elsewhere, and for its folder there."""
-        with self._last_words(trial) as own:
+    def requeue(self, trial: Trial) -> None:
+        """Puts a trial that was interrupted, with its folder, in line for the next start."""
+        with self._finishing(trial) as own:
             own.set_user_attr("reason", "it was left for the next start")
             self._study.tell(own, state=TrialState.FAIL)
             self._enqueue(trial.number, trial.settings, {"folder": trial.folder, **_deaths(own.user_attrs)})
 
-    def take_over(self) -> None:
-        """Puts the trials of dead processes in line again. One that has cost three processes has failed."""
+    def reclaim_stale(self) -> None:
+        """Puts the trials of dead processes in line again. A trial with which three processes died has failed."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = trial.user_attrs.get("owner", {})
-            ours = owner == this_process() and trial.number not in self._open  # of a process with our number, before
+            ours = owner == this_process() and trial.number not in self._open  # an earlier process had our number
             if ours or is_dead_here(owner):
                 try:
                     self._storage.set_trial_state_values(self._trial_id(trial.number), TrialState.FAIL)
                 except UpdateFinishedTrialError:  # another process was first
                     continue
                 self._retry(self._study, trial)
-        with quiet():
+        with silence_heartbeat_warnings():
             fail_stale_trials(self._study)
 
     @contextmanager
-    def alive(self, trials: list[Trial]) -> Iterator[None]:
-        """Tells the database again and again that these are under way, for as long as the context lasts."""
+    def heartbeat(self, trials: list[Trial]) -> Iterator[None]:
+        """Sends heartbeats for these trials to the database for as long as the context lasts."""
         ended = threading.Event()
         thread = threading.Thread(target=self._beat, args=(trials, ended), daemon=True)
         thread.start()
@@ -163,8 +165,11 @@ class Trials:
             ended.set()
             thread.join()
 
-    def _alive(self) -> list[FrozenTrial]:
-        """Those that count: without the waiting, the withdrawn and those that were tried again, with the just asked."""
+    def _counted(self) -> list[FrozenTrial]:
+        """Returns the trials that count for the budget.
+
+        These are all but the waiting, the withdrawn and the requeued ones; one that was only just asked for counts.
+        """
         found = self._study.get_trials(deepcopy=False)
         again = {trial.user_attrs.get("retry_of") for trial in found}
         counted = [trial for trial in found if "owner" in trial.user_attrs or trial.state == TrialState.RUNNING]
@@ -179,13 +184,13 @@ class Trials:
                 log.warning("the database of the search does not answer: %s", error)
 
     def _end(self, trial: Trial, state: TrialState, reason: str) -> None:
-        with self._last_words(trial) as own:
+        with self._finishing(trial) as own:
             own.set_user_attr("reason", reason)
             self._study.tell(own, state=state)
 
     @contextmanager
-    def _last_words(self, trial: Trial) -> Iterator[optuna.Trial]:
-        """For what ends a trial; where it is taken for dead already, somebody else has it, and nothing is told."""
+    def _finishing(self, trial: Trial) -> Iterator[optuna.Trial]:
+        """Yields a trial to end. Where another process has reclaimed it already, logs that and changes nothing."""
         try:
             yield self._open[trial.number]
         except UpdateFinishedTrialError:
@@ -211,22 +216,22 @@ def _deaths(attributes: dict[str, Any]) -> dict[str, int]:
 
 
 def _read(trial: FrozenTrial) -> Trial:
-    told = trial.user_attrs
+    attributes = trial.user_attrs
     return Trial(
         number=trial.number,
         state=_STATES[trial.state],
         settings=dict(trial.params),
-        folder=told["folder"],
-        host=told["owner"]["host"],
-        figures=told.get("figures", {}),
-        validation=told.get("validation", {}),
-        reason=told.get("reason", _DIED if trial.state == TrialState.FAIL else ""),
-        copy_of=told.get("copy_of"),
+        folder=attributes["folder"],
+        host=attributes["owner"]["host"],
+        figures=attributes.get("figures", {}),
+        validation=attributes.get("validation", {}),
+        reason=attributes.get("reason", _DIED if trial.state == TrialState.FAIL else ""),
+        copy_of=attributes.get("copy_of"),
     )
 
 
 def _numbers(figures: dict[str, Any]) -> dict[str, Any]:
-    """Figures without the lists and texts between them, in the same places."""
+    """Returns the numbers among `figures`, in the same nested dicts, without lists and texts."""
     kept: dict[str, Any] = {}
     for name, value in figures.items():
         if isinstance(value, dict):

@@ -18,10 +18,17 @@ _WIDE = 16  # times the median range: an ordinary channel then has 16 of the 256
 class AccuracyDrop(Protocol):
     """Percentage points of top-1 that int8 loses on some images, with the 95 % interval."""
 
-    points: float
-    low: float
-    high: float
-    images: int
+    @property
+    def points(self) -> float: ...
+
+    @property
+    def low(self) -> float: ...
+
+    @property
+    def high(self) -> float: ...
+
+    @property
+    def images(self) -> int: ...
 
 
 @dataclass(frozen=True)

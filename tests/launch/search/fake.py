@@ -9,13 +9,13 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from compress.config.schema import Config, SearchConfig
 from compress.launch.exit_status import exit_status
-from compress.launch.search.loop import Job, Result, Surroundings, search
+from compress.launch.search.loop import Result, SearchHooks, TrialJob, search
 from compress.launch.search.objectives import Goals, parse_goals
 from compress.launch.search.pareto import best_trial
-from compress.launch.search.results import leave, show
+from compress.launch.search.results import print_results, write_results
 from compress.launch.search.sampler import NumberedSampler
 from compress.launch.search.space import Dimension
-from compress.launch.search.storage import opened, storage_url
+from compress.launch.search.storage import open_storage, storage_url
 from compress.launch.search.trials import Trial, Trials
 from compress.utils.errors import EarlyStopped
 from compress.utils.files import FAILED, FINISHED, GIVEN_UP
@@ -46,18 +46,18 @@ class FakeRuns:
 
     def __init__(self, figures: Callable[[dict[str, Any]], dict[str, Any]] = accuracy_and_time):
         self.figures = figures
-        self.batches: list[list[Job]] = []
+        self.batches: list[list[TrialJob]] = []
         self.curve: Callable[[dict[str, Any]], dict[str, list[float]]] = lambda settings: {}
 
     @property
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[TrialJob]:
         return [job for batch in self.batches for job in batch]
 
-    def launch(self, jobs: Sequence[Job]) -> list[Result]:
+    def launch(self, jobs: Sequence[TrialJob]) -> list[Result]:
         self.batches.append(list(jobs))
         return [self._run(job) for job in jobs]
 
-    def _run(self, job: Job) -> Result:
+    def _run(self, job: TrialJob) -> Result:
         settings = job.trial.settings
         try:
             return {"state": FINISHED, "metrics": self.figures(settings), "validation": self.curve(settings)}
@@ -72,7 +72,7 @@ def fake_trials(
     space: list[Dimension] = SPACE,
 ) -> Trials:
     """The study `fake` in `folder`, or where `settings.storage` says; open until `DATABASES` is closed."""
-    storage = DATABASES.enter_context(opened(storage_url(settings.storage, folder)))
+    storage = DATABASES.enter_context(open_storage(storage_url(settings.storage, folder)))
     goals = goals or parse_goals(settings.objectives, settings.constraints)
     return Trials(storage, "fake", space, goals, NumberedSampler(settings.sampler, settings.seed))
 
@@ -92,11 +92,11 @@ def fake_search(
     def overrides(trial: Trial) -> list[str]:
         return [dimension.typed(trial.settings[dimension.key]) for dimension in space]
 
-    def leave_all(shown: bool) -> None:
+    def write_all(shown: bool) -> None:
         best = best_trial(trials.all(), trials.goals)
-        leave(folder, {"study": "fake"}, trials.all(), trials.goals, Config() if best else None)
+        write_results(folder, {"study": "fake"}, trials.all(), trials.goals, Config() if best else None)
         if shown:
-            show(folder, trials.all(), trials.goals)
+            print_results(folder, trials.all(), trials.goals)
 
-    search(trials, config, Surroundings(runs.launch, overrides, compose, leave_all, clock))
+    search(trials, config, SearchHooks(runs.launch, overrides, compose, write_all, clock))
     return trials

@@ -12,7 +12,7 @@ import sqlalchemy
 
 from compress.config.schema import Config, PruneConfig, SearchConfig
 from compress.launch.search import trials as trials_module
-from compress.launch.search.loop import Job, Result
+from compress.launch.search.loop import Result, TrialJob
 from compress.launch.search.pareto import is_feasible
 from compress.launch.search.trials import COMPLETE, Trial, Trials
 from compress.utils.errors import EarlyStopped, Interrupted, UserError
@@ -217,7 +217,7 @@ class InterruptedRuns(FakeRuns):
         super().__init__()
         self.stop = stop
 
-    def launch(self, jobs: list[Job]) -> list[Result]:
+    def launch(self, jobs: list[TrialJob]) -> list[Result]:
         if len(self.jobs) < 2:
             return super().launch(jobs)
         if self.stop:
@@ -279,7 +279,7 @@ def killed_trial(folder: Path, monkeypatch: pytest.MonkeyPatch, owner: dict[str,
     with monkeypatch.context() as patch:
         patch.setattr(trials_module, "this_process", lambda: owner)
         trials = fake_trials(folder, SearchConfig())
-        trials.take_over()
+        trials.reclaim_stale()
         return trials.ask(8)
 
 
@@ -343,7 +343,7 @@ def test_a_sign_of_life_keeps_a_trial(tmp_path: Path, monkeypatch: pytest.Monkey
     trial = trials.ask(8)
     beats = []
     monkeypatch.setattr(trials._storage, "record_heartbeat", lambda number: beats.append(number))
-    with trials.alive([trial]):
+    with trials.heartbeat([trial]):
         while len(beats) < 2:
             pass
     count = len(beats)

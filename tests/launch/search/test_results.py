@@ -22,7 +22,7 @@ def test_long_settings_wrap_and_are_not_cut(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(results, "get_console", lambda: console)
     figures = {"deployed_top1_percent": 92.0, "latency_ms_p50": 0.25, "size_bytes": 9000.0, "top1_delta_points": -0.5}
     goals = parse_goals(["deployed_top1_percent", "latency_ms_p50"], ["size_bytes <= 1e6"])
-    results.show(tmp_path, [Trial(3, COMPLETE, SETTINGS, "3", "host", figures)], goals)
+    results.print_results(tmp_path, [Trial(3, COMPLETE, SETTINGS, "3", "host", figures)], goals)
     lines = console.export_text().splitlines()
     assert max(map(len, lines[:12])) <= 80
     text = "".join("".join(lines).split())  # a line may end at each space and inside a long word

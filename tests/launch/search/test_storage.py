@@ -17,7 +17,7 @@ import sqlalchemy
 
 from compress.config.schema import SearchConfig
 from compress.launch.search import trials as trials_module
-from compress.launch.search.storage import opened, storage_url
+from compress.launch.search.storage import open_storage, storage_url
 from compress.launch.search.trials import COMPLETE
 from compress.utils.errors import UserError
 from compress.utils.file_lock import this_process
@@ -123,7 +123,7 @@ def test_a_password_is_told_to_nobody(tmp_path: Path, caplog: pytest.LogCaptureF
         url = storage_url(f"postgres://me:opensesame@/none?host={tmp_path}", tmp_path)
     assert "PGPASSWORD" in caplog.text
     with pytest.raises(UserError, match="expected a database that can be reached") as refusal:
-        DATABASES.enter_context(opened(url))
+        DATABASES.enter_context(open_storage(url))
     for text in (str(refusal.value), caplog.text, str(url)):
         assert "opensesame" not in text
 
@@ -131,10 +131,10 @@ def test_a_password_is_told_to_nobody(tmp_path: Path, caplog: pytest.LogCaptureF
 @pytest.mark.parametrize("storage", ["study.db", "///", "nosuch://here/db"])
 def test_what_is_no_database_is_refused(tmp_path: Path, storage: str) -> None:
     with pytest.raises(UserError, match=r"hydra\.sweeper\.storage"):
-        DATABASES.enter_context(opened(storage_url(storage, tmp_path)))
+        DATABASES.enter_context(open_storage(storage_url(storage, tmp_path)))
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.db").write_text("no database at all, but long enough to be looked at " * 9)
     with pytest.raises(UserError, match=r"study\.db.*expected a database that can be reached"):
-        DATABASES.enter_context(opened(storage_url(None, tmp_path)))
+        DATABASES.enter_context(open_storage(storage_url(None, tmp_path)))

@@ -1,7 +1,8 @@
-"""What a library raised while a network was tried, as an error that names the cause in the network and its mend."""
+"""Turns what a library raises in a dry run into an error that names the cause in the network, and how to fix it."""
 
 import re
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -10,29 +11,54 @@ from compress.models.graph.aten_patterns import line_of
 from compress.utils.errors import UserError
 from compress.utils.user_code import causes, first_line, user_line
 
+T = TypeVar("T")
+
 _VALUES = ("data-dependent", "GuardOnDataDependentSymNode", "DataDependentOutputException", "_local_scalar_dense")
 _LEAVES_TORCH = (".numpy()", "tolist", "Cannot access data pointer", "FakeTensor to NumPy")
 _ONE_BATCH_SIZE = ("specialized it to be a constant", "ConstraintViolationError", "Constraints violated")
 _OPERATOR = re.compile(r"(?:OpOverload\(op='|torch\.ops\.)([\w.]+)")
 
-# step of the trial -> what to do where its cause is not one of those below
+# step of the dry run -> what to do where the cause is unknown
 _LEAVE_OUT = {
     "pruned": "leave prune out of the stages, e.g. stages=[teacher,distill,quantize]",
     "quantized": "leave quantize out of the stages, e.g. stages=[teacher,prune,distill]",
 }
 
 
-def refusal(error: Exception, model: str, done: str, network: nn.Module, shape: tuple[int, int, int]) -> UserError:
-    """Why the network called `model` cannot be `done` ("trained", "pruned", "exported", "restored", "quantized").
+def to_dry_run_error(
+    error: Exception, model: str, participle: str, network: nn.Module, shape: tuple[int, int, int]
+) -> UserError:
+    """Returns why the network called `model` cannot be `participle`: trained, pruned, exported, restored or quantized.
 
-    `error` is what was raised; `network` takes images (N, C, H, W) of `shape`.
+    `error` is what was raised; `network` takes images (N, C, H, W) of `shape` (C, H, W).
     """
     if isinstance(error, UserError):
         return error
     text = " ".join(f"{type(cause).__name__}: {cause}" for cause in causes(error))
+    received = f"{model}, which cannot be {participle}: "
+    known = _known_cause(error, text, received, network, shape)
+    if known is not None:
+        return known
+    if place := user_line(error):
+        return UserError(
+            f"{model}, which raises {first_line(error)} in its forward pass ({place})",
+            f"a forward pass that runs on images (N, {', '.join(map(str, shape))}) in train and in eval mode, and that "
+            "torch.export can follow",
+            "mend it there",
+        )
+    return UserError(
+        f"{received}{first_line(error)}",
+        "a network that torch.export and torch-pruning can follow",
+        _LEAVE_OUT.get(participle, "write that part of it with other operators"),
+    )
+
+
+def _known_cause(
+    error: Exception, text: str, received: str, network: nn.Module, shape: tuple[int, int, int]
+) -> UserError | None:
+    """Returns the error for a cause that `text`, the messages of `error`, shows; None for any other cause."""
     place = user_line(error)
     at = f" ({place})" if place else ""
-    received = f"{model}, which cannot be {done}: "
     if any(mark in text for mark in _VALUES):
         return UserError(
             f"{received}data-dependent control flow: its forward pass takes a branch, or a number, from the values of "
@@ -61,22 +87,11 @@ def refusal(error: Exception, model: str, done: str, network: nn.Module, shape: 
             "operators that torch.onnx can write",
             "compute it with other operators",
         )
-    if place:
-        return UserError(
-            f"{model}, which raises {first_line(error)} in its forward pass ({place})",
-            f"a forward pass that runs on images (N, {', '.join(map(str, shape))}) in train and in eval mode, and that "
-            "torch.export can follow",
-            "mend it there",
-        )
-    return UserError(
-        f"{received}{first_line(error)}",
-        "a network that torch.export and torch-pruning can follow",
-        _LEAVE_OUT.get(done, "write that part of it with other operators"),
-    )
+    return None
 
 
 def _operator(text: str) -> str | None:
-    """The operator that the ONNX exporter could not translate."""
+    """Returns the operator that the ONNX exporter could not translate; None where `text` names none."""
     if "No ONNX function found" in text or "Error when translating node" in text:
         found = _OPERATOR.search(text)
         return ".".join(found.group(1).split(".")[:2]) if found else None
@@ -84,7 +99,7 @@ def _operator(text: str) -> str | None:
 
 
 def _line_of_operator(network: nn.Module, shape: tuple[int, int, int], operator: str) -> str:
-    """Where the forward pass calls an operator, or what torch makes it of: " (net.py, line 12)"; "" if unknown."""
+    """Returns where the forward pass calls an operator, as " (net.py, line 12)"; an empty text where unknown."""
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
     found = _quietly(
         lambda: (
@@ -98,17 +113,17 @@ def _line_of_operator(network: nn.Module, shape: tuple[int, int, int], operator:
 
 
 def _line_that_needs(network: nn.Module, shape: tuple[int, int, int], images: int) -> str | None:
-    """The user's line that fails with so many images, if one does."""
+    """Returns the user's line that fails with `images` images; None where none fails."""
     try:
         with torch.no_grad():
             network.eval()(torch.zeros(images, *shape))
-    except Exception as error:  # that it fails is what is looked for
+    except Exception as error:  # a failure is what this looks for
         return user_line(error)
     return None
 
 
-def _quietly(step: Callable) -> object | None:
-    """What `step` returns; None where it raises: it only adds a line to a message that is right without it."""
+def _quietly(step: Callable[[], T]) -> T | None:
+    """Returns what `step` returns; None where it raises, because it only adds a detail to a message."""
     try:
         return step()
     except Exception:
