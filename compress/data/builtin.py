@@ -57,34 +57,36 @@ def npz(config: DataConfig) -> tuple[Arrays, list[str]]:
         ) from error
     targets = TARGETS[config.task]
     splits = [split for split in ("train", "val", "test") if f"{split}_images" in found]
-    arrays = {split: _npz_split(found, split, path, targets) for split in splits}
+    images: dict[str, np.ndarray] = {}
+    labels: dict[str, np.ndarray] = {}
+    for split in splits:
+        images[split] = _npz_images(found, split, path)
+        if split != "train" or "train_labels" in found:
+            labels[split] = _npz_labels(found, split, len(images[split]), path, targets)
     for split in ("train", "test"):
-        if split not in arrays:
+        if split not in images:
             names = ", ".join(sorted(found)) or "none of them"
             raise UserError(f"{path} with {names}", f"{split}_images and {split}_labels", "add the missing arrays")
-    labels = {split: part[1] for split, part in arrays.items()}
-    if labels["train"] is None:
-        labels["train"] = np.full((len(arrays["train"][0]), *labels["test"].shape[1:]), NO_LABEL)
+    if "train" not in labels:
+        labels = {"train": np.full((len(images["train"]), *labels["test"].shape[1:]), NO_LABEL), **labels}
     classes = targets.name(labels, dict.fromkeys(labels))
-    return {split: (images, labels[split]) for split, (images, _) in arrays.items()}, classes
+    return {split: (images[split], labels[split]) for split in splits}, classes
 
 
-def _npz_split(
-    found: dict[str, np.ndarray], split: str, path: Path, targets: Targets
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images and the targets of a split; train may have none."""
+def _npz_images(found: dict[str, np.ndarray], split: str, path: Path) -> np.ndarray:
+    """The images (N, H, W[, C]) of a split: uint8, or float32 from 0 to 255."""
     name = f"{path}: {split}_images"
     images = many_images(found[f"{split}_images"], name)
     require_bits(images, name)
-    images = as_bytes_if_exact(scaled(images, name))
-    labels = found.get(f"{split}_labels")
-    if labels is None and split == "train":
-        return images, None
-    if labels is None:
-        raise UserError(
-            f"{path}: {split}_labels missing", f"one class an image, ({len(images)},)", "add the labels of these images"
-        )
-    return images, targets.read(labels, len(images), f"{path}: {split}_labels")
+    return as_bytes_if_exact(scaled(images, name))
+
+
+def _npz_labels(found: dict[str, np.ndarray], split: str, count: int, path: Path, targets: Targets) -> np.ndarray:
+    """The targets of the `count` images of a split."""
+    name = f"{split}_labels"
+    if name not in found:
+        raise UserError(f"{path}: {name} missing", f"one class an image, ({count},)", "add the labels of these images")
+    return targets.read(found[name], count, f"{path}: {name}")
 
 
 def _torchvision(name: str, config: DataConfig) -> tuple[Arrays, list[str]]:

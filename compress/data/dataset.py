@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -37,6 +37,10 @@ class Pixels(Protocol):
         """
         ...
 
+    def with_labels(self, labels: torch.Tensor) -> "Pixels":
+        """The same images with other labels (N,)."""
+        ...
+
 
 @dataclass
 class Memory:
@@ -48,6 +52,9 @@ class Memory:
     def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[Batch]:
         for chosen in batches:
             yield self.images[chosen], self.labels[chosen]
+
+    def with_labels(self, labels: torch.Tensor) -> "Memory":
+        return replace(self, labels=labels)
 
 
 @dataclass

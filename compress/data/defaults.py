@@ -3,16 +3,18 @@
 from dataclasses import replace
 
 from compress.config.schema import DataConfig
+from compress.utils.images import Square
 
 _FOLDERS_SIZE, _OTHER_SIZE = 224, 32  # pixels a side: of photos in folders, and of small arrays
 
 
-def with_defaults(data: DataConfig) -> DataConfig:
-    """`data` with a size of images, a crop and an interpolation where none is set."""
+def square_of(data: DataConfig) -> Square:
+    """Returns how the images become squares: with a usual size, crop and interpolation where `data` sets none."""
     usual = _FOLDERS_SIZE if data.name == "imagefolder" else _OTHER_SIZE
-    return replace(
-        data,
-        image_size=data.image_size or usual,
-        crop_share=data.crop_share or 1.0,
-        interpolation=data.interpolation or "bilinear",
-    )
+    return Square(data.image_size or usual, data.crop_share or 1.0, data.interpolation or "bilinear")
+
+
+def with_defaults(data: DataConfig) -> DataConfig:
+    """Returns `data` with the size of images, the crop and the interpolation of `square_of`."""
+    how = square_of(data)
+    return replace(data, image_size=how.size, crop_share=how.crop_share, interpolation=how.interpolation)

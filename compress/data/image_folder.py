@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 
 from compress.config.schema import DataConfig
 from compress.data.dataset import NO_LABEL, Batch, digest_of_all
+from compress.data.defaults import square_of
 from compress.data.listing import LeftOut, folders_in, images_below, look_into
 from compress.utils.errors import UserError
 from compress.utils.images import Square, opened, read
@@ -45,6 +46,9 @@ class Files:
                 raise images
             yield images, self.labels[batch]
 
+    def with_labels(self, labels: torch.Tensor) -> "Files":
+        return replace(self, labels=labels)
+
 
 def imagefolder(config: DataConfig) -> tuple[dict[str, Files], list[str], list[str]]:
     """`root/train/<class>/*`, `root/test/<class>/*` and perhaps `root/val/<class>/*`.
@@ -66,7 +70,7 @@ def imagefolder(config: DataConfig) -> tuple[dict[str, Files], list[str], list[s
     folders = {split: folders_in(root / split, LeftOut()) for split in _NEEDED}
     classes = [path.name for path in folders["train"] or folders["test"]]
     splits, digests = {}, []
-    square = Square(config.image_size, config.crop_share, config.interpolation)
+    square = square_of(config)
     for split in given:
         labelled = split != "train" or folders["train"]
         paths, labels = (_list_split if labelled else _list_unlabelled)(root / split, classes, left_out)
@@ -135,5 +139,6 @@ def _collate(items: list[torch.Tensor | UserError]) -> torch.Tensor | UserError:
     mistake = next((item for item in items if isinstance(item, UserError)), None)
     if mistake is not None:
         return mistake
-    deep = any(item.is_floating_point() for item in items)
-    return torch.stack([item.float() for item in items] if deep else items)
+    images = [item for item in items if not isinstance(item, UserError)]
+    deep = any(image.is_floating_point() for image in images)
+    return torch.stack([image.float() for image in images] if deep else images)

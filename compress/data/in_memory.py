@@ -10,7 +10,7 @@ from PIL import Image
 from compress.data.builtin import Arrays
 from compress.data.dataset import NO_LABEL
 from compress.data.labels import one_label
-from compress.data.targets import TARGETS, Targets
+from compress.data.targets import TARGETS
 from compress.utils.errors import UserError
 from compress.utils.image_layout import many_images, one_image, require_bits, scaled, to_numpy
 from compress.utils.images import Square, as_bytes_if_exact, natural_channels, opened, read, square, to_channels
@@ -31,25 +31,22 @@ def own_arrays(
     rows, and with the task multilabel rows of 0 and 1. All are held in memory: uint8, or float32 from 0 to 255 where 8
     bits would not do. Raises UserError for what is neither, and for what cannot be known for sure.
     """
-    arrays, labels, names, targets = {}, {}, {}, TARGETS[task]
+    arrays: dict[str, np.ndarray] = {}
+    labels: dict[str, np.ndarray] = {}
+    names: dict[str, Sequence[str] | None] = {}
+    targets = TARGETS[task]
     for split, given in _splits(splits).items():
         pair = _pair(given)
         images, told = (_images(pair[0], split, image_size), pair[1]) if pair else _dataset(given, split, image_size)
         if not len(images):
             raise UserError(f"{split} without images", "at least one", "add images to that split")
-        arrays[split], labels[split] = images, _labels(told, len(images), split, targets)
-        names[split] = None if pair else _class_names(given)
-    if labels["train"] is None:
-        labels["train"] = np.full((len(arrays["train"]), *labels["test"].shape[1:]), NO_LABEL)
+        arrays[split], names[split] = images, None if pair else _class_names(given)
+        if split != "train" or told is not None:  # without labels of train the teacher's answers stand in
+            labels[split] = targets.read(told, len(images), f"{split} labels")
+    if "train" not in labels:
+        labels = {"train": np.full((len(arrays["train"]), *labels["test"].shape[1:]), NO_LABEL), **labels}
     classes = targets.name(labels, names)
     return {split: (arrays[split], labels[split]) for split in arrays}, classes
-
-
-def _labels(labels: Any, count: int, split: str, targets: Targets) -> np.ndarray | None:
-    """As the task reads them; train may have None: the teacher's answers then stand in."""
-    if labels is None and split == "train":
-        return None
-    return targets.read(labels, count, f"{split} labels")
 
 
 def _splits(splits: Any) -> dict[str, Any]:
@@ -167,7 +164,7 @@ def _class_names(split: Any) -> list[str] | None:
     """The names of a dataset's classes, also of one that a Subset or the like is of; None where it has none."""
     numbers = getattr(split, "class_to_idx", None)  # torchvision's, which labels by it, whatever the order of classes
     if isinstance(numbers, Mapping) and numbers and sorted(numbers.values()) == list(range(len(numbers))):
-        return [str(name) for name in sorted(numbers, key=numbers.get)]
+        return [str(name) for name in sorted(numbers, key=lambda name: numbers[name])]
     classes = getattr(split, "classes", None)
     if isinstance(classes, (list, tuple, np.ndarray)) and len(classes):
         return [str(name) for name in classes]

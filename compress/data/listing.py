@@ -98,7 +98,7 @@ def look_into(paths: list[Path], left_out: LeftOut) -> Iterator[bytes]:
                 read(image, 1, None, str(path))
             elif image.mode in SIXTEEN_BITS:
                 deep.append(path)
-            if _ENDS.get(image.format, b"") not in content[-_TAIL_BYTES:]:
+            if _ENDS.get(image.format or "", b"") not in content[-_TAIL_BYTES:]:
                 image.load()  # cut off, as a rule
             if image.format not in _NOT_ONE_PICTURE and getattr(image, "is_animated", False):
                 left_out.frames.append(path)

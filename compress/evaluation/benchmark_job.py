@@ -5,6 +5,9 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from compress.evaluation.energy import COUNTERS
 
 _WORKER = "compress.evaluation.benchmark_worker"
 
@@ -27,7 +30,7 @@ class BenchmarkJob:
     rival: str | None = None
     batch_size: int = 1
     repetitions: int = 1
-    counters: str | None = None
+    counters: str = str(COUNTERS)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class TurnsJob:
     calls: int
 
 
-_JOBS = {kind.__name__: kind for kind in (BenchmarkJob, TurnsJob)}
+_JOBS: dict[str, type[BenchmarkJob] | type[TurnsJob]] = {kind.__name__: kind for kind in (BenchmarkJob, TurnsJob)}
 
 
 def worker_command(job: BenchmarkJob | TurnsJob) -> tuple[list[str], dict[str, str]]:
@@ -54,5 +57,6 @@ def worker_command(job: BenchmarkJob | TurnsJob) -> tuple[list[str], dict[str, s
 
 def parse_job(text: str) -> BenchmarkJob | TurnsJob:
     """The job of `worker_command`'s last argument."""
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
+    fields: dict[str, Any] = json.loads(text)
+    fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     return _JOBS[fields.pop("job")](**fields)

@@ -11,7 +11,7 @@ from torch import nn
 from compress.data.dataset import Split
 from compress.export import Runner
 from compress.export.onnx_session import open_session
-from compress.tasks import Task
+from compress.tasks.base import Task
 from compress.utils.tensors import to_device
 
 

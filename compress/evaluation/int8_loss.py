@@ -5,7 +5,8 @@ from pathlib import Path
 
 from compress.data.dataset import Split
 from compress.evaluation.inference import onnx_runner, split_outputs
-from compress.tasks import CLASSIFICATION, Task
+from compress.tasks import CLASSIFICATION
+from compress.tasks.base import Task
 
 
 @dataclass(frozen=True)

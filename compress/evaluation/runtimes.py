@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from compress.config.schema import MeasureConfig
 from compress.evaluation.benchmark_job import TurnsJob, worker_command
 from compress.evaluation.inference import Outputs
 from compress.export import TARGETS, load_target
-from compress.tasks import Task
+from compress.tasks.base import Task
 from compress.utils.files import ONNX
 
 _ROUNDS = 10
@@ -84,12 +84,13 @@ def _turns(job: TurnsJob) -> Iterator[Iterator[list[float]]]:
             command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
         ) as process,
     ):
+        requests, answers = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)  # both are pipes
 
         def turns() -> Iterator[list[float]]:
             while True:
                 with suppress(BrokenPipeError):  # it has failed: its answer, which is empty, tells so below
-                    process.stdin.write(b"\n")
-                answer = process.stdout.readline()
+                    requests.write(b"\n")
+                answer = answers.readline()
                 if not answer:
                     errors.seek(0)
                     cause = errors.read().decode(errors="replace").strip()[-2000:]

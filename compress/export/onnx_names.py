@@ -1,8 +1,11 @@
 """Names the nodes of an exported ONNX graph as the network's author names the layers that they belong to."""
 
 import ast
+from collections.abc import Collection
 
 import onnx_ir as ir
+
+from compress.export.onnx_graph import producer, required_input
 
 LAYERS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 _GRID = ("QuantizeLinear", "DequantizeLinear")
@@ -24,15 +27,15 @@ def name_by_layer(model: ir.Model) -> None:
         if layer and layer not in layers:  # a layer that is called twice, or that shares its weight, has one name only
             layers.add(layer)
             node.name = layer
-        elif node.op_type == "DequantizeLinear" and node.inputs[0].is_initializer():
-            node.name = node.inputs[0].name
+        elif node.op_type == "DequantizeLinear" and required_input(node, 0).is_initializer():
+            node.name = required_input(node, 0).name
         else:
             node.name = f"{_place(node)}/{node.op_type}"
 
 
 def name_beside(node: ir.Node, operator: str) -> str:
     """The name of a node that does `operator` for the same module as `node`."""
-    return f"{_module(node.name)}/{operator}"
+    return f"{_module(node.name or '')}/{operator}"
 
 
 def name_uniquely(model: ir.Model) -> None:
@@ -45,31 +48,30 @@ def name_uniquely(model: ir.Model) -> None:
     results = {id(value) for value in model.graph.outputs}
     values |= {value.name for value in model.graph.outputs}
     for node in model.graph:
-        node.name = _unused(node.name or node.op_type, nodes)
-        nodes.add(node.name)
+        node.name = name = _unused(node.name or node.op_type, nodes)
+        nodes.add(name)
         for value in node.outputs:
             if id(value) not in results and value.name != "":  # "" is an output that is left out
-                value.name = _unused(_value_name(node, value), values)
+                value.name = _unused(_value_name(node, name, value), values)
                 values.add(value.name)
 
 
-def _value_name(node: ir.Node, value: ir.Value) -> str:
-    """The value's own name, or one of the layer's where the runtime calls a faster node after the value."""
-    before = node.inputs[0].producer() if node.op_type in _FUSED else None
+def _value_name(node: ir.Node, name: str, value: ir.Value) -> str:
+    """Returns the value's own name, or one from the node's `name` where the runtime calls a faster node after it."""
+    before = required_input(node, 0).producer() if node.op_type in _FUSED else None
     if before is not None and _is_blocked(before) and len(before.outputs[0].uses()) == 1:
         return f"{before.name}/{node.op_type}"
-    return node.name if _is_blocked(node) else value.name or f"{node.name}_output"
+    return name if _is_blocked(node) else value.name or f"{name}_output"
 
 
 def _is_blocked(node: ir.Node) -> bool:
     """Whether the runtime may replace a float node by one that works on blocks of channels (NCHWc)."""
     if node.op_type not in _BLOCKED:
         return False
-    deciding = node.inputs[1 if node.op_type in LAYERS else 0].producer()
-    return deciding is None or deciding.op_type != "DequantizeLinear"
+    return producer(node.inputs[1 if node.op_type in LAYERS else 0], "DequantizeLinear") is None
 
 
-def _unused(name: str, used: set[str]) -> str:
+def _unused(name: str, used: Collection[str | None]) -> str:
     return (
         name if name not in used else next(f"{name}_{n}" for n in range(1, len(used) + 2) if f"{name}_{n}" not in used)
     )
@@ -80,24 +82,24 @@ def _layer(node: ir.Node) -> str:
     if node.op_type not in LAYERS or len(node.inputs) < 2:
         return ""
     weight = _stored(node.inputs[1])
-    name = weight.name if weight is not None else ""
+    name = (weight.name or "") if weight is not None else ""
     return name.removesuffix(".weight") if name.endswith(".weight") else ""
 
 
 def _stored(value: ir.Value | None) -> ir.Value | None:
     """The initializer that a value is, at once or dequantized; None for a computed one."""
-    producer = value.producer() if value is not None else None
-    if producer is not None and producer.op_type == "DequantizeLinear":
-        value = producer.inputs[0]
+    dequantize = producer(value, "DequantizeLinear")
+    if dequantize is not None:
+        value = dequantize.inputs[0]
     return value if value is not None and value.is_initializer() else None
 
 
 def _place(node: ir.Node) -> str:
     """What a node belongs to: for one that quantizes or dequantizes, what it reads; else the module that calls it."""
     if node.op_type in _GRID:
-        source = node.inputs[0]
+        source = required_input(node, 0)
         maker = source.producer()
-        return source.name if maker is None else _module(maker.name)
+        return (source.name or "") if maker is None else _module(maker.name or "")
     reader: ir.Node | None = node
     while reader is not None and (reader.op_type in _GRID or _SCOPES not in reader.metadata_props):
         # The exporter's optimizer made this node and kept no scopes: those of what reads it are nearest.

@@ -5,7 +5,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -83,7 +83,8 @@ def _core() -> Any:
 
 def _openvino() -> ModuleType:
     """OpenVINO without openvino_telemetry, which reports every import to a server and asks nobody."""
-    sys.modules.setdefault("openvino_telemetry", None)  # OpenVINO then takes the stub that it has for its absence
+    # None makes Python raise ImportError for it, and OpenVINO then takes the stub that it has for its absence.
+    cast("dict[str, ModuleType | None]", sys.modules).setdefault("openvino_telemetry", None)
     import openvino
 
     return openvino

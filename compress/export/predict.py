@@ -85,15 +85,18 @@ def _several(images: Any, channels: int) -> Sequence[Any]:
             "several images, (N, H, W) or (N, H, W, C)",
             "give one image as [image]",
         )
-    return images
+    several: Sequence[Any] = images
+    return several
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
     """(N, K) to probabilities (N, K)."""
     powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    probabilities: np.ndarray = powers / powers.sum(1, keepdims=True)
+    return probabilities
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
     """(N, K) to a probability of each label, (N, K)."""
-    return 1 / (1 + np.exp(-logits))
+    probabilities: np.ndarray = 1 / (1 + np.exp(-logits))
+    return probabilities

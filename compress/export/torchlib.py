@@ -19,15 +19,16 @@ def kept_registry() -> Iterator[None]:
     It parses the source of 500 operators for each new one, 0.4 s. The option `custom_translation_table` would change
     the kept table: do not use it inside.
     """
-    original = vars(_REGISTRY).get("from_torchlib") if _REGISTRY else None
-    if original is None:
+    registry = _REGISTRY
+    original = None if registry is None else vars(registry).get("from_torchlib")
+    if registry is None or original is None:
         yield
         return
-    _REGISTRY.from_torchlib = staticmethod(_from_torchlib)
+    registry.from_torchlib = staticmethod(_from_torchlib)
     try:
         yield
     finally:
-        _REGISTRY.from_torchlib = original
+        registry.from_torchlib = original
 
 
 @contextmanager

@@ -49,13 +49,16 @@ class Checkpoint:
                 # Copies: the next saving replaces the file, which these would otherwise go on reading.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, it is no dict
         except SafetensorError as error:
-            return self._set_aside(f"it is damaged: {error}")
+            self._set_aside(f"it is damaged: {error}")
+            return None
         text = notes.get("state", "")
         if notes.get("sha256") != _digest(tensors, text):
-            return self._set_aside("it is damaged: its digest is not the one that was written down")
+            self._set_aside("it is damaged: its digest is not the one that was written down")
+            return None
         state = json.loads(text)
         if state["key"] != self.key:
-            return self._set_aside("it was made with other settings or from another input")
+            self._set_aside("it was made with other settings or from another input")
+            return None
         return tensors, state["values"]
 
     def _set_aside(self, reason: str) -> None:

@@ -8,7 +8,8 @@ import torch
 from compress.config.schema import TrainConfig
 from compress.data.dataset import Data
 from compress.models.artifact import Artifact
-from compress.tasks import TASKS, Task
+from compress.tasks import TASKS
+from compress.tasks.base import Task
 from compress.training.checkpoint import Checkpoint
 from compress.training.distributed import ProcessGroup
 from compress.training.tensorboard import TensorBoardWriter

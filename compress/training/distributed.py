@@ -94,18 +94,23 @@ class ProcessGroup:
             with sync_statistics(network), warnings.catch_warnings():
                 # Of filters with one input channel, whose two orders in memory are the same one.
                 warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-                yield self.fabric.setup_module(network, move_to_device=False)
+                yield self._ddp().setup_module(network, move_to_device=False)
         finally:
             torch.set_num_threads(threads)
 
     def sync_gradients(self, joined: nn.Module, last: bool) -> AbstractContextManager:
         """Around each part of a batch: the gradients go to the other processes behind the `last` one."""
-        return nullcontext() if self.world == 1 or last else self.fabric.no_backward_sync(joined)
+        return nullcontext() if self.world == 1 or last else self._ddp().no_backward_sync(joined)
 
     def broadcast(self, job: Any) -> None:
         """Hands `job` from the leader to the others, which wait for it in `receive_broadcast`."""
         if self.world > 1 and self.is_rank_zero:
             distributed.broadcast_object_list([job], 0, group=_control())
+
+    def _ddp(self) -> "Fabric":
+        if self.fabric is None:
+            raise ValueError(f"received {self.world} processes without a Fabric; expected the one that `join` makes")
+        return self.fabric
 
     def _reduced(self, operation: str, values: tuple[float, ...]) -> list[float]:
         if self.world == 1:

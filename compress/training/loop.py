@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from signal import Signals
 
@@ -16,13 +16,14 @@ from compress.training.context import Context
 from compress.training.distributed import StageDone
 from compress.training.early_stopping import check_early_stopping
 from compress.training.fast_layers import optimized_layers
+from compress.training.finite import require_finite
 from compress.training.malloc import keep_freed_memory
 from compress.training.state import TrainState
+from compress.training.state_saver import StateSaver
 from compress.training.step import Loss, Step, agree_on_parts, in_parts
 from compress.training.validation import split_logits, validate
 from compress.utils.console import Bar, progress
 from compress.utils.cores import cores
-from compress.utils.errors import Interrupted, UserError
 from compress.utils.other_load import OtherLoad
 from compress.utils.signals import deferred_signals
 from compress.utils.tensors import to_device
@@ -58,7 +59,7 @@ def train(network: nn.Module, loss: Loss, context: Context, settings: TrainSetti
     training = _begin(network, context, settings)
     judged = settings.teacher is not None and training.epoch <= epochs  # else no epoch is left to be judged
     teacher_logits = split_logits(settings.teacher, context.data.val, context.device) if judged else None
-    requests = deferred_signals() if checkpoint else nullcontext([])
+    requests: AbstractContextManager[list[Signals]] = deferred_signals() if checkpoint else nullcontext([])
     if ranks.world > 1:
         agree_on_parts(training, loss, context)
     with (
@@ -68,28 +69,16 @@ def train(network: nn.Module, loss: Loss, context: Context, settings: TrainSetti
         optimized_layers(network),
         ranks.wrap_ddp(network) as joined,
     ):
-
-        def keep() -> None:
-            """Saves the state where it is time, or where a signal has come: then it ends the run."""
-            due = bool(checkpoint) and ranks.is_rank_zero and checkpoint.is_due()
-            signal, due = ranks.all_reduce_max(signals[0] if signals else 0, due)
-            if signal or due:
-                _require_finite_weights(training)
-                if ranks.is_rank_zero:
-                    checkpoint.save(training.tensors(), training.values())
-            if signal:
-                where = f" after step {training.step} of {training.steps} of {name}; its state is saved"
-                raise Interrupted(Signals(int(signal)), where)
-
+        saver = StateSaver(training, checkpoint, ranks, signals)
         load = OtherLoad()
         while training.epoch <= epochs:
             network.train()
             settings.before_epoch(training.epoch)
-            _finish_steps(training, joined, loss, context, keep, bar)
-            _finish_epoch(training, teacher_logits, context, keep, bar)
+            _finish_steps(training, joined, loss, context, saver, bar)
+            _finish_epoch(training, teacher_logits, context, saver, bar)
             if training.epoch == 2 and ranks.is_rank_zero:
                 _warn_of_other_load(load.cores())
-            keep()
+            saver.save_if_due()
     if not ranks.is_rank_zero:
         raise StageDone
     if training.parts > 1:
@@ -121,7 +110,7 @@ def _begin(network: nn.Module, context: Context, settings: TrainSettings) -> Tra
 
 
 def _finish_steps(
-    training: TrainState, joined: nn.Module, loss: Loss, context: Context, keep: Callable[[], None], bar: Bar
+    training: TrainState, joined: nn.Module, loss: Loss, context: Context, saver: StateSaver, bar: Bar
 ) -> None:
     """The steps that are left of the epoch under way: all of them, some, or none."""
     generator, split, ranks = training.generator, context.data.train, context.ranks
@@ -132,17 +121,17 @@ def _finish_steps(
     for examples, count in augmented:
         images, labels = to_device(examples.images, context.device), examples.labels.to(context.device)
         value, correct = ranks.all_reduce_sum(*step.gradients(Examples(images, labels, examples.positions), count))
-        _require_finite("a loss", value, training.step + 1, training)
+        require_finite("a loss", value, training.step + 1, training)
         training.optimizer.step()
         context.curves.step(training.step, loss=value, learning_rate=training.lr(training.step))
         training.schedule.step()
         training.finish_batch(value, correct, count)
         bar.advance()
-        keep()
+        saver.save_if_due()
 
 
 def _finish_epoch(
-    training: TrainState, teacher_logits: Tensor | None, context: Context, keep: Callable[[], None], bar: Bar
+    training: TrainState, teacher_logits: Tensor | None, context: Context, saver: StateSaver, bar: Bar
 ) -> None:
     """Validates, then records and shows the epoch's figures. Raises UserError and EarlyStopped as `train` does."""
     found = validate(
@@ -150,14 +139,14 @@ def _finish_epoch(
         context.data.val,
         context.device,
         teacher_logits,
-        keep,
+        saver.save_if_due,
         context.ranks,
         training.parts,
         context.task,
     )
     metric = context.task.metric
     train, val = f"train_{metric.train_key}_percent", f"val_{metric.key}_percent"
-    _require_finite("a validation loss", found.loss, training.step, training)
+    require_finite("a validation loss", found.loss, training.step, training)
     row = {
         "train_loss": training.total_loss / training.seen,
         train: 100 * training.correct / training.seen,
@@ -165,9 +154,9 @@ def _finish_epoch(
         val: found.score_percent,
     }
     figures = f"loss {row['train_loss']:.3f}, train {row[train]:.2f} %, val {found.score_percent:.2f} %"
-    if found.distances is not None:
-        row["val_teacher_kl_nats"] = found.distance
-        figures += f", {found.distance:.3g} nats from the teacher"
+    if (distance := found.distance) is not None:
+        row["val_teacher_kl_nats"] = distance
+        figures += f", {distance:.3g} nats from the teacher"
     training.finish_epoch(row, found)
     context.curves.epoch(len(training.rows), **row)
     log.info("%s: epoch %d of %d, %s", training.name, len(training.rows), training.epochs, figures)
@@ -186,24 +175,6 @@ def _warn_of_other_load(others: float) -> None:
             cores(),
             threads,
             free,
-        )
-
-
-def _require_finite_weights(training: TrainState) -> None:
-    """A finite loss can have a gradient that is not: such weights must not take the place of the last good ones."""
-    for parameter in training.network.parameters():
-        _require_finite("a weight", parameter.detach().abs().max().item(), training.step, training)
-
-
-def _require_finite(what: str, value: float, step: int, training: TrainState) -> None:
-    """Raises UserError, which names stage, epoch and step (the first is 1), for a NaN or an infinity."""
-    if not math.isfinite(value):
-        epoch = math.ceil(step / training.steps_an_epoch)
-        raise UserError(
-            f"{what} of {value} at step {step} of {training.steps} (epoch {epoch}) of {training.name}, "
-            f"where the learning rate is {training.lr(step - 1):.3g}",
-            "a finite one",
-            f"lower {training.name}.lr",
         )
 
 

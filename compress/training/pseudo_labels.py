@@ -24,6 +24,6 @@ def add_pseudo_labels(teacher: nn.Module, data: Data, device: torch.device) -> D
     labels[unknown] = torch.cat([task.pseudo_targets(answer).cpu() for answer in answers])
 
     def told(split: Split) -> Split:
-        return replace(split, pixels=replace(pixels, labels=labels)) if split.pixels is pixels else split
+        return replace(split, pixels=pixels.with_labels(labels)) if split.pixels is pixels else split
 
     return replace(data, train=told(data.train), val=told(data.val))

@@ -3,7 +3,7 @@
 import copy
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ class TrainState:
 def _random_tensors() -> dict[str, Tensor]:
     """The states of torch's, NumPy's and Python's own random numbers, as bytes."""
     _, python, _ = random.getstate()
-    _, numpy, *_ = np.random.get_state()
+    _, numpy, *_ = _numpy_state()
     states = {
         "torch": torch.get_rng_state(),
         "numpy": torch.from_numpy(numpy.view(np.uint8)),
@@ -154,8 +154,13 @@ def _random_tensors() -> dict[str, Tensor]:
 def _random_values() -> dict[str, Any]:
     """What belongs to them and is no byte: positions, and a normal number that was drawn in advance."""
     version, _, drawn = random.getstate()
-    name, _, *rest = np.random.get_state()
+    name, _, *rest = _numpy_state()
     return {"python": [version, drawn], "numpy": [name, *rest]}
+
+
+def _numpy_state() -> tuple[str, np.ndarray, int, int, float]:
+    """Returns the name of NumPy's generator, its keys, its position, and the normal number drawn in advance."""
+    return cast("tuple[str, np.ndarray, int, int, float]", np.random.get_state())  # a dict only if asked for one
 
 
 def _restore_random(tensors: dict[str, Tensor], values: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.data.dataset import Split
-from compress.tasks import CLASSIFICATION, Task
+from compress.tasks import CLASSIFICATION
+from compress.tasks.base import Task
 from compress.training.distributed import ProcessGroup
 from compress.utils.tensors import to_device
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from rich import get_console
 from rich.box import SIMPLE_HEAD
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from compress.utils.metric import metric_of
@@ -20,7 +20,7 @@ def silence() -> None:
 class Bar:
     """One line of progress with a remark behind it."""
 
-    def __init__(self, bars: Progress, task: int):
+    def __init__(self, bars: Progress, task: TaskID):
         self._bars, self._task = bars, task
 
     def advance(self) -> None:

@@ -66,7 +66,7 @@ def remove_training(stage: Path) -> None:
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of each file but stage.json."""
     return {
-        path.name: digest_of_file(path)
+        path.name: _sha256(path)
         for path in sorted(folder.iterdir())
         if path.name != STAGE and path.is_file() and not path.name.endswith(".part")
     }
@@ -113,7 +113,11 @@ def digest_of_file(path: str | Path | None) -> str | None:
     """SHA-256 of a file's bytes; None for no file, or one that is not there."""
     if path is None or not Path(path).is_file():
         return None
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return _sha256(Path(path))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def digest_of(value: Any) -> str:

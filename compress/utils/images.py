@@ -1,6 +1,5 @@
 """From an image to what the network reads: one rule for training, measuring and prediction. Needs no torch.
 
-import math
 Pixels are uint8, or float32 from 0 to 255 where an image has more than 8 bits a channel.
 """
 
@@ -72,7 +71,8 @@ def center_crop(image: Image.Image, how: Square) -> Image.Image:
 def upright(image: Image.Image) -> Image.Image:
     """The image as viewers show it: turned as its EXIF orientation says."""
     image.load()  # a TIFF is turned by Pillow as it is loaded, and a PNG may have its EXIF behind the pixels
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    turn = None if orientation is None else _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 

@@ -9,7 +9,7 @@ def nearest(name: str, names: Iterable[str], count: int = 3, cutoff: float = 0.6
 
     `cutoff` is difflib's: the share of the letters that two names have in common, from 0 to 1.
     """
-    spelled = {}
+    spelled: dict[str, str] = {}
     for known in names:
         spelled.setdefault(_plain(known), known)
     return [spelled[match] for match in get_close_matches(_plain(name), spelled, count, cutoff)]

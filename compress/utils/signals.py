@@ -7,8 +7,12 @@ from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from compress.utils.errors import Interrupted
+
+Handler = Callable[[int, FrameType | None], Any] | int | None  # what `signal.getsignal` returns
 
 _ENDS = (signal.SIGTERM, signal.SIGINT)
 _PARENT = os.getppid()  # as it was at the start: who is orphaned gets another one
@@ -24,7 +28,7 @@ def deferred_signals() -> Iterator[list[signal.Signals]]:
     """
     received: list[signal.Signals] = []
 
-    def note(number: int, frame: object) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
         if signal.SIGINT in outside:
             signal.signal(signal.SIGINT, outside[signal.SIGINT])
@@ -42,7 +46,7 @@ def handle_signals() -> Iterator[None]:
         yield
 
 
-def raise_stopped(number: int, frame: object) -> None:
+def raise_stopped(number: int, frame: FrameType | None) -> None:
     """A handler of signals."""
     raise Interrupted(signal.Signals(number), "; what was finished or saved before is kept")
 
@@ -71,9 +75,9 @@ def interrupted_by(sign: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _handled(handler: Callable[[int, object], None]) -> Iterator[dict[signal.Signals, object]]:
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[signal.Signals, Handler]]:
     """Has `handler` take both signals, where they are not ignored and this is the main thread; yields what did so."""
-    outside = {}
+    outside: dict[signal.Signals, Handler] = {}
     if threading.current_thread() is threading.main_thread():
         outside = {number: signal.getsignal(number) for number in _ENDS}
         outside = {number: found for number, found in outside.items() if found is not signal.SIG_IGN}

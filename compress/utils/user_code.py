@@ -52,6 +52,7 @@ def users_error(received: str, error: BaseException) -> UserError:
     """
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     what = f"{type(error).__name__}: {' '.join(str(text).split())}".rstrip(": ")
+    place: str | None
     if isinstance(error, SyntaxError) and error.filename:
         place = f"{error.filename}, line {error.lineno}"
     else:
