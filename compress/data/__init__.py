@@ -1,4 +1,4 @@
-"""The data sets: a name -> train, validation and test, split by the seed, normalised and fingerprinted."""
+"""Loads a data set by name: train, validation and test, split by the seed, normalised and fingerprinted."""
 
 import logging
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from compress.data.builtin import ARRAYS, Arrays, to_memory
 from compress.data.dataset import Data, Pixels, Split, digest, stratified_split
 from compress.data.defaults import square_of
 from compress.data.image_folder import imagefolder
-from compress.data.labels import note_classes_without_images
+from compress.data.labels import warn_of_missing_classes
 from compress.data.targets import TARGETS
 from compress.utils.errors import UserError
 
@@ -30,12 +30,12 @@ class _Source(NamedTuple):
 
 
 def load_data(config: DataConfig, seed: int) -> Data:
-    """The data set `config.name`. Raises UserError for files or labels that cannot be used."""
+    """Returns the data set `config.name`. Raises UserError for files or labels that cannot be used."""
     splits, classes, digests, channels = _read_files(config) if config.name == "imagefolder" else _read_arrays(config)
     labels = {name: part.labels for name, part in splits.items()}
     TARGETS[config.task].check(labels, len(classes), str(config.root or config.name))
     if config.task == "classification":
-        note_classes_without_images(labels["train"].numpy(), classes)
+        warn_of_missing_classes(labels["train"].numpy(), classes)
     val_from = "own" if "val" in splits else config.val_from
     index = {name: torch.arange(len(values)) for name, values in labels.items()}
     if val_from != "own":
@@ -68,7 +68,7 @@ def _read_files(config: DataConfig) -> _Source:
 
 def _read_arrays(config: DataConfig) -> _Source:
     arrays, classes = ARRAYS[config.name](config)
-    _note_oblong(arrays)
+    _log_oblong(arrays)
     digests = [digest(*arrays[name]) for name in arrays]
     splits = {name: to_memory(*arrays[name], square_of(config).size) for name in arrays}
     channels = splits["train"].images.shape[1]
@@ -92,8 +92,8 @@ def _hold_out(config: DataConfig, labels: torch.Tensor, seed: int) -> tuple[torc
     return kept, held_out
 
 
-def _note_oblong(arrays: Arrays) -> None:
-    """Logs what is not seen of images that are no squares."""
+def _log_oblong(arrays: Arrays) -> None:
+    """Logs that only the middle of images is read that are no squares."""
     height, width = arrays["train"][0].shape[1:3]
     if height != width:
         log.info("images of %dx%d pixels: their middle square is read; pad them to squares to keep all", height, width)
@@ -112,7 +112,7 @@ def _check_channels(channels: dict[str, int], source: str) -> None:
 def _statistics(
     config: DataConfig, pixels: Pixels, index: torch.Tensor, channels: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation a channel, (1, C, 1, 1), as configured or of the train split."""
+    """Returns mean and deviation of each channel, (1, C, 1, 1), from the settings or from the train split."""
     if config.mean is not None:
         if len(config.mean) != channels:
             raise UserError(f"data.mean with {len(config.mean)} values", f"{channels}, one a channel", "mend data.mean")

@@ -1,11 +1,11 @@
-"""How images are prepared where neither the user nor pretrained weights say it."""
+"""Default sizes and crops of images, where neither the user nor pretrained weights set them."""
 
 from dataclasses import replace
 
 from compress.config.schema import DataConfig
 from compress.utils.images import Square
 
-_FOLDERS_SIZE, _OTHER_SIZE = 224, 32  # pixels a side: of photos in folders, and of small arrays
+_FOLDERS_SIZE, _OTHER_SIZE = 224, 32  # pixels a side, for photos in folders and for small arrays
 
 
 def square_of(data: DataConfig) -> Square:

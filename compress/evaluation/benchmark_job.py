@@ -1,4 +1,4 @@
-"""What a measuring process is asked for, and the command that starts one. Needs no torch."""
+"""The job of a measuring process, and the command that starts one. Needs no torch."""
 
 import json
 import os
@@ -11,16 +11,16 @@ from compress.evaluation.energy import COUNTERS
 
 _WORKER = "compress.evaluation.benchmark_worker"
 
-# Of a `BenchmarkJob`, in the order in which they are taken.
+# The tasks of a `BenchmarkJob`, in the order in which they run.
 MEMORY, TIME, PROFILE, ENERGY = "memory", "time", "profile", "energy"
 
 
 @dataclass(frozen=True)
 class BenchmarkJob:
-    """Figures of a file in ONNX Runtime, all taken by one process; it prints them as a line of JSON.
+    """Measures a file in ONNX Runtime; one process runs all tasks and prints the figures as a line of JSON.
 
-    `rival`, where there is one, is the file that takes turns with it while both are timed. `counters` is the folder
-    of the CPU's energy counters.
+    `rival` is another file that takes turns with it while both are timed. `counters` is the folder of the CPU's
+    energy counters.
     """
 
     tasks: tuple[str, ...]
@@ -35,7 +35,7 @@ class BenchmarkJob:
 
 @dataclass(frozen=True)
 class TurnsJob:
-    """The time of a file in the runtime `target`: for each line of input `calls` of it, as a line of milliseconds."""
+    """Times a file in the runtime `target`: for each line of input, `calls` calls, as a line of milliseconds."""
 
     target: str
     file: str
@@ -48,7 +48,7 @@ _JOBS: dict[str, type[BenchmarkJob] | type[TurnsJob]] = {kind.__name__: kind for
 
 
 def worker_command(job: BenchmarkJob | TurnsJob) -> tuple[list[str], dict[str, str]]:
-    """The command line and the environment of a measuring process."""
+    """Returns the command line and the environment of a measuring process."""
     package = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
     text = json.dumps({"job": type(job).__name__, **asdict(job)})
@@ -56,7 +56,7 @@ def worker_command(job: BenchmarkJob | TurnsJob) -> tuple[list[str], dict[str, s
 
 
 def parse_job(text: str) -> BenchmarkJob | TurnsJob:
-    """The job of `worker_command`'s last argument."""
+    """Returns the job in `worker_command`'s last argument."""
     fields: dict[str, Any] = json.loads(text)
     fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     return _JOBS[fields.pop("job")](**fields)

@@ -10,12 +10,14 @@ from compress.export.onnx_graph import producer, required_input
 LAYERS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 _GRID = ("QuantizeLinear", "DequantizeLinear")
 _BLOCKED = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "BatchNormalization")
-_FUSED = ("Relu", "Clip", "Sigmoid", "HardSigmoid", "Tanh", "LeakyRelu")  # by the runtime, into the layer before
-_SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's: the modules from the network down to the call, then the call
+_FUSED = ("Relu", "Clip", "Sigmoid", "HardSigmoid", "Tanh", "LeakyRelu")  # the runtime fuses them into the layer before
+_SCOPES = (
+    "pkg.torch.onnx.name_scopes"  # the exporter's key: the modules from the network down to the call, then the call
+)
 
 
 def name_by_layer(model: ir.Model) -> None:
-    """Name each node after the network's module that calls it, in place; run it before any rewrite.
+    """Names each node after the network's module that calls it, in place, before any rewrite.
 
     A layer with weights has the layer's own name, `features.3.conv.1`; any other node has its module's, a slash and its
     operator, `features.3/Add`, or `/Add` where the network's own forward pass calls it. A module's name has no slash,
@@ -34,14 +36,14 @@ def name_by_layer(model: ir.Model) -> None:
 
 
 def name_beside(node: ir.Node, operator: str) -> str:
-    """The name of a node that does `operator` for the same module as `node`."""
+    """Returns the name of a node that computes `operator` for the same module as `node`."""
     return f"{_module(node.name or '')}/{operator}"
 
 
 def name_uniquely(model: ir.Model) -> None:
-    """Give each node and each value a name that no other one has, in place: the runtime refuses a file otherwise.
+    """Gives each node and each value a unique name, in place, without which the runtime refuses a file.
 
-    Where the runtime calls what it makes of a node after the value that this writes, the value has the node's name.
+    Where the runtime names its replacement of a node after the node's output, the output gets the node's name.
     """
     nodes: set[str] = set()
     values = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values())}
@@ -65,7 +67,7 @@ def _value_name(node: ir.Node, name: str, value: ir.Value) -> str:
 
 
 def _is_blocked(node: ir.Node) -> bool:
-    """Whether the runtime may replace a float node by one that works on blocks of channels (NCHWc)."""
+    """Returns whether the runtime may replace a float node by one that works on blocks of channels (NCHWc)."""
     if node.op_type not in _BLOCKED:
         return False
     return producer(node.inputs[1 if node.op_type in LAYERS else 0], "DequantizeLinear") is None
@@ -78,7 +80,7 @@ def _unused(name: str, used: Collection[str | None]) -> str:
 
 
 def _layer(node: ir.Node) -> str:
-    """The module whose weight a convolution or matrix product reads; "" where it reads no parameter."""
+    """Returns the module whose weight a convolution or matrix product reads; "" where it reads no parameter."""
     if node.op_type not in LAYERS or len(node.inputs) < 2:
         return ""
     weight = _stored(node.inputs[1])
@@ -87,7 +89,7 @@ def _layer(node: ir.Node) -> str:
 
 
 def _stored(value: ir.Value | None) -> ir.Value | None:
-    """The initializer that a value is, at once or dequantized; None for a computed one."""
+    """Returns the initializer that a value is, directly or dequantized; None for a computed value."""
     dequantize = producer(value, "DequantizeLinear")
     if dequantize is not None:
         value = dequantize.inputs[0]
@@ -95,19 +97,19 @@ def _stored(value: ir.Value | None) -> ir.Value | None:
 
 
 def _place(node: ir.Node) -> str:
-    """What a node belongs to: for one that quantizes or dequantizes, what it reads; else the module that calls it."""
+    """Returns what a node belongs to: a quantizing or dequantizing one, to its input; any other, to its module."""
     if node.op_type in _GRID:
         source = required_input(node, 0)
         maker = source.producer()
         return (source.name or "") if maker is None else _module(maker.name or "")
     reader: ir.Node | None = node
     while reader is not None and (reader.op_type in _GRID or _SCOPES not in reader.metadata_props):
-        # The exporter's optimizer made this node and kept no scopes: those of what reads it are nearest.
+        # The exporter's optimizer made this node without scopes; those of its reader are nearest.
         reader = next((usage.node for output in reader.outputs for usage in output.uses()), None)
     scopes = ast.literal_eval(reader.metadata_props[_SCOPES]) if reader is not None else []
     return scopes[-2] if len(scopes) > 1 else ""
 
 
 def _module(name: str) -> str:
-    """The module in the name of a node."""
+    """Returns the module in the name of a node."""
     return name.rpartition("/")[0] if "/" in name else name

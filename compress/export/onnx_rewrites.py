@@ -8,11 +8,11 @@ import onnx_ir as ir
 from compress.export.onnx_graph import constant, producer, required_constant, required_input, required_shape
 from compress.export.onnx_names import name_beside
 
-FOURTH_CHANNEL = "fourth_channel"  # the initializer that says where the channel goes
+FOURTH_CHANNEL = "fourth_channel"  # the initializer with the place of the channel
 
 
 def use_global_average_pool(model: ir.Model) -> None:
-    """ReduceMean over height and width as GlobalAveragePool, in place: the form with an int8 kernel."""
+    """Replaces ReduceMean over height and width by GlobalAveragePool, which has an int8 kernel, in place."""
     for node in list(model.graph):
         if node.op_type != "ReduceMean" or not _is_spatial(node):
             continue
@@ -32,9 +32,9 @@ def use_global_average_pool(model: ir.Model) -> None:
 
 
 def pad_integers(model: ir.Model) -> None:
-    """Zero padding between int8 tensors on one grid as padding of the integers with the zero point, in place.
+    """Replaces zero padding between int8 tensors on one grid by padding the integers with the zero point, in place.
 
-    ONNX Runtime has the integer kernel but does not choose it by itself.
+    ONNX Runtime has the integer kernel but does not choose it itself.
     """
     for node in list(model.graph):
         if node.op_type != "Pad" or node.attributes.get_string("mode", "constant") != "constant":
@@ -55,9 +55,9 @@ def pad_integers(model: ir.Model) -> None:
 
 
 def fold_padding(model: ir.Model) -> None:
-    """What `pad_integers` made of zero padding as the padding of the int8 convolution that reads it, in place.
+    """Moves the padding of `pad_integers` into the int8 convolution that reads it, in place.
 
-    Frameworks that pad more behind than before (TensorFlow's "same") leave such nodes, each a copy of its tensor.
+    Frameworks that pad more at the end than at the start (TensorFlow's "same") need such nodes; each copies its tensor.
     """
     for node in list(model.graph):
         rows = _spatial_padding(node)
@@ -76,7 +76,7 @@ def fold_padding(model: ir.Model) -> None:
 
 
 def merge_slices(model: ir.Model) -> None:
-    """Two slices one after the other, along different axes, as one, in place; quantized ones on one grid too."""
+    """Merges two successive slices along different axes, in place, also where they are quantized on one grid."""
     for second in list(model.graph):
         if second.op_type != "Slice":
             continue
@@ -101,10 +101,10 @@ def merge_slices(model: ir.Model) -> None:
 
 
 def add_fourth_channel(model: ir.Model) -> None:
-    """Let an int8 convolution read an image of 3 channels as one of 4, the last with weights of zero, in place.
+    """Makes an int8 convolution read an image of 3 channels as one of 4, the last with weights of zero, in place.
 
-    The sums are the same integers. ONNX Runtime's kernels take the values that they multiply in fours: 27 a filter
-    leave a rest, 36 do not, and the whole of ResNet-56 took 4 % less time (one thread, AVX2).
+    The sums are the same integers. ONNX Runtime's kernels multiply values in fours: 27 values a filter are no multiple
+    of four, 36 are, and all of ResNet-56 took 4 % less time (one thread, AVX2).
     """
     for node in list(model.graph):
         if node.op_type != "Conv" or node.attributes.get_int("group", 1) != 1:
@@ -130,7 +130,7 @@ def add_fourth_channel(model: ir.Model) -> None:
 
 
 def remove_fourth_channel(model: ir.Model) -> None:
-    """Undo `add_fourth_channel`, in place."""
+    """Undoes `add_fourth_channel`, in place."""
     for node in [node for node in model.graph if node.op_type == "Conv"]:
         image, filters = (producer(value, "DequantizeLinear") for value in node.inputs[:2])
         pad = producer(image.inputs[0], "Pad") if image is not None else None
@@ -144,10 +144,10 @@ def remove_fourth_channel(model: ir.Model) -> None:
 
 
 def protect_float_layers(model: ir.Model) -> None:
-    """Let a layer with float weights read int8 tensors through a scale for each channel, all the same, in place.
+    """Makes a layer with float weights read int8 tensors through equal scales, one for each channel, in place.
 
-    With one scale for the tensor, where the output is quantized too, ONNX Runtime (WeightBiasQuantization, from 1.21)
-    takes float weights for forgotten ones and quantizes them on its own, with one scale for the whole weight.
+    With a single scale for the tensor, and a quantized output, ONNX Runtime (WeightBiasQuantization, from 1.21) would
+    quantize the float weights itself, with one scale for the whole weight.
     """
     for node in list(model.graph):
         before = producer(node.inputs[0], "DequantizeLinear") if node.op_type in ("Conv", "Gemm") else None
@@ -155,7 +155,7 @@ def protect_float_layers(model: ir.Model) -> None:
             continue
         value = required_input(node, 0)
         shape = required_shape(value)
-        # A scale of one element would count as one for the tensor.
+        # ONNX Runtime treats a scale of one element as a single scale for the tensor.
         axes = ((axis, size) for axis, size in enumerate(shape) if axis > 0 and isinstance(size, int) and size > 1)
         axis, size = next(axes, (None, 0))
         if axis is None:
@@ -173,7 +173,7 @@ def protect_float_layers(model: ir.Model) -> None:
 
 
 def strip_descriptions(model: ir.Model) -> None:
-    """Remove every doc string and metadata entry, in place: they hold stack traces and paths of the machine."""
+    """Removes every doc string and metadata entry, in place: they hold stack traces and paths of the machine."""
     model.doc_string = None
     model.metadata_props.clear()
     model.graph.doc_string = None
@@ -189,20 +189,20 @@ def strip_descriptions(model: ir.Model) -> None:
 
 
 def same_grid(first: ir.Node, second: ir.Node) -> bool:
-    """Whether two quantize or dequantize nodes have equal scale and zero point."""
+    """Returns whether two quantize or dequantize nodes have equal scale and zero point."""
     pairs = [(constant(a), constant(b)) for a, b in zip(first.inputs[1:], second.inputs[1:], strict=True)]
     return all(a is not None and b is not None and np.array_equal(a, b) for a, b in pairs)
 
 
 def add_initializer(model: ir.Model, name: str, values: np.ndarray) -> ir.Value:
-    """The initializer `name` of the file, which is new or has these values already."""
+    """Returns the initializer `name` of the file, and adds it with these values where there is none."""
     if name not in model.graph.initializers:
         model.graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(values, name=name)))
     return model.graph.initializers[name]
 
 
 def replace_node(model: ir.Model, node: ir.Node, added: list[ir.Node]) -> None:
-    """Put `added` in the place of `node`; the last one takes over its output."""
+    """Replaces `node` by `added`, whose last node takes over its output."""
     old, new = node.outputs[0], added[-1].outputs[0]
     _describe(new, old, required_shape(old))
     new.name = old.name
@@ -223,7 +223,7 @@ def _is_spatial(node: ir.Node) -> bool:
 
 
 def _grid_after(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """Scale and zero point of the one QuantizeLinear that reads `value`."""
+    """Returns scale and zero point of the QuantizeLinear that reads `value`; None where that is not the only reader."""
     readers = [usage.node for usage in value.uses()]
     if len(readers) == 1 and readers[0].op_type == "QuantizeLinear":
         return required_input(readers[0], 1), required_input(readers[0], 2)
@@ -231,7 +231,7 @@ def _grid_after(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
 
 
 def _requantize(node: ir.Node, grid: tuple[ir.Value, ir.Value]) -> list[ir.Node]:
-    """Quantize and dequantize what `node` makes on `grid`: the runtime fuses an operator only between the two."""
+    """Returns nodes that quantize and dequantize the output of `node`, so that the runtime can fuse it."""
     value = node.outputs[0]
     quantize, dequantize = (
         ir.node(operator, [value, *grid], name=name_beside(node, operator))
@@ -244,7 +244,7 @@ def _requantize(node: ir.Node, grid: tuple[ir.Value, ir.Value]) -> list[ir.Node]
 
 
 def _spatial_padding(node: ir.Node) -> list[int] | None:
-    """Rows and columns that `pad_integers` has a node add, as a Conv's `pads`; None for any other node."""
+    """Returns the padding that a node of `pad_integers` adds, as a Conv's `pads`; None for any other node."""
     if node.op_type != "Pad" or any(node.inputs[3:]) or producer(node.inputs[0], "QuantizeLinear") is None:
         return None
     counts = constant(node.inputs[1])
@@ -269,7 +269,7 @@ def _read_once(nodes: list[ir.Node]) -> bool:
 
 
 def _slice_rows(node: ir.Node) -> list[np.ndarray] | None:
-    """Starts, ends, axes and steps of a Slice, where all are constants."""
+    """Returns starts, ends, axes and steps of a Slice; None where one is not constant."""
     found = [constant(value) for value in node.inputs[1:]]
     rows = [row for row in found if row is not None]
     if len(rows) < max(3, len(found)):

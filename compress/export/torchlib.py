@@ -1,4 +1,4 @@
-"""Spares torch.onnx.export what it repeats in every call: a third of the time of a small network's export."""
+"""Saves torch.onnx.export work that it repeats in every call: a third of the time of a small network's export."""
 
 import gc
 from collections.abc import Iterator
@@ -7,16 +7,16 @@ from functools import cache
 
 from torch.onnx._internal.exporter import _registration
 
-# torch's own, and private: where a later version has none of that name, each export builds its table as before.
+# A private class of torch: where a later version lacks it, each export builds its own table again.
 _REGISTRY = getattr(_registration, "ONNXRegistry", None)
 _from_torchlib = cache(getattr(_REGISTRY, "from_torchlib", lambda: None))
 
 
 @contextmanager
 def kept_registry() -> Iterator[None]:
-    """While the context lasts, torch.onnx.export takes the table of operators that it built before for that opset.
+    """Makes torch.onnx.export reuse the table of operators that it built before for the same opset.
 
-    It parses the source of 500 operators for each new one, 0.4 s. The option `custom_translation_table` would change
+    For each new table it parses the source of 500 operators, 0.4 s. The option `custom_translation_table` would change
     the kept table: do not use it inside.
     """
     registry = _REGISTRY
@@ -33,8 +33,10 @@ def kept_registry() -> Iterator[None]:
 
 @contextmanager
 def paused_garbage_collection() -> Iterator[None]:
-    """Collects no cycles while the context lasts: an export makes millions of objects, and each full collection looks
-    through all that torch has imported, 0.3 s."""
+    """Collects no cycles while the context lasts.
+
+    An export makes millions of objects, and each full collection scans all that torch has imported, 0.3 s.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -13,7 +13,7 @@ from torch import nn
 from compress.config.compose import compose_recipe
 from compress.config.schema import Config
 from compress.data.builtin import ARRAYS
-from compress.data.in_memory import own_arrays
+from compress.data.in_memory import in_memory_arrays
 from compress.data.targets import TARGETS
 from compress.export.predict import Classifier, load
 from compress.models.user_model import USER_MODELS, add_own
@@ -52,9 +52,9 @@ def run(
     """Runs `recipe` with `overrides`, as the command line does, and returns what it left in `folder`.
 
     `model` is the trained teacher: it is taken as it is unless an override gives `teacher.epochs`, and stays
-    unchanged. `data` is (train, val, test), see `own_arrays`; the network gets images normalised by `data.mean` and
-    `data.std`, those of train where they are not given. Where `folder` has a run of these settings, finished stages are
-    taken. Raises UserError for a mistake in any of them.
+    unchanged. `data` is (train, val, test), see `in_memory_arrays`; the network gets images normalised by `data.mean`
+    and `data.std`, those of train where they are not given. Where `folder` has a run of these settings, finished stages
+    are taken. Raises UserError for a mistake in any of them.
     """
     with _config(recipe, model, data, list(overrides)) as config:
         if config.preflight:
@@ -76,7 +76,7 @@ def _config(recipe: str, model: nn.Module | None, data: Sequence[Any] | None, ov
         name = None
     try:
         if data is not None:
-            arrays, classes = own_arrays(data, _asked_size(overrides), _asked_task(overrides))
+            arrays, classes = in_memory_arrays(data, _asked_size(overrides), _asked_task(overrides))
             ARRAYS[_DATA] = lambda config: (arrays, classes)
             own.append(f"data.image_size={min(arrays['train'][0].shape[1:3])}")
         config = compose_recipe(recipe, own + overrides)

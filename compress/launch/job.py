@@ -21,7 +21,7 @@ from compress.launch.slurm import queued_again
 from compress.utils.cores import share
 from compress.utils.errors import EarlyStopped, Interrupted
 from compress.utils.files import FAILED, FINISHED, GIVEN_UP, STATUS, STOPPED, write_json
-from compress.utils.signals import handle_signals, interrupted_by
+from compress.utils.signals import handle_signals, stop_on_file
 
 STOP = "stop"  # a file in a sweep's folder: its jobs save what they do, and end
 
@@ -85,7 +85,7 @@ def _own_process(hydra: HydraConf) -> Iterator[None]:
     by_submitit = "submitit" in hydra.launcher["_target_"]
     with (
         handle_signals(),
-        interrupted_by(Path(hydra.sweep.dir) / STOP),
+        stop_on_file(Path(hydra.sweep.dir) / STOP),
         queued_again() if by_submitit else nullcontext(),
     ):
         yield

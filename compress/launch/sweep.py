@@ -21,7 +21,7 @@ from compress.launch.job import STOP, runs_beside_others
 from compress.launch.launchers import launcher_mistake
 from compress.utils.errors import Interrupted, UserError
 from compress.utils.files import FINISHED, STATUS
-from compress.utils.signals import raise_stopped
+from compress.utils.signals import raise_interrupted
 
 
 @dataclass
@@ -135,7 +135,7 @@ def _pass_signals_on_to_jobs() -> None:
 
     def ask(number: int, frame: object) -> None:
         if _command.stopped_by:
-            raise_stopped(number, frame)
+            raise_interrupted(number, frame)
         _command.stopped_by = signal.Signals(number)
         _command.folder.mkdir(parents=True, exist_ok=True)
         (_command.folder / STOP).touch()

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from compress.config.schema import Config
-from compress.evaluation.emissions import SPENT, spending
+from compress.evaluation.emissions import TRACKED, track_cost
 from compress.evaluation.environment import versions
-from compress.evaluation.evaluate import evaluate_stage
+from compress.evaluation.evaluate import StageFolder, evaluate_stage
 from compress.evaluation.int8_loss import validation_loss
 from compress.export import TARGETS, Source, load_target
 from compress.export.onnx import export_onnx
@@ -30,7 +30,7 @@ from compress.training.tensorboard import TensorBoardWriter
 from compress.utils import files
 from compress.utils.cpu import cpu_flags
 from compress.utils.metric import metric_of
-from compress.utils.missing import taken_before
+from compress.utils.missing import earlier_figures
 
 _SPREAD_IMAGES = 64  # on which the ranges of channels are compared
 
@@ -48,7 +48,7 @@ def compute_and_evaluate(name: str, stage: Path, done: list[Path], inputs: dict[
 
         require_compressible(config, data)
     with TensorBoardWriter(stage.parent / "tensorboard" / stage.name) as curves:
-        with spending(config.measure.country, run.device) as spent:
+        with track_cost(config.measure.country, run.device) as spent:
             result = compute_stage(Job(name, stage, list(done), inputs), run, curves)
         write_model(result, stage)
         export_onnx(result.network.cpu(), stage / files.ONNX, data.shape)
@@ -107,7 +107,7 @@ def reexport_stage(name: str, stage: Path, done: list[Path], record: dict[str, A
         if (stage / kept).is_file():
             shutil.copyfile(stage / kept, anew / kept)
     before = files.read_json(stage / files.METRICS)
-    spent = taken_before(before, SPENT) | ({INT8_MACS: before[INT8_MACS]} if INT8_MACS in before else {})
+    spent = earlier_figures(before, TRACKED) | ({INT8_MACS: before[INT8_MACS]} if INT8_MACS in before else {})
     _deploy(name, anew, done[0] if done else anew, spent, run)
     now = {"config": asdict(run.config), "threads": run.threads, "conditions": run.conditions()}
     files.finish_stage(anew, record | now)
@@ -129,7 +129,8 @@ def _deploy(name: str, stage: Path, teacher: Path, spent: dict[str, Any], run: R
         left_out[target] = load_target(target).export(source)
         if left_out[target]:
             log.info("%s: %s leaves out %d layers, named in %s", name, target, len(left_out[target]), files.METRICS)
-    measured = evaluate_stage(stage, teacher, spent, left_out, data, config.measure, run.device, run.threads)
+    folder = StageFolder(stage, teacher, spent, left_out)
+    measured = evaluate_stage(folder, data, config.measure, run.device, run.threads)
     write_tensors(stage / files.PREDICTIONS, measured.predictions)
     files.write_json(stage / files.METRICS, measured.metrics)
     files.write_json(stage / files.PROFILE, measured.profile)

@@ -36,7 +36,7 @@ def summary_rows(done: list[Path]) -> list[dict[str, Any]]:
 def log_stages(done: list[Path], config: Config) -> None:
     """The stages so far as TensorBoard's run `stages`: a line a figure over their numbers, and a row in HPARAMS."""
     with TensorBoardWriter(done[0].parent / "tensorboard" / "stages") as writer:
-        writer.settings(table_settings(config))
+        writer.log_hparams(table_settings(config))
         for number, stage in enumerate(done, 1):
             writer.by_stage(number, stage_figures(files.read_json(stage / files.METRICS)))
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from compress.utils.metric import Metric
 
-Figures = dict[str, Any]  # of metrics.json; a `Missing` where a figure could not be taken
+Figures = dict[str, Any]  # of metrics.json; `Unavailable` where a figure could not be taken
 Predictions = dict[str, Tensor]  # of predictions.safetensors: the targets, and what each file says
 
 

@@ -9,7 +9,7 @@ from compress.utils.errors import UserError
 def require_finite(what: str, value: float, step: int, training: TrainState) -> None:
     """Raises UserError, which names stage, epoch and step (the first is 1), for a NaN or an infinity."""
     if not math.isfinite(value):
-        epoch = math.ceil(step / training.steps_an_epoch)
+        epoch = math.ceil(step / training.steps_per_epoch)
         raise UserError(
             f"{what} of {value} at step {step} of {training.steps} (epoch {epoch}) of {training.name}, "
             f"where the learning rate is {training.lr(step - 1):.3g}",

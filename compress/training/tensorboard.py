@@ -1,6 +1,6 @@
-"""TensorBoard: the curves of a stage, and of a whole run its figures and its row in the table of hparams.
+"""Writes TensorBoard files: the curves of a stage, the figures of a run, and its row in the HPARAMS table.
 
-TensorBoard orders its cards by tag: `epoch/` and `step/` come first, and what is written once is behind them.
+TensorBoard orders its cards by tag: `epoch/` and `step/` come first, and figures that are written once come after them.
 """
 
 import shutil
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # importing it takes a second, which a run without a new stag
 
 
 class TensorBoardWriter:
-    """Writes curves to `folder`, a run of TensorBoard's, or nowhere; what was there is replaced."""
+    """Writes curves to `folder`, whose content is replaced, or nowhere where it is None."""
 
     def __init__(self, folder: Path | None):
         self._writer: SummaryWriter | None = None
@@ -34,30 +34,30 @@ class TensorBoardWriter:
             self._writer.close()
 
     def step(self, step: int, **values: float) -> None:
-        """Scalars of one optimizer step."""
+        """Writes scalars of one optimizer step."""
         for name, value in values.items():
             self._scalar(f"step/{name}", value, step)
 
     def epoch(self, epoch: int, **values: float) -> None:
-        """Scalars of one epoch."""
+        """Writes scalars of one epoch."""
         for name, value in values.items():
             self._scalar(f"epoch/{name}", value, epoch)
 
     def by_layer(self, name: str, values: Iterable[float]) -> None:
-        """A figure of each layer, as a line over their positions in the network."""
+        """Writes a figure of each layer, as a line over their positions in the network."""
         for position, value in enumerate(values):
             self._scalar(f"summary_by_layer/{name}", value, position)
 
     def by_stage(self, number: int, figures: dict[str, float]) -> None:
-        """The figures of the stage `number`, by tag: each a point of its line over the stages."""
+        """Writes the figures of stage `number`, by tag: each is a point of its line over the stages."""
         for tag, value in figures.items():
             self._scalar(tag, value, number)
 
-    def settings(self, settings: dict[str, bool | int | float | str]) -> None:
-        """This run's row in the HPARAMS tab, which takes its figures from the last point of each line.
+    def log_hparams(self, settings: dict[str, bool | int | float | str]) -> None:
+        """Writes this run's row in the HPARAMS tab, whose figures are the last point of each line.
 
-        Written as this writer's own summaries: `SummaryWriter.add_hparams` would open a second, timestamped run. The
-        summary of a whole experiment is left out: TensorBoard then reads all runs and shows first what differs.
+        The row is written as summaries of this writer: `SummaryWriter.add_hparams` would open a second, timestamped
+        run. The summary of a whole experiment is omitted: TensorBoard then reads all runs and puts differences first.
         """
         if self._writer is None:
             return

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: anywhere they end a run in an orderly way, and a training where its state is whole."""
+"""Handles SIGTERM and SIGINT: a run ends in order, and a training ends after a whole step."""
 
 import os
 import signal
@@ -15,16 +15,16 @@ from compress.utils.errors import Interrupted
 Handler = Callable[[int, FrameType | None], Any] | int | None  # what `signal.getsignal` returns
 
 _ENDS = (signal.SIGTERM, signal.SIGINT)
-_PARENT = os.getppid()  # as it was at the start: who is orphaned gets another one
+_PARENT = os.getppid()  # at the start; an orphaned process gets another parent
 _LOOK_S = 1.0
 
 
 @contextmanager
 def deferred_signals() -> Iterator[list[signal.Signals]]:
-    """A list that receives each SIGTERM and SIGINT. Once one has come, a SIGINT does what it does outside.
+    """Yields a list that receives each SIGTERM and SIGINT. After the first, a SIGINT acts as it does outside.
 
-    One that came after the list was last looked at is raised again at the end. A signal that the process ignores stays
-    ignored, and a thread other than the main one, which Python lets handle no signal, receives none.
+    The first signal received is raised again at the end. A signal that the process ignores stays ignored. Threads other
+    than the main one receive none, as Python handles signals only there.
     """
     received: list[signal.Signals] = []
 
@@ -41,21 +41,21 @@ def deferred_signals() -> Iterator[list[signal.Signals]]:
 
 @contextmanager
 def handle_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT raise Interrupted, but in a training inside, which ends as `deferred_signals` lets it."""
-    with _handled(raise_stopped):
+    """Makes SIGTERM and SIGINT raise Interrupted, except in an inner `deferred_signals`."""
+    with _handled(raise_interrupted):
         yield
 
 
-def raise_stopped(number: int, frame: FrameType | None) -> None:
-    """A handler of signals."""
+def raise_interrupted(number: int, frame: FrameType | None) -> None:
+    """Raises Interrupted; a signal handler."""
     raise Interrupted(signal.Signals(number), "; what was finished or saved before is kept")
 
 
 @contextmanager
-def interrupted_by(sign: Path) -> Iterator[None]:
-    """As one SIGINT, once the file `sign` is there, or the process that started this one is gone.
+def stop_on_file(sign: Path) -> Iterator[None]:
+    """Raises SIGINT once the file `sign` exists, or once the process that started this one has ended.
 
-    A signal that is blocked comes through so; a subprocess that the main thread waits for ends first.
+    This works where signals are blocked. A subprocess for which the main thread waits ends first.
     """
     done = threading.Event()
 
@@ -76,7 +76,7 @@ def interrupted_by(sign: Path) -> Iterator[None]:
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[signal.Signals, Handler]]:
-    """Has `handler` take both signals, where they are not ignored and this is the main thread; yields what did so."""
+    """Sets `handler` for both signals, if not ignored, in the main thread; yields the previous handlers."""
     outside: dict[signal.Signals, Handler] = {}
     if threading.current_thread() is threading.main_thread():
         outside = {number: signal.getsignal(number) for number in _ENDS}

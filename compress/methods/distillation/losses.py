@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compress.data.dataset import Examples
+from compress.data.dataset import Batch
 from compress.tasks import CLASSIFICATION, Task
-from compress.training.step import Loss
+from compress.training.step import LossFn
 from compress.training.train_outputs import TrainOutputs
 from compress.utils.errors import UserError
 
@@ -30,12 +30,12 @@ def distillation(
     return alpha * temperature**2 * soft + (1 - alpha) * task.loss(logits, labels)
 
 
-def label_loss(smoothing: float, task: Task = CLASSIFICATION) -> Loss:
+def label_loss(smoothing: float, task: Task = CLASSIFICATION) -> LossFn:
     """The loss of a network that learns from labels alone; `smoothing` is the share spread over all classes."""
 
     outputs = TrainOutputs()
 
-    def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(network: nn.Module, examples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         logits = outputs.logits(network, examples.images)
         return task.loss(logits, examples.labels, smoothing), logits
 
@@ -48,13 +48,13 @@ def relative_error(features: torch.Tensor, teacher_features: torch.Tensor) -> to
 
 
 def teacher_loss(
-    answer: Callable[[Examples], torch.Tensor],
+    answer: Callable[[Batch], torch.Tensor],
     temperature: float,
     alpha: float,
     hints: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {}),
     hint_weight: float = 0.0,
     task: Task = CLASSIFICATION,
-) -> Loss:
+) -> LossFn:
     """The loss of a student that learns from a teacher's logits (N, K), which `answer` gives.
 
     `hints` are outputs of the student and of the teacher that `record_outputs` holds; the relative error of each pair
@@ -65,7 +65,7 @@ def teacher_loss(
     own, wanted = hints
     student = TrainOutputs()
 
-    def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(network: nn.Module, examples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         for outputs in hints:
             outputs.clear()  # a step that ran out of memory left its own here, with all that they hold on to
         teacher_logits = answer(examples)

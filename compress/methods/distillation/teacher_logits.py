@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from compress.data.dataset import Examples, Split
+from compress.data.dataset import Batch, Split
 from compress.models.graph.fold_batch_norm import fold_batch_norm
 from compress.training.context import Context
 from compress.utils.tensors import to_device
 
-Answer = Callable[[Examples], Tensor]  # -> logits (N, K), float32, which no gradient goes through
+Answer = Callable[[Batch], Tensor]  # -> logits (N, K), float32, which no gradient goes through
 
 _MOST_BYTES = 2**30  # of logits that are kept
 
@@ -27,7 +27,7 @@ def compute_logits(teacher: nn.Module) -> Answer:
     """Asks `teacher`, in eval mode, each time anew; hooks of it see what it computes."""
 
     @torch.no_grad()
-    def answer(examples: Examples) -> Tensor:
+    def answer(examples: Batch) -> Tensor:
         return teacher(examples.images).float()
 
     return answer
@@ -40,7 +40,7 @@ def cached_logits(teacher: nn.Module, train: Split, device: torch.device) -> Ans
     known: list[Tensor] = []
 
     @torch.no_grad()
-    def answer(examples: Examples) -> Tensor:
+    def answer(examples: Batch) -> Tensor:
         if not known:
             known.append(torch.cat([teacher(to_device(images, device)).float() for images, _ in train.batches()]))
         return known[0][rows[examples.positions].to(device)]
