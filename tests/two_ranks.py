@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from compress import __main__
 from compress.config.schema import TrainConfig
 from compress.data import load_data
-from compress.data.dataset import Data, Examples
+from compress.data.dataset import Batch, Data
 from compress.methods.distillation.losses import label_loss
 from compress.methods.quantization.pt2e import calibrate, freeze_batch_norm, freeze_observers, prepare
 from compress.models import ZOO, Architecture, Entry, build
@@ -29,7 +29,7 @@ from compress.training.checkpoint import Checkpoint
 from compress.training.context import Context
 from compress.training.distributed import ProcessGroup, StageDone, join
 from compress.training.loop import TrainSettings, train
-from compress.training.step import Loss
+from compress.training.step import LossFn
 from compress.training.tensorboard import TensorBoardWriter
 from compress.utils.errors import Interrupted, UserError
 from compress.utils.torchrun import rank
@@ -83,7 +83,7 @@ def training(
     name: str,
     data: Data,
     ranks: ProcessGroup,
-    loss: Loss | None = None,
+    loss: LossFn | None = None,
     checkpoint: Checkpoint | None = None,
     epochs: int = 1,
 ) -> tuple[dict[str, Tensor], Context]:
@@ -98,10 +98,10 @@ def training(
     return {key: value.contiguous().clone() for key, value in network.state_dict().items()}, context
 
 
-def small_memory(images: int, seen: list[int]) -> Loss:
+def small_memory(images: int, seen: list[int]) -> LossFn:
     """The loss of labels, in a process whose memory takes so many images; `seen` gets how many it was given."""
 
-    def loss(network: nn.Module, examples: Examples) -> tuple[Tensor, Tensor]:
+    def loss(network: nn.Module, examples: Batch) -> tuple[Tensor, Tensor]:
         seen.append(len(examples.images))
         value, logits = label_loss(0.0)(network, examples)
         if len(examples.images) > images:
@@ -111,18 +111,18 @@ def small_memory(images: int, seen: list[int]) -> Loss:
     return loss
 
 
-def reordered(network: nn.Module, examples: Examples) -> tuple[Tensor, Tensor]:
+def reordered(network: nn.Module, examples: Batch) -> tuple[Tensor, Tensor]:
     """The loss of labels, its sums over a batch in another order."""
     order = torch.randperm(len(examples.labels), generator=torch.Generator().manual_seed(0))
-    value, logits = label_loss(0.0)(network, Examples(*(rows[order] for rows in examples)))
+    value, logits = label_loss(0.0)(network, Batch(*(rows[order] for rows in examples)))
     return value, logits[order.argsort()]
 
 
-def signalled(at: int) -> Loss:
+def signalled(at: int) -> LossFn:
     """The loss of labels, in whose step `at` the process is terminated."""
     calls = []
 
-    def loss(network: nn.Module, examples: Examples) -> tuple[Tensor, Tensor]:
+    def loss(network: nn.Module, examples: Batch) -> tuple[Tensor, Tensor]:
         calls.append(1)
         if len(calls) == at:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -159,7 +159,7 @@ def die_in_step(at: int) -> None:
     """The process that does not lead ends in its step `at`, by a mistake that it alone sees."""
     gradients = step.Step.gradients
 
-    def dying(self: step.Step, examples: Examples, count: int) -> tuple[float, int]:
+    def dying(self: step.Step, examples: Batch, count: int) -> tuple[float, int]:
         if rank() == 1 and self._training.step == at:
             raise UserError("an image that only process 1 reads", "one that can be decoded", "repair it")
         return gradients(self, examples, count)

@@ -3,8 +3,8 @@
 Hydra composes a config from these dataclasses, and `to_config` turns it back into them; other code sees no OmegaConf.
 """
 
-from dataclasses import dataclass, field
-from typing import Optional
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import TYPE_CHECKING, Any, Optional
 
 from compress.config.options import option
 
@@ -234,14 +234,18 @@ class StageSections:
 _FLOORS = "the validation metric in percent, an epoch of the stage each: a run ends below it; []: nowhere"
 
 
-@dataclass
-class StopBelowConfig:
-    """The accuracy below which a training ends its run early, a list for each stage; a search sets it for trials."""
-
-    teacher: list[float] = option([], _FLOORS, low=0, high=100)
-    prune: list[float] = option([], _FLOORS, low=0, high=100)
-    distill: list[float] = option([], _FLOORS, low=0, high=100)
-    quantize: list[float] = option([], _FLOORS, low=0, high=100)
+if TYPE_CHECKING:
+    StopBelowConfig = Any  # mypy cannot read a class that is made of another one's fields
+else:
+    StopBelowConfig = make_dataclass(
+        "StopBelowConfig",
+        [(stage.name, list[float], option([], _FLOORS, low=0, high=100)) for stage in fields(StageSections)],
+        namespace={
+            "__doc__": "The accuracy below which a training ends its run early, a list for each stage; a search sets "
+            "it for trials.",
+            "__module__": __name__,  # processes send it to each other
+        },
+    )
 
 
 @dataclass

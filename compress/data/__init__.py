@@ -1,6 +1,7 @@
-"""The data sets: a name -> train, validation and test, split by the seed, normalised and fingerprinted."""
+"""Loads a data set by name: train, validation and test, split by the seed, normalised and fingerprinted."""
 
 import logging
+from typing import NamedTuple
 
 import torch
 
@@ -8,9 +9,9 @@ from compress.config.schema import DataConfig
 from compress.data.augmentation import Augmentation
 from compress.data.builtin import ARRAYS, Arrays, to_memory
 from compress.data.dataset import Data, Pixels, Split, digest, stratified_split
-from compress.data.defaults import with_defaults
+from compress.data.defaults import square_of
 from compress.data.image_folder import imagefolder
-from compress.data.labels import note_classes_without_images
+from compress.data.labels import warn_of_missing_classes
 from compress.data.targets import TARGETS
 from compress.utils.errors import UserError
 
@@ -19,59 +20,80 @@ log = logging.getLogger("compress")
 _STATISTICS_IMAGES = 4096  # enough for a mean to three digits, and quick where files must be decoded
 
 
+class _Source(NamedTuple):
+    """A data set as it was read."""
+
+    splits: dict[str, Pixels]
+    classes: list[str]
+    digests: list[str]  # of the images and labels of each split
+    channels: int
+
+
 def load_data(config: DataConfig, seed: int) -> Data:
-    """The data set `config.name`. Raises UserError for files or labels that cannot be used."""
-    config = with_defaults(config)
-    if config.name == "imagefolder":
-        splits, classes, digests = imagefolder(config)
-        channels = config.channels or 3
-    else:
-        arrays, classes = ARRAYS[config.name](config)
-        _note_oblong(arrays)
-        digests = [digest(*arrays[name]) for name in arrays]
-        splits = {name: to_memory(*arrays[name], config.image_size) for name in arrays}
-        channels = splits["train"].images.shape[1]
-        _check_channels({name: part.images.shape[1] for name, part in splits.items()}, str(config.root))
-        if config.channels not in (None, channels):
-            raise UserError(
-                f"data.channels={config.channels} for arrays with {channels}", "image files", "leave data.channels out"
-            )
-    targets = TARGETS[config.task]
-    targets.check({name: part.labels for name, part in splits.items()}, len(classes), str(config.root or config.name))
+    """Returns the data set `config.name`. Raises UserError for files or labels that cannot be used."""
+    splits, classes, digests, channels = _read_files(config) if config.name == "imagefolder" else _read_arrays(config)
+    labels = {name: part.labels for name, part in splits.items()}
+    TARGETS[config.task].check(labels, len(classes), str(config.root or config.name))
     if config.task == "classification":
-        note_classes_without_images(splits["train"].labels.numpy(), classes)
-    index = {name: torch.arange(len(part.labels)) for name, part in splits.items()}
-    source = "own" if "val" in splits else config.val_from
-    if source != "own":
-        splits["val"] = splits[source]
-        index[source], index["val"] = stratified_split(targets.strata(splits[source].labels), config.val_fraction, seed)
-        if not len(index["val"]):
-            raise UserError(
-                f"data.val_from={source} with {len(splits[source].labels)} images in {source}, one of each class",
-                "two images or more of a class, to hold one of them out",
-                f"add images to {source}",
-            )
+        warn_of_missing_classes(labels["train"].numpy(), classes)
+    val_from = "own" if "val" in splits else config.val_from
+    index = {name: torch.arange(len(values)) for name, values in labels.items()}
+    if val_from != "own":
+        splits["val"] = splits[val_from]
+        index[val_from], index["val"] = _hold_out(config, labels[val_from], seed)
     mean, std = _statistics(config, splits["train"], index["train"], channels)
     train, val, test = (
         Split(splits[name], index[name], mean, std, config.batch_size) for name in ("train", "val", "test")
     )
+    how = square_of(config)
     return Data(
         train=train,
         val=val,
         test=test,
         classes=classes,
-        shape=(channels, config.image_size, config.image_size),
+        shape=(channels, how.size, how.size),
         augmentation=Augmentation(config.crop_padding, config.flip),
-        crop_share=config.crop_share,
-        interpolation=config.interpolation,
+        crop_share=how.crop_share,
+        interpolation=how.interpolation,
         fingerprint=digest(*digests, *(part.index.numpy() for part in (train, val, test))),
-        val_from=source,
+        val_from=val_from,
         task=config.task,
     )
 
 
-def _note_oblong(arrays: Arrays) -> None:
-    """Logs what is not seen of images that are no squares."""
+def _read_files(config: DataConfig) -> _Source:
+    splits, classes, digests = imagefolder(config)
+    return _Source({**splits}, classes, digests, config.channels or 3)
+
+
+def _read_arrays(config: DataConfig) -> _Source:
+    arrays, classes = ARRAYS[config.name](config)
+    _log_oblong(arrays)
+    digests = [digest(*arrays[name]) for name in arrays]
+    splits = {name: to_memory(*arrays[name], square_of(config).size) for name in arrays}
+    channels = splits["train"].images.shape[1]
+    _check_channels({name: part.images.shape[1] for name, part in splits.items()}, str(config.root))
+    if config.channels not in (None, channels):
+        raise UserError(
+            f"data.channels={config.channels} for arrays with {channels}", "image files", "leave data.channels out"
+        )
+    return _Source({**splits}, classes, digests, channels)
+
+
+def _hold_out(config: DataConfig, labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the positions (N,) that stay in the split `config.val_from`, and those of its validation images."""
+    kept, held_out = stratified_split(TARGETS[config.task].strata(labels), config.val_fraction, seed)
+    if not len(held_out):
+        raise UserError(
+            f"data.val_from={config.val_from} with {len(labels)} images in {config.val_from}, one of each class",
+            "two images or more of a class, to hold one of them out",
+            f"add images to {config.val_from}",
+        )
+    return kept, held_out
+
+
+def _log_oblong(arrays: Arrays) -> None:
+    """Logs that only the middle of images is read that are no squares."""
     height, width = arrays["train"][0].shape[1:3]
     if height != width:
         log.info("images of %dx%d pixels: their middle square is read; pad them to squares to keep all", height, width)
@@ -90,7 +112,7 @@ def _check_channels(channels: dict[str, int], source: str) -> None:
 def _statistics(
     config: DataConfig, pixels: Pixels, index: torch.Tensor, channels: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation a channel, (1, C, 1, 1), as configured or of the train split."""
+    """Returns mean and deviation of each channel, (1, C, 1, 1), from the settings or from the train split."""
     if config.mean is not None:
         if len(config.mean) != channels:
             raise UserError(f"data.mean with {len(config.mean)} values", f"{channels}, one a channel", "mend data.mean")

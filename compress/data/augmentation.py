@@ -1,4 +1,4 @@
-"""Random crops and flips of a whole batch at a time: no image goes through Python on its own."""
+"""Crops and flips images at random, a whole batch at a time: Python handles no single image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-# Rows of a batch (N, ...) -> those of it that this process takes: all, where it trains alone.
-Part = Callable[[torch.Tensor], torch.Tensor]
+# Rows of a batch (N, ...) -> the rows that this process takes: all of them where it trains alone.
+ShardFn = Callable[[torch.Tensor], torch.Tensor]
 
 
-def whole(rows: torch.Tensor) -> torch.Tensor:
-    """The `Part` of a process that trains alone."""
+def all_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Returns the shard of a process that trains alone: the whole batch."""
     return rows
 
 
@@ -24,29 +24,29 @@ class Augmentation:
 
     @property
     def changes(self) -> bool:
-        """Whether an image is another one each time."""
+        """Returns whether an image differs from epoch to epoch."""
         return self.crop_padding > 0 or self.flip
 
     def __call__(
-        self, images: torch.Tensor, generator: torch.Generator, part: Part = whole, batch: int | None = None
+        self, images: torch.Tensor, generator: torch.Generator, shard: ShardFn = all_rows, batch_size: int | None = None
     ) -> torch.Tensor:
-        """(N, C, H, W) in and out, uint8 or float32.
+        """Returns augmented images (N, C, H, W), uint8 or float32.
 
-        `images` are the `part` of a batch of so many: all of them are drawn for, so that each gets the same crop and
-        flip however many processes share the batch.
+        `images` are the `shard` of a batch of `batch_size`. Random numbers are drawn for all of them, so that each
+        image gets the same crop and flip however many processes share the batch.
         """
-        count = len(images) if batch is None else batch
+        count = len(images) if batch_size is None else batch_size
         if self.crop_padding:
             top, left = torch.randint(0, 2 * self.crop_padding + 1, (2, count), generator=generator)
-            images = crop(images, self.crop_padding, part(top), part(left))
+            images = crop(images, self.crop_padding, shard(top), shard(left))
         if self.flip:
-            flipped = part(torch.rand(count, generator=generator)) < 0.5
+            flipped = shard(torch.rand(count, generator=generator)) < 0.5
             images = torch.where(flipped[:, None, None, None], images.flip(3), images)
         return images
 
 
 def crop(images: torch.Tensor, padding: int, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-    """A crop of the same size (N, C, H, W) from each image padded by `padding`, at its `top` and `left` (N,)."""
+    """Returns a crop (N, C, H, W) of each image padded by `padding`, of the same size, at its `top` and `left` (N,)."""
     count, _, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
     rows = (top[:, None] + torch.arange(height))[:, :, None]

@@ -19,7 +19,7 @@ Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def digits(config: DataConfig) -> tuple[Arrays, list[str]]:
-    """scikit-learn's 1,797 scans of 8x8 pixels in 17 greys; a stratified fifth, always the same, is the test split."""
+    """Returns scikit-learn's 1,797 scans, 8x8 pixels in 17 greys; a stratified, fixed fifth is the test split."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -30,17 +30,17 @@ def digits(config: DataConfig) -> tuple[Arrays, list[str]]:
 
 
 def fashion_mnist(config: DataConfig) -> tuple[Arrays, list[str]]:
-    """60,000 + 10,000 images, 28x28 grey (Xiao et al. 2017), read or downloaded by torchvision."""
+    """Returns 60,000 + 10,000 images, 28x28 grey (Xiao et al. 2017), read or downloaded by torchvision."""
     return _torchvision("FashionMNIST", config)
 
 
 def cifar10(config: DataConfig) -> tuple[Arrays, list[str]]:
-    """50,000 + 10,000 images, 32x32 colour (Krizhevsky 2009), read or downloaded by torchvision."""
+    """Returns 50,000 + 10,000 images, 32x32 colour (Krizhevsky 2009), read or downloaded by torchvision."""
     return _torchvision("CIFAR10", config)
 
 
 def npz(config: DataConfig) -> tuple[Arrays, list[str]]:
-    """A file in MedMNIST's layout: `<split>_images` (N, H, W[, C]) and `<split>_labels` (N,) or (N, 1).
+    """Reads a file in MedMNIST's layout: `<split>_images` (N, H, W[, C]) and `<split>_labels` (N,) or (N, 1).
 
     Images are uint8, uint16 or floats in [0, 1], labels whole numbers, names or one-hot rows; with data.task=multilabel
     rows of 0 and 1 (N, K). train_labels may be missing: then train has no labels, and the classes are those of test.
@@ -57,34 +57,36 @@ def npz(config: DataConfig) -> tuple[Arrays, list[str]]:
         ) from error
     targets = TARGETS[config.task]
     splits = [split for split in ("train", "val", "test") if f"{split}_images" in found]
-    arrays = {split: _npz_split(found, split, path, targets) for split in splits}
+    images: dict[str, np.ndarray] = {}
+    labels: dict[str, np.ndarray] = {}
+    for split in splits:
+        images[split] = _npz_images(found, split, path)
+        if split != "train" or "train_labels" in found:
+            labels[split] = _npz_labels(found, split, len(images[split]), path, targets)
     for split in ("train", "test"):
-        if split not in arrays:
+        if split not in images:
             names = ", ".join(sorted(found)) or "none of them"
             raise UserError(f"{path} with {names}", f"{split}_images and {split}_labels", "add the missing arrays")
-    labels = {split: part[1] for split, part in arrays.items()}
-    if labels["train"] is None:
-        labels["train"] = np.full((len(arrays["train"][0]), *labels["test"].shape[1:]), NO_LABEL)
+    if "train" not in labels:
+        labels = {"train": np.full((len(images["train"]), *labels["test"].shape[1:]), NO_LABEL), **labels}
     classes = targets.name(labels, dict.fromkeys(labels))
-    return {split: (images, labels[split]) for split, (images, _) in arrays.items()}, classes
+    return {split: (images[split], labels[split]) for split in splits}, classes
 
 
-def _npz_split(
-    found: dict[str, np.ndarray], split: str, path: Path, targets: Targets
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The images and the targets of a split; train may have none."""
+def _npz_images(found: dict[str, np.ndarray], split: str, path: Path) -> np.ndarray:
+    """Returns the images (N, H, W[, C]) of a split: uint8, or float32 from 0 to 255."""
     name = f"{path}: {split}_images"
     images = many_images(found[f"{split}_images"], name)
     require_bits(images, name)
-    images = as_bytes_if_exact(scaled(images, name))
-    labels = found.get(f"{split}_labels")
-    if labels is None and split == "train":
-        return images, None
-    if labels is None:
-        raise UserError(
-            f"{path}: {split}_labels missing", f"one class an image, ({len(images)},)", "add the labels of these images"
-        )
-    return images, targets.read(labels, len(images), f"{path}: {split}_labels")
+    return as_bytes_if_exact(scaled(images, name))
+
+
+def _npz_labels(found: dict[str, np.ndarray], split: str, count: int, path: Path, targets: Targets) -> np.ndarray:
+    """Returns the targets of the `count` images of a split."""
+    name = f"{split}_labels"
+    if name not in found:
+        raise UserError(f"{path}: {name} missing", f"one class an image, ({count},)", "add the labels of these images")
+    return targets.read(found[name], count, f"{path}: {name}")
 
 
 def _torchvision(name: str, config: DataConfig) -> tuple[Arrays, list[str]]:
@@ -109,7 +111,7 @@ def _torchvision(name: str, config: DataConfig) -> tuple[Arrays, list[str]]:
 
 
 def _present(name: str, root: Path, train: bool) -> bool:
-    """Whether the files are there: a download into a folder that cannot be written is then never tried."""
+    """Returns whether the files are there; nothing is then downloaded, so the folder may be read-only."""
     if name == "CIFAR10":
         return (root / "cifar-10-batches-py").is_dir()
     stem = "train" if train else "t10k"
@@ -125,7 +127,7 @@ def _existing(config: DataConfig) -> Path:
 
 
 def to_memory(images: np.ndarray, labels: np.ndarray, image_size: int) -> Memory:
-    """(N, H, W[, C]) as (N, C, S, S): one channel where there is none, the middle square resized where S differs."""
+    """Returns images (N, H, W[, C]) as (N, C, S, S), S being `image_size`; other sizes are cropped and resized."""
     images = images[..., None] if images.ndim == 3 else images
     if images.shape[1:3] != (image_size, image_size) and len(images):
         images = np.stack([square(image, Square(image_size)) for image in images])

@@ -1,53 +1,60 @@
-"""What a data set is to the rest of the project: three splits that yield normalised batches, and a fingerprint."""
+"""The interface of a data set: three splits that yield normalised batches, and a fingerprint."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from compress.data.augmentation import Augmentation, Part, whole
+from compress.data.augmentation import Augmentation, ShardFn, all_rows
 from compress.utils.errors import UserError
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+LabelledImages = tuple[torch.Tensor, torch.Tensor]  # images (N, C, H, W) and labels (N,)
 
 
-class Examples(NamedTuple):
-    """A batch to learn from, or a part of it."""
+class Batch(NamedTuple):
+    """A training batch, or a part of it."""
 
     images: torch.Tensor  # (N, C, H, W), normalised
     labels: torch.Tensor  # (N,)
-    positions: torch.Tensor  # (N,), of the images among all that the split chooses from
+    positions: torch.Tensor  # (N,), the images' positions in `Split.pixels`
 
 
-NO_LABEL = -1  # of an image whose class nobody has told
+NO_LABEL = -1  # the label of an image whose class is unknown
 
 
 class Pixels(Protocol):
-    """Labelled images: held in memory, or decoded as they are asked for."""
+    """Labelled images, in memory or decoded when they are read."""
 
     labels: torch.Tensor  # (N,) int64
 
-    def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[Batch]:
-        """For the positions (N,) of each batch its images (N, C, H, W) with their labels (N,).
+    def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[LabelledImages]:
+        """Yields the images (N, C, H, W) and the labels (N,) of each batch of positions (N,).
 
         Pixels are uint8, or float32 from 0 to 255 where they have more than 8 bits.
         """
         ...
 
+    def with_labels(self, labels: torch.Tensor) -> "Pixels":
+        """Returns the same images with other labels (N,)."""
+        ...
+
 
 @dataclass
 class Memory:
-    """Images that fit into memory, (N, C, H, W): uint8, or float32 from 0 to 255."""
+    """Images in memory, (N, C, H, W): uint8, or float32 from 0 to 255."""
 
     images: torch.Tensor
     labels: torch.Tensor
 
-    def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[Batch]:
+    def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[LabelledImages]:
         for chosen in batches:
             yield self.images[chosen], self.labels[chosen]
+
+    def with_labels(self, labels: torch.Tensor) -> "Memory":
+        return replace(self, labels=labels)
 
 
 @dataclass
@@ -65,17 +72,20 @@ class Split:
 
     @property
     def labels(self) -> torch.Tensor:
-        """The labels (N,), in the order in which `batches` yields them."""
+        """Returns the labels (N,), in the order in which `batches` yields them."""
         return self.pixels.labels[self.index]
 
-    def batches(self, part: Part = whole) -> Iterator[Batch]:
-        """Every image once, in order: float32 (N, C, H, W) and labels (N,); of each batch its `part`, if it has one."""
-        parts = [part(batch) for batch in self.index.split(self.batch_size)]
-        for images, labels in self.pixels.stream([rows for rows in parts if len(rows)]):
+    def batches(self, shard: ShardFn = all_rows) -> Iterator[LabelledImages]:
+        """Yields every image once, in order: the `shard` of each batch, float32 (N, C, H, W), and its labels (N,).
+
+        Batches whose shard has no image are skipped.
+        """
+        shards = [shard(batch) for batch in self.index.split(self.batch_size)]
+        for images, labels in self.pixels.stream([rows for rows in shards if len(rows)]):
             yield self._normalise(images), labels
 
     def shuffle(self, generator: torch.Generator) -> torch.Tensor:
-        """A random order of the images for `augmented`: positions in `pixels`, (N,)."""
+        """Returns a random order of the images for `augmented`: positions in `pixels`, (N,)."""
         return self.index[torch.randperm(len(self.index), generator=generator)]
 
     def augmented(
@@ -84,30 +94,30 @@ class Split:
         generator: torch.Generator,
         augmentation: Augmentation,
         done: int = 0,
-        part: Part = whole,
-    ) -> Iterator[tuple[Examples, int]]:
-        """One epoch in `order`, behind its first `done` batches, augmented.
+        shard: ShardFn = all_rows,
+    ) -> Iterator[tuple[Batch, int]]:
+        """Yields the augmented batches of an epoch in `order`, without its first `done` batches.
 
-        Of each batch its `part`, and how many images all of it has. A rest of fewer images than batch norm can bear is
-        left out.
+        Each item is the `shard` of a batch and the number of images in the whole batch. A last batch with too few
+        images for batch norm is skipped.
         """
         batches = [batch for batch in order.split(self.batch_size)[done:] if len(batch) >= self.smallest_batch()]
-        streamed = self.pixels.stream([part(batch) for batch in batches])
+        streamed = self.pixels.stream([shard(batch) for batch in batches])
         for (images, labels), batch in zip(streamed, batches, strict=True):
-            images = self._normalise(augmentation(images, generator, part, len(batch)))
-            yield Examples(images, labels, part(batch)), len(batch)
+            images = self._normalise(augmentation(images, generator, shard, len(batch)))
+            yield Batch(images, labels, shard(batch)), len(batch)
 
     def smallest_batch(self) -> int:
-        """Images in the smallest batch that `augmented` may yield."""
+        """Returns the number of images in the smallest batch that `augmented` may yield."""
         return min(self.batch_size, len(self), 32)
 
     def steps(self) -> int:
-        """Batches in an epoch of `augmented`."""
+        """Returns the number of batches in an epoch of `augmented`."""
         full, rest = divmod(len(self), self.batch_size)
         return full + (rest >= self.smallest_batch())
 
     def take(self, count: int, seed: int) -> "Split":
-        """A seeded random choice of `count` images, or all where there are fewer."""
+        """Returns a seeded random choice of `count` images, or all where there are fewer."""
         generator = torch.Generator().manual_seed(seed)
         chosen = self.index[torch.randperm(len(self.index), generator=generator)[:count]]
         return Split(self.pixels, chosen, self.mean, self.std, self.batch_size)
@@ -118,7 +128,7 @@ class Split:
 
 @dataclass
 class Data:
-    """A data set, split."""
+    """A data set with its three splits."""
 
     train: Split
     val: Split
@@ -127,14 +137,14 @@ class Data:
     shape: tuple[int, int, int]  # (C, H, W)
     augmentation: Augmentation
     fingerprint: str  # of every image, every label and which split each is in
-    val_from: str = "own"  # the split that validation was held out of, train or test; own: it is one of its own
-    crop_share: float = 1.0  # how files became these images, see `center_crop`
+    val_from: str = "own"  # the split that validation was held out of, train or test; own: the data set has one
+    crop_share: float = 1.0  # how image files were cropped, see `center_crop`
     interpolation: str = "bilinear"
     task: str = "classification"  # a name in `compress.tasks`
 
     @property
     def labelled(self) -> bool:
-        """Whether the train images have labels of their own."""
+        """Returns whether every train image has a label of its own."""
         return not bool((self.train.labels == NO_LABEL).any())
 
     @property
@@ -151,7 +161,7 @@ class Data:
 
 
 def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions of (train, validation), stratified by class and seeded; each class keeps an image in train."""
+    """Returns positions of (train, validation), stratified by class and seeded; each class keeps an image in train."""
     generator = np.random.default_rng(seed)
     train, val = [], []
     for label in labels.unique():
@@ -185,12 +195,12 @@ def check_labels(labels: dict[str, torch.Tensor], classes: int, source: str) -> 
 
 
 def digest(*parts: np.ndarray | bytes | str) -> str:
-    """SHA-256 over arrays, bytes and texts, with their shapes."""
+    """Returns the SHA-256 of arrays, with their types and shapes, bytes and texts."""
     return digest_of_all(parts)
 
 
 def digest_of_all(parts: Iterable[np.ndarray | bytes | str]) -> str:
-    """As `digest`, of parts that are made one after the other and need not fit into memory together."""
+    """Returns the `digest` of parts that need not fit into memory together."""
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):

@@ -1,18 +1,20 @@
-"""How images are prepared where neither the user nor pretrained weights say it."""
+"""Default sizes and crops of images, where neither the user nor pretrained weights set them."""
 
 from dataclasses import replace
 
 from compress.config.schema import DataConfig
+from compress.utils.images import Square
 
-_FOLDERS_SIZE, _OTHER_SIZE = 224, 32  # pixels a side: of photos in folders, and of small arrays
+_FOLDERS_SIZE, _OTHER_SIZE = 224, 32  # pixels a side, for photos in folders and for small arrays
+
+
+def square_of(data: DataConfig) -> Square:
+    """Returns how the images become squares: with a usual size, crop and interpolation where `data` sets none."""
+    usual = _FOLDERS_SIZE if data.name == "imagefolder" else _OTHER_SIZE
+    return Square(data.image_size or usual, data.crop_share or 1.0, data.interpolation or "bilinear")
 
 
 def with_defaults(data: DataConfig) -> DataConfig:
-    """`data` with a size of images, a crop and an interpolation where none is set."""
-    usual = _FOLDERS_SIZE if data.name == "imagefolder" else _OTHER_SIZE
-    return replace(
-        data,
-        image_size=data.image_size or usual,
-        crop_share=data.crop_share or 1.0,
-        interpolation=data.interpolation or "bilinear",
-    )
+    """Returns `data` with the size of images, the crop and the interpolation of `square_of`."""
+    how = square_of(data)
+    return replace(data, image_size=how.size, crop_share=how.crop_share, interpolation=how.interpolation)

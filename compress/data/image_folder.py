@@ -1,16 +1,17 @@
-"""A folder of image files, decoded as they are needed: for sets that do not fit into memory."""
+"""Reads a folder of image files and decodes them when they are needed, so that a set need not fit into memory."""
 
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from compress.config.schema import DataConfig
-from compress.data.dataset import NO_LABEL, Batch, digest_of_all
-from compress.data.listing import LeftOut, folders_in, images_below, look_into
+from compress.data.dataset import NO_LABEL, LabelledImages, digest_of_all
+from compress.data.defaults import square_of
+from compress.data.listing import SkippedFiles, folders_in, images_below, read_images
 from compress.utils.errors import UserError
 from compress.utils.images import Square, opened, read
 from compress.utils.nearest import did_you_mean
@@ -31,13 +32,13 @@ class Files:
     workers: int
     channels: int = 3
 
-    def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[Batch]:
+    def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[LabelledImages]:
         loader = torch.utils.data.DataLoader(
             _Decoder(self.paths, self.square, self.channels),
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.workers,
             collate_fn=_collate,
-            generator=torch.Generator().manual_seed(0),  # else a pass would draw from the stage's own random numbers
+            generator=torch.Generator().manual_seed(0),  # by default a pass draws from the stage's random numbers
             worker_init_fn=_leave_signals_to_parent,
         )
         for images, batch in zip(loader, batches, strict=True):
@@ -45,9 +46,12 @@ class Files:
                 raise images
             yield images, self.labels[batch]
 
+    def with_labels(self, labels: torch.Tensor) -> "Files":
+        return replace(self, labels=labels)
+
 
 def imagefolder(config: DataConfig) -> tuple[dict[str, Files], list[str], list[str]]:
-    """`root/train/<class>/*`, `root/test/<class>/*` and perhaps `root/val/<class>/*`.
+    """Reads `root/train/<class>/*`, `root/test/<class>/*` and perhaps `root/val/<class>/*`.
 
     A train folder with images and no folders in it has no labels; the classes are then those of test. Returns the
     splits, the class names and a digest of each split's files. Raises UserError for a missing folder, a class that
@@ -60,45 +64,45 @@ def imagefolder(config: DataConfig) -> tuple[dict[str, Files], list[str], list[s
         if not (root / split).is_dir():
             found = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
             raise UserError(f"{root} with {found}", "folders train and test (and val)", f"add {root / split}")
-    left_out = LeftOut()
+    skipped = SkippedFiles()
     given = [split for split in ("train", "val", "test") if (root / split).is_dir()]
-    left_out.others += [path for path in sorted(root.iterdir()) if path.name not in given and path.name[0] != "."]
-    folders = {split: folders_in(root / split, LeftOut()) for split in _NEEDED}
+    skipped.others += [path for path in sorted(root.iterdir()) if path.name not in given and path.name[0] != "."]
+    folders = {split: folders_in(root / split, SkippedFiles()) for split in _NEEDED}
     classes = [path.name for path in folders["train"] or folders["test"]]
     splits, digests = {}, []
-    square = Square(config.image_size, config.crop_share, config.interpolation)
+    square = square_of(config)
     for split in given:
         labelled = split != "train" or folders["train"]
-        paths, labels = (_list_split if labelled else _list_unlabelled)(root / split, classes, left_out)
-        digests.append(digest_of_all(_parts(root, paths, left_out)))
+        paths, labels = (_list_split if labelled else _list_unlabelled)(root / split, classes, skipped)
+        digests.append(digest_of_all(_parts(root, paths, skipped)))
         labels = torch.tensor(labels, dtype=torch.int64)
         splits[split] = Files(paths, labels, square, config.workers, config.channels or 3)
-    left_out.log(root)
+    skipped.log(root)
     return splits, classes, digests
 
 
-def _parts(root: Path, paths: list[Path], left_out: LeftOut) -> Iterator[str | bytes]:
-    """The name and the content of each file, which are what a data set is known by."""
-    for path, content in zip(paths, look_into(paths, left_out), strict=True):
+def _parts(root: Path, paths: list[Path], skipped: SkippedFiles) -> Iterator[str | bytes]:
+    """Yields the name and the content of each file, which make the fingerprint of a data set."""
+    for path, content in zip(paths, read_images(paths, skipped), strict=True):
         yield path.relative_to(root).as_posix()
         yield content
 
 
-def _list_unlabelled(folder: Path, classes: list[str], left_out: LeftOut) -> tuple[list[Path], list[int]]:
-    paths = images_below(folder, left_out)
+def _list_unlabelled(folder: Path, classes: list[str], skipped: SkippedFiles) -> tuple[list[Path], list[int]]:
+    paths = images_below(folder, skipped)
     return paths, [NO_LABEL] * len(paths)
 
 
-def _list_split(folder: Path, classes: list[str], left_out: LeftOut) -> tuple[list[Path], list[int]]:
+def _list_split(folder: Path, classes: list[str], skipped: SkippedFiles) -> tuple[list[Path], list[int]]:
     paths, labels = [], []
-    for place in folders_in(folder, left_out):
+    for place in folders_in(folder, skipped):
         if place.name not in classes:
             raise UserError(
                 f"class {place}",
                 f"one of train's: {', '.join(classes[:10])}",
                 f"{did_you_mean(place.name, classes)}add it to train, or remove it",
             )
-        found = images_below(place, left_out)
+        found = images_below(place, skipped)
         paths += found
         labels += [classes.index(place.name)] * len(found)
     return paths, labels
@@ -112,7 +116,7 @@ class _Decoder(torch.utils.data.Dataset):
         return len(self.paths)
 
     def __getitem__(self, at: int) -> torch.Tensor | UserError:
-        """The image (C, S, S), or what is wrong with it: raised in a worker, it would come out as another exception."""
+        """Returns the image (C, S, S), or its error: one that a worker raises would arrive as another exception."""
         path = self.paths[at]
         try:
             with opened(path, str(path)) as image:
@@ -123,9 +127,9 @@ class _Decoder(torch.utils.data.Dataset):
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C and job schedulers signal all processes of a run; the training finishes its step, for which it needs us.
+    """Ignores SIGTERM and SIGINT, which reach all processes of a run: the training still finishes its step.
 
-    A worker ends when its loader does, or its parent.
+    A worker ends with its loader or its parent.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -135,5 +139,6 @@ def _collate(items: list[torch.Tensor | UserError]) -> torch.Tensor | UserError:
     mistake = next((item for item in items if isinstance(item, UserError)), None)
     if mistake is not None:
         return mistake
-    deep = any(item.is_floating_point() for item in items)
-    return torch.stack([item.float() for item in items] if deep else items)
+    images = [item for item in items if not isinstance(item, UserError)]
+    deep = any(image.is_floating_point() for image in images)
+    return torch.stack([image.float() for image in images] if deep else images)

@@ -1,4 +1,4 @@
-"""Images given in Python, as arrays or as datasets, brought into the form of the data sets that lie in files."""
+"""Converts images given in Python, as arrays or datasets, into the form of the built-in data sets."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from PIL import Image
 from compress.data.builtin import ARRAYS, Arrays
 from compress.data.dataset import NO_LABEL
 from compress.data.labels import one_label
-from compress.data.targets import TARGETS, Targets
+from compress.data.targets import TARGETS
 from compress.utils.errors import UserError
 from compress.utils.image_layout import many_images, one_image, require_bits, scaled, to_numpy
 from compress.utils.images import Square, as_bytes_if_exact, natural_channels, opened, read, square, to_channels
@@ -32,36 +32,33 @@ def user_data(arrays: Arrays, classes: list[str]) -> Iterator[str]:
         ARRAYS.pop(_NAME, None)
 
 
-def own_arrays(
+def in_memory_arrays(
     splits: Sequence[Any] | Mapping[str, Any], image_size: int | None, task: str = "classification"
 ) -> tuple[Arrays, list[str]]:
-    """(train, val, test) -> pixels (N, H, W[, C]) and labels (N,) a split, and the names of the classes.
+    """Returns pixels (N, H, W[, C]) and labels (N,) of each split of (train, val, test), and the names of the classes.
 
-    val may be None: it is then held out of train. Each other one is a pair of images (N, H, W[, C]) or (N, C, H, W)
+    val may be None: it is then held out of train. Each other split is a pair of images (N, H, W[, C]) or (N, C, H, W)
     with their labels, or a dataset with a length whose items are (image, label) or dicts with an image and a label; its
     images may be PIL's or files, of any size where `image_size` is given. Labels are whole numbers, names or one-hot
     rows, and with the task multilabel rows of 0 and 1. All are held in memory: uint8, or float32 from 0 to 255 where 8
     bits would not do. Raises UserError for what is neither, and for what cannot be known for sure.
     """
-    arrays, labels, names, targets = {}, {}, {}, TARGETS[task]
+    arrays: dict[str, np.ndarray] = {}
+    labels: dict[str, np.ndarray] = {}
+    names: dict[str, Sequence[str] | None] = {}
+    targets = TARGETS[task]
     for split, given in _splits(splits).items():
         pair = _pair(given)
-        images, told = (_images(pair[0], split, image_size), pair[1]) if pair else _dataset(given, split, image_size)
+        images, found = (_images(pair[0], split, image_size), pair[1]) if pair else _dataset(given, split, image_size)
         if not len(images):
             raise UserError(f"{split} without images", "at least one", "add images to that split")
-        arrays[split], labels[split] = images, _labels(told, len(images), split, targets)
-        names[split] = None if pair else _class_names(given)
-    if labels["train"] is None:
-        labels["train"] = np.full((len(arrays["train"]), *labels["test"].shape[1:]), NO_LABEL)
+        arrays[split], names[split] = images, None if pair else _class_names(given)
+        if split != "train" or found is not None:  # the teacher's predictions can stand in for labels of train
+            labels[split] = targets.read(found, len(images), f"{split} labels")
+    if "train" not in labels:
+        labels = {"train": np.full((len(arrays["train"]), *labels["test"].shape[1:]), NO_LABEL), **labels}
     classes = targets.name(labels, names)
     return {split: (arrays[split], labels[split]) for split in arrays}, classes
-
-
-def _labels(labels: Any, count: int, split: str, targets: Targets) -> np.ndarray | None:
-    """As the task reads them; train may have None: the teacher's answers then stand in."""
-    if labels is None and split == "train":
-        return None
-    return targets.read(labels, count, f"{split} labels")
 
 
 def _splits(splits: Any) -> dict[str, Any]:
@@ -74,7 +71,7 @@ def _splits(splits: Any) -> dict[str, Any]:
 
 
 def _pair(split: Any) -> tuple[Any, Any] | None:
-    """(images, labels), where that is what a split is; None for a dataset, a list of two items among them."""
+    """Returns (images, labels) where a split is such a pair; None for a dataset, also for a list of two items."""
     if isinstance(split, Mapping):
         image, label = _keys(split, "a split")
         return split[image], split[label]
@@ -87,14 +84,14 @@ def _pair(split: Any) -> tuple[Any, Any] | None:
 
 
 def _all_images(parts: Sequence[Any]) -> bool:
-    """Whether these are images alone, where an item of a dataset has a label, too."""
+    """Returns whether all parts are images, unlike an item of a dataset, which has a label, too."""
     if all(isinstance(part, (str, Path)) for part in parts):
         return True
     return all(isinstance(part, Image.Image) or np.ndim(to_numpy(part)) > 1 for part in parts)
 
 
 def _dataset(split: Any, name: str, image_size: int | None) -> tuple[np.ndarray, list[Any]]:
-    """The pixels of a dataset's images, and its labels."""
+    """Returns the pixels of a dataset's images, and its labels."""
     if not isinstance(split, Sized) or not hasattr(split, "__getitem__"):
         loader = ": of a DataLoader its .dataset" if hasattr(split, "dataset") else ""
         raise UserError(
@@ -109,7 +106,7 @@ def _dataset(split: Any, name: str, image_size: int | None) -> tuple[np.ndarray,
 
 
 def _parts(item: Any, name: str) -> tuple[Any, Any]:
-    """The image and the label of an item; what a tuple has behind them is not read."""
+    """Returns the image and the label of an item; further entries of a tuple are not read."""
     if isinstance(item, Mapping):
         image, label = _keys(item, name)
         return item[image], item[label]
@@ -119,7 +116,7 @@ def _parts(item: Any, name: str) -> tuple[Any, Any]:
 
 
 def _keys(item: Mapping, name: str) -> tuple[str, str]:
-    """The keys of a dict's image and label. Raises UserError where they are not plain."""
+    """Returns the keys of a dict's image and label. Raises UserError where more than one key may be meant, or none."""
     images, labels = ([key for key in item if key in known] for known in (_IMAGE_KEYS, _LABEL_KEYS))
     labels = labels or [key for key in item if key not in images]
     if len(images) != 1 or len(labels) != 1:
@@ -132,7 +129,7 @@ def _keys(item: Mapping, name: str) -> tuple[str, str]:
 
 
 def _images(images: Any, name: str, image_size: int | None) -> np.ndarray:
-    """The pixels (N, H, W[, C]) of a split: uint8, or float32 from 0 to 255."""
+    """Returns the pixels (N, H, W[, C]) of a split: uint8, or float32 from 0 to 255."""
     ragged = isinstance(images, np.ndarray) and images.dtype.kind in "OU"  # of several sizes, or files
     if isinstance(images, (list, tuple)) or ragged:
         return _stacked([_pixels(image, f"{name}[{at}]", image_size) for at, image in enumerate(images)], name)
@@ -142,7 +139,7 @@ def _images(images: Any, name: str, image_size: int | None) -> np.ndarray:
 
 
 def _pixels(image: Any, name: str, image_size: int | None) -> np.ndarray:
-    """An item's image as (H, W, C)."""
+    """Returns an item's image as (H, W, C)."""
     if isinstance(image, (str, Path)):
         with opened(image, f"{name}, {image}") as file:
             return _pixels(file, f"{name}, {image}", image_size)
@@ -155,7 +152,7 @@ def _pixels(image: Any, name: str, image_size: int | None) -> np.ndarray:
 
 
 def _stacked(images: list[np.ndarray], name: str) -> np.ndarray:
-    """(N, H, W), or (N, H, W, C) of several channels; grey images among colour ones become colour."""
+    """Stacks images to (N, H, W), or (N, H, W, C) with several channels; grey ones among these become colour."""
     if not images:
         return np.zeros((0, 1, 1), np.uint8)
     if {image.shape[2] for image in images} == {1, 3}:
@@ -176,10 +173,10 @@ def _stacked(images: list[np.ndarray], name: str) -> np.ndarray:
 
 
 def _class_names(split: Any) -> list[str] | None:
-    """The names of a dataset's classes, also of one that a Subset or the like is of; None where it has none."""
+    """Returns the names of a dataset's classes, also inside a Subset or the like; None where it has none."""
     numbers = getattr(split, "class_to_idx", None)  # torchvision's, which labels by it, whatever the order of classes
     if isinstance(numbers, Mapping) and numbers and sorted(numbers.values()) == list(range(len(numbers))):
-        return [str(name) for name in sorted(numbers, key=numbers.get)]
+        return [str(name) for name in sorted(numbers, key=lambda name: numbers[name])]
     classes = getattr(split, "classes", None)
     if isinstance(classes, (list, tuple, np.ndarray)) and len(classes):
         return [str(name) for name in classes]

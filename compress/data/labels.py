@@ -1,4 +1,4 @@
-"""Labels in any form that users have them: whole numbers, names, columns, one-hot rows; and classes matched by name."""
+"""Reads labels in the forms that users have: whole numbers, names, columns, one-hot rows; matches classes by name."""
 
 import logging
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _KIND_OF = {"b": "numbers", "i": "numbers", "u": "numbers", "f": "numbers", "U":
 
 
 def one_label(label: Any, name: str) -> Any:
-    """An item's label: a number, a name or a row, out of whatever array, tensor or list of one element it is in."""
+    """Returns an item's label: a number, a name or a row; an array, tensor or list of one element is unpacked."""
     if isinstance(label, (str, bytes)):
         return label.decode() if isinstance(label, bytes) else label
     if label is None:
@@ -32,7 +32,7 @@ def one_label(label: Any, name: str) -> Any:
 
 
 def to_labels(labels: Any, count: int, name: str) -> np.ndarray:
-    """int64 (N,), or names (N,), of `count` labels: numbers, names, a column (N, 1), or one-hot rows (N, K).
+    """Returns int64 (N,), or names (N,), from `count` labels: numbers, names, a column (N, 1), or one-hot rows (N, K).
 
     Raises UserError for a label that is no whole number, for rows with several classes, and for another number of them.
     """
@@ -55,7 +55,7 @@ def to_labels(labels: Any, count: int, name: str) -> np.ndarray:
 
 
 def match_classes(labels: dict[str, np.ndarray], names: dict[str, Sequence[str] | None]) -> list[str]:
-    """Turns every split's labels in place into numbers of train's classes, and returns the names of these.
+    """Replaces each split's labels, in place, by numbers of train's classes, and returns their names.
 
     `names` are the class names that a split brings: where these are in another order than train's, its numbers are
     matched by name. Where nothing has names, a class is called by its number. Raises UserError, with its name, for a
@@ -101,7 +101,7 @@ def _classes_of_train(labels: dict[str, np.ndarray], names: dict[str, Sequence[s
 
 
 def _renumbered(values: np.ndarray, own: Sequence[str], classes: Sequence[str], split: str) -> np.ndarray:
-    """Labels (N,) that number `own` as numbers of `classes`, by name."""
+    """Returns labels (N,), which number `own`, as numbers of `classes`, by name."""
     lacking = [name for name in classes if name not in own]
     if values.max(initial=0) >= len(own):
         raise UserError(
@@ -142,7 +142,7 @@ def _stack(labels: Any, name: str) -> np.ndarray:
 
 
 def _of_one_kind(values: list[Any], name: str) -> np.ndarray:
-    """An array of labels that are all numbers, all names, or all rows of one length."""
+    """Returns an array of labels that are all numbers, all names, or all rows of one length."""
     if not values:
         return np.zeros(0, np.int64)
     arrays = [np.asarray(value) for value in values]
@@ -155,7 +155,7 @@ def _of_one_kind(values: list[Any], name: str) -> np.ndarray:
 
 
 def _whole(values: np.ndarray, name: str) -> np.ndarray:
-    """int64 of numbers that are whole. Raises UserError with the first one that is not."""
+    """Returns whole numbers as int64. Raises UserError with the first number that is not whole."""
     if values.dtype.kind == "f":
         broken = np.flatnonzero(~(np.isfinite(values) & (values == np.rint(values))))
         if len(broken):
@@ -172,7 +172,7 @@ def _whole(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _one_hot(rows: np.ndarray, name: str) -> np.ndarray:
-    """The class (N,) of rows (N, K) that each have a single 1. Raises UserError for any other row."""
+    """Returns the class (N,) of rows (N, K) that each have a single 1. Raises UserError for any other row."""
     numbers = rows.dtype.kind in "biuf"
     single = ((rows == 0) | (rows == 1)).all(1) & (rows.sum(1) == 1) if numbers else np.zeros(len(rows), bool)
     if not single.all():
@@ -186,8 +186,8 @@ def _one_hot(rows: np.ndarray, name: str) -> np.ndarray:
     return rows.argmax(1).astype(np.int64)
 
 
-def note_classes_without_images(labels: np.ndarray, classes: Sequence[str]) -> None:
-    """Logs which classes no image of train has; an unlabelled train split has none of any."""
+def warn_of_missing_classes(labels: np.ndarray, classes: Sequence[str]) -> None:
+    """Warns of classes that no image of train has; an unlabelled train split is not checked."""
     if len(labels) and int(np.max(labels)) >= 0:
         seen = np.bincount(labels[labels >= 0], minlength=len(classes))
         missing = [name for name, count in zip(classes, seen, strict=False) if count == 0]

@@ -1,4 +1,4 @@
-"""Which files of a data set's folder are images, and which are left out."""
+"""Lists the image files of a data set's folder, and reports the files that it skips."""
 
 import io
 import logging
@@ -19,25 +19,25 @@ log = logging.getLogger("compress")
 # Formats that Pillow knows by name but does not decode by itself.
 _NAMES_ONLY = {"BUFR", "EMF", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _NOT_ONE_PICTURE = ("MPO", "ICO", "ICNS")  # phones' files hold previews behind the photo, and icons hold several sizes
-_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # what whole files of these formats end with
-_TAIL_BYTES = 1024  # where that stands, as some cameras and editors write something behind it
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # a file that is cut off lacks it
+_TAIL_BYTES = 1024  # searched for it: some cameras and editors write something after it
 _SHOWN = 3
-_SAMPLE = 64  # 16-bit images of a split that are looked at
+_SAMPLE = 64  # 16-bit images of a split whose values are checked
 
 
 def image_suffixes() -> set[str]:
-    """The suffixes of the files that Pillow decodes, in small letters."""
+    """Returns the suffixes of the files that Pillow decodes, in small letters."""
     known = Image.registered_extensions()
     return {suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _NAMES_ONLY}
 
 
 @dataclass
-class LeftOut:
-    """What of a folder is not read; `log` says it once."""
+class SkippedFiles:
+    """The files of a folder that are not read, or not completely; `log` reports them."""
 
-    others: list[Path] = field(default_factory=list)  # no images by their suffix, or where no class is
+    others: list[Path] = field(default_factory=list)  # not an image by the suffix, or not in the folder of a class
     hidden: list[Path] = field(default_factory=list)
-    frames: list[Path] = field(default_factory=list)  # with several frames, of which the first is read
+    frames: list[Path] = field(default_factory=list)  # with several frames, of which only the first is read
 
     def log(self, root: Path) -> None:
         for paths, what in (
@@ -50,31 +50,31 @@ class LeftOut:
                 log.warning(f"data.root: {what} (%s%s)", len(paths), names, ", ..." if len(paths) > _SHOWN else "")
 
 
-def folders_in(folder: Path, left_out: LeftOut) -> list[Path]:
-    """The folders in a folder, by name, without hidden ones; its files are noted. Raises UserError for a dead link."""
+def folders_in(folder: Path, skipped: SkippedFiles) -> list[Path]:
+    """Returns the folders in a folder, by name, and notes all else as skipped. Raises UserError for a dead link."""
     entries = sorted(folder.iterdir())
     _require_targets(entries)
-    shown = [path for path in entries if not _is_hidden(path.name)]
-    left_out.hidden += [path for path in entries if _is_hidden(path.name)]
-    left_out.others += [path for path in shown if not path.is_dir()]
-    return [path for path in shown if path.is_dir()]
+    visible = [path for path in entries if not _is_hidden(path.name)]
+    skipped.hidden += [path for path in entries if _is_hidden(path.name)]
+    skipped.others += [path for path in visible if not path.is_dir()]
+    return [path for path in visible if path.is_dir()]
 
 
-def images_below(folder: Path, left_out: LeftOut) -> list[Path]:
-    """The image files below a folder, links followed.
+def images_below(folder: Path, skipped: SkippedFiles) -> list[Path]:
+    """Returns the image files below a folder, and follows links.
 
     Raises UserError where there is none, where one is empty, and for links that lead nowhere.
     """
-    files = sorted(_files_below(folder, left_out, set()))
+    files = sorted(_files_below(folder, skipped, set()))
     _require_targets(files)
     suffixes = image_suffixes()
     found = [path for path in files if path.suffix.lower() in suffixes and path.is_file()]
     others = [path for path in files if path.suffix.lower() not in suffixes or not path.is_file()]
-    left_out.others += others
+    skipped.others += others
     if not found:
-        beside = f", with {', '.join(path.name for path in others[:_SHOWN])}" if others else ""
+        contents = f", with {', '.join(path.name for path in others[:_SHOWN])}" if others else ""
         raise UserError(
-            f"{folder} without an image{beside}", "files that Pillow decodes, as .jpg and .png", "add images"
+            f"{folder} without an image{contents}", "files that Pillow decodes, as .jpg and .png", "add images"
         )
     empty = next((path for path in found if path.stat().st_size == 0), None)
     if empty:
@@ -82,8 +82,8 @@ def images_below(folder: Path, left_out: LeftOut) -> list[Path]:
     return found
 
 
-def look_into(paths: list[Path], left_out: LeftOut) -> Iterator[bytes]:
-    """The content of each image file, once its head has been read.
+def read_images(paths: list[Path], skipped: SkippedFiles) -> Iterator[bytes]:
+    """Yields the content of each image file, after reading its header.
 
     Raises UserError for a file that is no image or is cut off, and for one whose numbers have no known range.
     """
@@ -98,16 +98,16 @@ def look_into(paths: list[Path], left_out: LeftOut) -> Iterator[bytes]:
                 read(image, 1, None, str(path))
             elif image.mode in SIXTEEN_BITS:
                 deep.append(path)
-            if _ENDS.get(image.format, b"") not in content[-_TAIL_BYTES:]:
-                image.load()  # cut off, as a rule
+            if _ENDS.get(image.format or "", b"") not in content[-_TAIL_BYTES:]:
+                image.load()  # raises where the file is cut off, which is likely
             if image.format not in _NOT_ONE_PICTURE and getattr(image, "is_animated", False):
-                left_out.frames.append(path)
+                skipped.frames.append(path)
         yield content
     _require_sixteen_bits(deep)
 
 
 def _require_sixteen_bits(paths: list[Path]) -> None:
-    """`require_sixteen_bits` of the highest value in some of the images."""
+    """Applies `require_sixteen_bits` to the highest value in some of the images."""
     some = paths[:: max(1, len(paths) // _SAMPLE)]
     highest = 0
     for path in some:
@@ -117,15 +117,15 @@ def _require_sixteen_bits(paths: list[Path]) -> None:
         require_sixteen_bits(highest, f"{some[0]} and {len(paths) - 1} more", "save them with 8 bits")
 
 
-def _files_below(folder: Path, left_out: LeftOut, above: set[str]) -> Iterator[Path]:
+def _files_below(folder: Path, skipped: SkippedFiles, above: set[str]) -> Iterator[Path]:
     place = os.path.realpath(folder)
     if place in above:  # a link to a folder that it is in
         return
     for path in folder.iterdir():
         if _is_hidden(path.name):
-            left_out.hidden.append(path)
+            skipped.hidden.append(path)
         elif path.is_dir():
-            yield from _files_below(path, left_out, above | {place})
+            yield from _files_below(path, skipped, above | {place})
         else:
             yield path
 

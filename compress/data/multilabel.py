@@ -1,4 +1,4 @@
-"""Targets of images with several labels, or none: rows of 0 and 1, a column a label."""
+"""Reads and checks the targets of images with any number of labels: rows of 0 and 1, a column a label."""
 
 import logging
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _EXPECTED = "a row of 0 and 1 an image, a column a label"
 
 
 def to_rows(labels: Any, count: int, name: str) -> np.ndarray:
-    """int64 (N, K) of 0 and 1, from an array or a list of rows. Raises UserError for anything else."""
+    """Returns int64 (N, K) of 0 and 1, from an array or a list of rows. Raises UserError for anything else."""
     if isinstance(labels, (list, tuple)):
         rows = [to_numpy(one_label(label, f"{name}[{at}]")) for at, label in enumerate(labels)]
         if len({row.shape for row in rows}) > 1:
@@ -41,7 +41,7 @@ def to_rows(labels: Any, count: int, name: str) -> np.ndarray:
 
 
 def name_labels(labels: dict[str, np.ndarray], names: dict[str, Sequence[str] | None]) -> list[str]:
-    """The names of the labels: train's, else test's, else their numbers. Raises UserError where splits differ."""
+    """Returns the labels' names: train's, else test's, else their numbers. Raises UserError where splits differ."""
     widths = {split: rows.shape[1] for split, rows in labels.items()}
     if len(set(widths.values())) > 1:
         found = ", ".join(f"{width} in {split}" for split, width in widths.items())
@@ -56,7 +56,7 @@ def name_labels(labels: dict[str, np.ndarray], names: dict[str, Sequence[str] | 
 def check_rows(labels: dict[str, torch.Tensor], classes: int, source: str) -> None:
     """Raises UserError for a split without images, and for one in which no label is both there and missing.
 
-    Labels that say nothing in a split are named in the log: they count in no figure. Train may have no target at all.
+    Labels that are the same for all images of a split are logged: no figure counts them. Train may have no target.
     """
     for split, rows in labels.items():
         if rows.ndim != 2:
@@ -81,7 +81,7 @@ def check_rows(labels: dict[str, torch.Tensor], classes: int, source: str) -> No
 
 
 def rarest(labels: torch.Tensor) -> torch.Tensor:
-    """The rarest label that each image has, (N,), for a split by strata; K where it has none."""
+    """Returns the rarest label of each image (N,), to stratify by; K where an image has none."""
     order = labels.clamp_min(0).sum(0).argsort()
     ranked = labels[:, order] > 0
     return torch.where(ranked.any(1), order[ranked.long().argmax(1)], labels.shape[1])

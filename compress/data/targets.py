@@ -1,4 +1,4 @@
-"""How targets are read and checked, by the task that data.task names."""
+"""Reads and checks targets, by the task that data.task names."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from compress.data.multilabel import check_rows, name_labels, rarest, to_rows
 
 @dataclass(frozen=True)
 class Targets:
-    """The targets of one task."""
+    """The functions that read and check the targets of one task."""
 
-    read: Callable[[Any, int, str], np.ndarray]  # of so many images, with a name for errors
-    # Names of the classes; turns labels that are names into numbers, in place.
+    read: Callable[[Any, int, str], np.ndarray]  # (labels, number of images, name for errors) -> array
+    # (labels, class names) of each split -> the class names; labels that are names become numbers, in place.
     name: Callable[[dict[str, np.ndarray], dict[str, Sequence[str] | None]], list[str]]
     check: Callable[[dict[str, torch.Tensor], int, str], None]
-    strata: Callable[[torch.Tensor], torch.Tensor]  # (N, ...) -> (N,): what a seeded split keeps the shares of
+    strata: Callable[[torch.Tensor], torch.Tensor]  # (N, ...) -> (N,): the groups whose shares a split keeps
 
 
 TARGETS = {

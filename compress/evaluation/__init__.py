@@ -1,1 +1,1 @@
-"""The figures of a stage: accuracy, cost, and what the deployable file does in the runtime that ships."""
+"""Measures a stage: accuracy, cost, and the speed and memory of its deployable file in the runtime that ships."""

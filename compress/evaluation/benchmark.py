@@ -1,4 +1,4 @@
-"""Time, memory, energy and profile of a deployable file, taken in one fresh process and beside the teacher's file."""
+"""Measures time, memory, energy and profile of a deployable file, in one new process and next to the teacher's file."""
 
 import json
 import statistics
@@ -13,14 +13,14 @@ import onnxruntime
 from compress.config.schema import MeasureConfig
 from compress.evaluation.benchmark_job import ENERGY, MEMORY, PROFILE, TIME, BenchmarkJob, worker_command
 from compress.evaluation.energy import COUNTERS, no_counter
-from compress.utils.missing import Missing
+from compress.utils.missing import Unavailable
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What a measuring process found out about a file."""
+    """The figures of a file that a measuring process returned."""
 
-    figures: dict[str, Any]  # of metrics.json
+    figures: dict[str, Any]  # for metrics.json
     profile: dict[str, Any]  # profile.json: where one image spends its time in the file, node by node
 
 
@@ -33,14 +33,14 @@ def benchmark(
     no_energy: str | None = None,
     counters: Path = COUNTERS,
 ) -> Benchmark:
-    """All that is measured of the file `path`; its energy is not where `no_energy` says why, or nothing counts it.
+    """Measures the file `path`, but not its energy where `no_energy` states a reason or the CPU has no counter.
 
     Raises RuntimeError where the process fails.
     """
     no_energy = no_energy or no_counter(counters)
     tasks = (MEMORY, TIME, PROFILE, *(() if no_energy else (ENERGY,)))
     answer = _run(_job(tasks, path, teacher, shape, config, threads, counters))
-    joules = Missing(no_energy) if no_energy else _joule_per_image(answer[ENERGY], counters)
+    joules = Unavailable(no_energy) if no_energy else _joule_per_image(answer[ENERGY], counters)
     profile = {
         "runtime": "onnxruntime",
         "version": onnxruntime.__version__,
@@ -54,7 +54,7 @@ def benchmark(
 def time_and_memory(
     path: Path, teacher: Path, shape: tuple[int, int, int], config: MeasureConfig, threads: int
 ) -> dict[str, Any]:
-    """Size, latency at batch 1, throughput at `config.batch_size`, peak memory, and the speed-up over the teacher's.
+    """Returns size, latency at batch 1, throughput at `config.batch_size`, peak memory, and speed-up over `teacher`.
 
     Raises RuntimeError where the process fails.
     """
@@ -77,7 +77,7 @@ def _job(
 
 
 def _time_and_memory(path: Path, answer: dict[str, dict[str, Any]], config: MeasureConfig) -> dict[str, Any]:
-    """The two files took turns in one process: the speed-up is a ratio of medians from one run."""
+    """Returns the figures. The speed-up is a ratio of medians, of two files that took turns in one process."""
     own, theirs = (answer[TIME]["single_ms"][at] for at in (0, -1))
     return {
         "size_bytes": path.stat().st_size,
@@ -86,19 +86,19 @@ def _time_and_memory(path: Path, answer: dict[str, dict[str, Any]], config: Meas
         "throughput_images_per_s": 1000 * config.batch_size / statistics.median(answer[TIME]["batch_ms"][0]),
         "speedup_vs_teacher": statistics.median(theirs) / statistics.median(own),
         "peak_memory_bytes": answer[MEMORY]["peak_memory_bytes"]
-        or Missing("this system does not tell a process its high-water mark"),
+        or Unavailable("this system does not tell a process its high-water mark"),
     }
 
 
-def _joule_per_image(counted: dict[str, float], counters: Path) -> float | Missing:
-    """Joules that all CPU packages drew for an image at batch 1, counted over a few seconds of images."""
+def _joule_per_image(counted: dict[str, float], counters: Path) -> float | Unavailable:
+    """Returns the joules that all CPU packages used per image at batch 1, over a few seconds of images."""
     if not counted["joules"]:
-        return Missing(f"the counters in {counters} did not move while the file ran")
+        return Unavailable(f"the counters in {counters} did not move while the file ran")
     return counted["joules"] / counted["images"]
 
 
 def _run(job: BenchmarkJob) -> dict[str, dict[str, Any]]:
-    """What the process answers: a record a task."""
+    """Starts the measuring process and returns its output: a record for each task."""
     command, environment = worker_command(job)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:

@@ -1,23 +1,26 @@
-"""What a measuring process is asked for, and the command that starts one. Needs no torch."""
+"""The job of a measuring process, and the command that starts one. Needs no torch."""
 
 import json
 import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from compress.evaluation.energy import COUNTERS
 
 _WORKER = "compress.evaluation.benchmark_worker"
 
-# Of a `BenchmarkJob`, in the order in which they are taken.
+# The tasks of a `BenchmarkJob`, in the order in which they run.
 MEMORY, TIME, PROFILE, ENERGY = "memory", "time", "profile", "energy"
 
 
 @dataclass(frozen=True)
 class BenchmarkJob:
-    """Figures of a file in ONNX Runtime, all taken by one process; it prints them as a line of JSON.
+    """Measures a file in ONNX Runtime; one process runs all tasks and prints the figures as a line of JSON.
 
-    `rival`, where there is one, is the file that takes turns with it while both are timed. `counters` is the folder
-    of the CPU's energy counters.
+    `rival` is another file that takes turns with it while both are timed. `counters` is the folder of the CPU's
+    energy counters.
     """
 
     tasks: tuple[str, ...]
@@ -27,12 +30,12 @@ class BenchmarkJob:
     rival: str | None = None
     batch_size: int = 1
     repetitions: int = 1
-    counters: str | None = None
+    counters: str = str(COUNTERS)
 
 
 @dataclass(frozen=True)
 class TurnsJob:
-    """The time of a file in the runtime `target`: for each line of input `calls` of it, as a line of milliseconds."""
+    """Times a file in the runtime `target`: for each line of input, `calls` calls, as a line of milliseconds."""
 
     target: str
     file: str
@@ -41,11 +44,11 @@ class TurnsJob:
     calls: int
 
 
-_JOBS = {kind.__name__: kind for kind in (BenchmarkJob, TurnsJob)}
+_JOBS: dict[str, type[BenchmarkJob] | type[TurnsJob]] = {kind.__name__: kind for kind in (BenchmarkJob, TurnsJob)}
 
 
 def worker_command(job: BenchmarkJob | TurnsJob) -> tuple[list[str], dict[str, str]]:
-    """The command line and the environment of a measuring process."""
+    """Returns the command line and the environment of a measuring process."""
     package = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
     text = json.dumps({"job": type(job).__name__, **asdict(job)})
@@ -53,6 +56,7 @@ def worker_command(job: BenchmarkJob | TurnsJob) -> tuple[list[str], dict[str, s
 
 
 def parse_job(text: str) -> BenchmarkJob | TurnsJob:
-    """The job of `worker_command`'s last argument."""
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
+    """Returns the job in `worker_command`'s last argument."""
+    fields: dict[str, Any] = json.loads(text)
+    fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     return _JOBS[fields.pop("job")](**fields)

@@ -1,7 +1,7 @@
-"""A process that only loads and runs deployable files, so that nothing else is in its time and memory.
+"""Loads and runs deployable files in a process of its own, so that nothing else counts in its time and memory.
 
-`python -m compress.evaluation.benchmark_worker JOB` prints a line of JSON for `compress.evaluation.benchmark`, and for
-`compress.evaluation.runtimes` one after each line that it is sent; `benchmark_job` makes that command.
+`python -m compress.evaluation.benchmark_worker JOB` prints a line of JSON for `compress.evaluation.benchmark`, and a
+line for each line of input for `compress.evaluation.runtimes`. `benchmark_job` makes that command.
 """
 
 import json
@@ -19,8 +19,8 @@ from compress.evaluation.energy import count_joules
 from compress.evaluation.profiler import node_times
 from compress.export import load_target
 
-_COUNTING_S = 2.0  # of energy: the counters move on once a millisecond, so their steps are a thousandth of it at most
-_SETTLING_S = 0.05  # what a turn begins with, unmeasured: the threads of the runtime before it spin until they sleep
+_COUNTING_S = 2.0  # energy is counted for so long: counters change every millisecond, a two-thousandth of it
+_SETTLING_S = 0.05  # a turn starts with unmeasured calls: the threads of the last runtime still spin for a while
 
 
 def main() -> None:
@@ -32,9 +32,9 @@ def main() -> None:
 
 
 def _take_figures(job: BenchmarkJob) -> None:
-    """Each task of a job, in ONNX Runtime, the memory first: the process holds nothing but `job.file` then."""
-    # One pool of threads for all files: a session's own would go on spinning while the next one is timed, which on
-    # two cores made every figure 1.7 times as long.
+    """Runs the tasks of a job in ONNX Runtime, memory first, while the process holds nothing but `job.file`."""
+    # One pool of threads serves all files: a session's own pool would go on spinning while the next file is timed,
+    # which made every call 1.7 times as long on two cores.
     onnxruntime.set_global_thread_pool_sizes(job.threads, 1)
     image, session = _images(1, job.shape), _open(job.file)
     session.run(None, {"image": image})
@@ -49,7 +49,7 @@ def _take_figures(job: BenchmarkJob) -> None:
 
 
 def _time(job: BenchmarkJob, session: onnxruntime.InferenceSession, image: numpy.ndarray) -> dict[str, Any]:
-    """Milliseconds of the calls with one image and with a batch, a list for the file and one for its rival."""
+    """Returns the milliseconds of the calls with one image and with a batch: a list for the file, one for its rival."""
     sessions = [session, *([_open(job.rival)] if job.rival else [])]
     return {
         "single_ms": _interleaved(sessions, image, job.repetitions),
@@ -58,7 +58,7 @@ def _time(job: BenchmarkJob, session: onnxruntime.InferenceSession, image: numpy
 
 
 def _take_turns(job: TurnsJob) -> None:
-    """The time of one file in its own runtime: for each line of input some calls, as a line of milliseconds."""
+    """Times one file in its own runtime: for each line of input some calls, printed as a line of milliseconds."""
     if job.target == "onnx":
         onnxruntime.set_global_thread_pool_sizes(job.threads, 1)
         session = _open(job.file)
@@ -97,7 +97,7 @@ def _options() -> onnxruntime.SessionOptions:
 def _interleaved(
     sessions: list[onnxruntime.InferenceSession], image: numpy.ndarray, repetitions: int
 ) -> list[list[float]]:
-    """Milliseconds of each call, a list a session: they take turns, so that the machine's noise falls on all alike."""
+    """Returns the milliseconds of each call, a list a session: these take turns, so that noise affects all alike."""
     calls: list[list[float]] = [[] for _ in sessions]
     for turn in range(-max(2, repetitions // 10), repetitions):
         for session, times in zip(sessions, calls, strict=True):
@@ -109,7 +109,7 @@ def _interleaved(
 
 
 def _energy(session: onnxruntime.InferenceSession, image: numpy.ndarray, counters: Path) -> dict[str, float]:
-    """The energy of as many images as fit in a while, one a call."""
+    """Counts the energy of as many images as fit into a fixed time, one image a call."""
     images = 0
 
     def run_for(seconds: float) -> None:
@@ -124,7 +124,7 @@ def _energy(session: onnxruntime.InferenceSession, image: numpy.ndarray, counter
 
 
 def _peak_memory_bytes() -> int | None:
-    """The high-water mark of this process alone: getrusage's would start from the parent's."""
+    """Returns the peak memory of this process; getrusage would count from the parent's peak. None outside Linux."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None

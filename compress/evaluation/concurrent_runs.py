@@ -1,4 +1,4 @@
-"""Other runs on this machine: they share its cores, its memory and its counters, so a figure has to say so."""
+"""Counts other runs on this machine: they share its cores, memory and counters, so figures have to mention them."""
 
 import fcntl
 import os
@@ -11,7 +11,7 @@ FOLDER = Path(tempfile.gettempdir()) / f"compress-{os.getuid()}"
 
 
 @contextmanager
-def announced() -> Iterator[None]:
+def registered_run() -> Iterator[None]:
     """Counts this process among the runs of its user on this machine, until the context ends or the process does."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{os.getpid()}.run"
@@ -23,8 +23,8 @@ def announced() -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def runs_beside() -> int:
-    """How many others go on now."""
+def count_concurrent_runs() -> int:
+    """Returns the number of other runs that are under way now."""
     return sum(_is_held(path) for path in FOLDER.glob("*.run") if path.stem != str(os.getpid()))
 
 

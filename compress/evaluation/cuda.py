@@ -1,4 +1,4 @@
-"""What only a GPU tells: the latency of a stage's float network by CUDA events, and the memory of its computing."""
+"""Measures on a GPU: the latency of a stage's float network by CUDA events, and the memory that computing it took."""
 
 import statistics
 from pathlib import Path
@@ -8,20 +8,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.utils.missing import Missing
+from compress.utils.missing import Unavailable
 
 LATENCIES = ("cuda_latency_ms_p50", "cuda_latency_ms_p95")
 PEAK_MEMORY = "cuda_peak_memory_bytes"
 
-_NO_GPU = Missing("the stage ran on the CPU")
+_NO_GPU = Unavailable("the stage ran on the CPU")
 _WARM_UP = 10
 
 
 def cuda_latency(folder: Path, shape: tuple[int, int, int], device: torch.device, calls: int) -> dict[str, Any]:
-    """Milliseconds of one image of `shape` (C, H, W) through the float network of the stage in `folder`."""
+    """Returns the milliseconds of one image of `shape` (C, H, W) through the float network of the stage in `folder`."""
     if device.type != "cuda":
         return dict.fromkeys(LATENCIES, _NO_GPU)
-    from compress.methods.restore import restore_float  # seconds, which a run that measures nothing does without
+    from compress.methods.restore import restore_float  # takes seconds, which a run that measures nothing saves
 
     network = restore_float(folder).to(device, memory_format=torch.channels_last)
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
@@ -30,9 +30,9 @@ def cuda_latency(folder: Path, shape: tuple[int, int, int], device: torch.device
 
 
 def time_calls(network: nn.Module, image: torch.Tensor, calls: int) -> list[float]:
-    """Milliseconds of each call, after some untimed ones; `image` (1, C, H, W) on the current CUDA device.
+    """Returns the milliseconds of each call, after some untimed ones; `image` (1, C, H, W) is on a CUDA device.
 
-    The GPU is idle before each call, so that the launches of its kernels, which one image often waits for, count too.
+    The GPU is idle before each call, so that launching kernels, which often limits a single image, counts too.
     """
     times = []
     with torch.inference_mode():
@@ -49,12 +49,12 @@ def time_calls(network: nn.Module, image: torch.Tensor, calls: int) -> list[floa
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """From here on `peak_memory` counts."""
+    """Makes `peak_memory` count from here on."""
     if device.type == "cuda":
-        torch.cuda.init()  # the allocator is not there before, and resetting it fails
+        torch.cuda.init()  # before this there is no allocator, and resetting it fails
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak_memory(device: torch.device) -> int | Missing:
-    """The most bytes that torch's tensors held on `device` since `reset_peak_memory`."""
+def peak_memory(device: torch.device) -> int | Unavailable:
+    """Returns the most bytes that torch's tensors held on `device` since `reset_peak_memory`."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _NO_GPU

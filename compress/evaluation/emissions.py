@@ -1,4 +1,4 @@
-"""What computing a stage took: energy and CO2, both an estimate by codecarbon's power model, and the GPU's memory."""
+"""Measures what computing a stage costs: energy and CO2, estimated by codecarbon's power model, and GPU memory."""
 
 import logging
 from collections.abc import Iterator
@@ -9,35 +9,35 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compress.evaluation.concurrent_runs import runs_beside
+from compress.evaluation.concurrent_runs import count_concurrent_runs
 from compress.evaluation.cuda import PEAK_MEMORY, peak_memory, reset_peak_memory
 from compress.evaluation.energy import NOT_INSTALLED
 from compress.utils.errors import UserError
-from compress.utils.missing import Missing
+from compress.utils.missing import Unavailable
 
 if TYPE_CHECKING:
     from codecarbon import OfflineEmissionsTracker
 
 ENERGY, CO2 = "training_energy_kwh_estimate", "training_co2_kg_estimate"
-SPENT = (ENERGY, CO2, PEAK_MEMORY)
+TRACKED = (ENERGY, CO2, PEAK_MEMORY)
 
 _SAMPLING_S = 15
 
 
 @contextmanager
-def spending(country: str | None, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Measures what is computed inside; the figures are in the dict once that is done.
+def track_cost(country: str | None, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Measures what the context computes; the dict has the figures when the context ends.
 
     The energy is that of the whole machine, sampled by a thread: from counters where codecarbon finds any, else
-    modelled from the CPU's name and load and the size of the memory, so there is none where other runs went on at the
-    start or the end. CO2 is by the electricity mix of `country`, as `require_country` takes it.
+    modelled from the CPU's name and load and the size of the memory. It is unavailable where other runs were under way
+    at the start or the end. CO2 follows from the electricity mix of `country`, a code that `require_country` accepts.
     """
     figures: dict[str, Any] = {}
-    beside = runs_beside()
+    others = count_concurrent_runs()
     reset_peak_memory(device)
     if find_spec("codecarbon") is None:
         yield figures
-        figures |= dict.fromkeys((ENERGY, CO2), Missing(NOT_INSTALLED))
+        figures |= dict.fromkeys((ENERGY, CO2), Unavailable(NOT_INSTALLED))
     else:
         with TemporaryDirectory() as scratch:
             tracker = _tracker(country, scratch)
@@ -46,14 +46,14 @@ def spending(country: str | None, device: torch.device) -> Iterator[dict[str, An
                 yield figures
             finally:
                 tracker.stop()
-        beside = max(beside, runs_beside())
-        shared = Missing(f"{beside} other runs went on beside it, and the estimate is of the whole machine")
-        figures |= dict.fromkeys((ENERGY, CO2), shared) if beside else _estimate(tracker)
+        others = max(others, count_concurrent_runs())
+        shared = Unavailable(f"{others} other runs went on beside it, and the estimate is of the whole machine")
+        figures |= dict.fromkeys((ENERGY, CO2), shared) if others else _estimate(tracker)
     figures[PEAK_MEMORY] = peak_memory(device)
 
 
 def require_country(country: str | None) -> None:
-    """Raises UserError for a code of which codecarbon, where it is installed, knows no electricity mix."""
+    """Raises UserError for a country whose electricity mix codecarbon, where it is installed, does not know."""
     if country is None or find_spec("codecarbon") is None:
         return
     from codecarbon.input import DataSource
@@ -67,7 +67,7 @@ def require_country(country: str | None) -> None:
 
 
 def _tracker(country: str | None, scratch: str) -> "OfflineEmissionsTracker":
-    """One that asks and tells nobody, and writes nothing but to `scratch`."""
+    """Returns a tracker that sends and requests nothing, and writes only to `scratch`."""
     from codecarbon import OfflineEmissionsTracker
 
     logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
@@ -77,7 +77,7 @@ def _tracker(country: str | None, scratch: str) -> "OfflineEmissionsTracker":
         log_level="critical",
         allow_multiple_runs=True,  # else it leaves a lock file
         output_dir=scratch,
-        # The others are said because a .codecarbon.config or an environment variable could set them otherwise.
+        # These are set because a .codecarbon.config or an environment variable could change them.
         output_methods=[],
         output_handlers=[],
         emissions_endpoint=None,
@@ -93,5 +93,5 @@ def _estimate(tracker: "OfflineEmissionsTracker") -> dict[str, Any]:
     # codecarbon logs its own failures and goes on without a result.
     found = getattr(tracker, "final_emissions_data", None)
     if found is None:
-        return dict.fromkeys((ENERGY, CO2), Missing("codecarbon came to no result"))
+        return dict.fromkeys((ENERGY, CO2), Unavailable("codecarbon came to no result"))
     return {ENERGY: found.energy_consumed, CO2: found.emissions}

@@ -1,4 +1,4 @@
-"""Energy from the CPU's own counters (RAPL, which Intel's CPUs have and AMD's since Zen), never from a power model."""
+"""Counts energy by the CPU's own counters (RAPL, in Intel's CPUs and AMD's since Zen), never by a power model."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ _JOULES_PER_KWH = 3.6e6
 
 
 def no_counter(counters: Path = COUNTERS) -> str | None:
-    """Why the energy of a file cannot be counted here, and how to mend it; None where it can."""
+    """Returns why the energy of a file cannot be counted here, and the remedy; None where it can be counted."""
     packages = [folder / "energy_uj" for folder in counters.glob("intel-rapl:*") if folder.name.count(":") == 1]
     if not packages:
         return (
@@ -27,10 +27,10 @@ def no_counter(counters: Path = COUNTERS) -> str | None:
 
 
 def count_joules(work: Callable[[], None], counters: Path = COUNTERS) -> float:
-    """What all CPU packages draw while `work` runs, idle power and other processes included; 0: they count nothing."""
-    # codecarbon, not zeus: it brings the estimate of `spent` too, with each country's electricity mix on disk, where
-    # zeus asks a server and watches each counter from a further process. This reader of its has no power model to
-    # fall back to, as its trackers have.
+    """Returns the joules of all CPU packages while `work` runs, also idle and of other processes; 0: none moved."""
+    # codecarbon, not zeus: it has the estimate of `track_cost` too, with each country's electricity mix on disk. zeus
+    # requests the mix from a server and watches each counter from a further process. Unlike codecarbon's trackers,
+    # this reader does not fall back to a power model.
     from codecarbon.core.cpu import IntelRAPL
     from codecarbon.core.units import Time
 

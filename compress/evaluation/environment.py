@@ -1,4 +1,4 @@
-"""What a figure depends on besides the network: the CPU and its flags, the GPU, the versions."""
+"""Records what a figure depends on besides the network: the CPU and its flags, the GPU, the versions."""
 
 import platform
 from importlib.metadata import version
@@ -15,7 +15,7 @@ _PACKAGES = (
 
 
 def environment(threads: int) -> dict[str, object]:
-    """The `environment` of metrics.json."""
+    """Returns the `environment` of metrics.json."""
     return {
         "cpu": cpu_name(),
         "cpu_flags": cpu_flags(),
@@ -27,7 +27,7 @@ def environment(threads: int) -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that compute."""
-    own = {"python": platform.python_version(), "torch": torch.__version__}  # torch's own has its build
+    """Returns the versions of Python and of the packages that compute."""
+    own = {"python": platform.python_version(), "torch": torch.__version__}  # torch's own string names its build
     names = (*_PACKAGES, "timm") if find_spec("timm") else _PACKAGES
     return own | {name: version(name) for name in names}

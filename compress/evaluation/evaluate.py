@@ -1,4 +1,4 @@
-"""All figures of a stage: the content of metrics.json."""
+"""Measures all figures of a stage: the content of metrics.json."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +9,10 @@ import torch
 from compress.config.schema import MeasureConfig
 from compress.data.dataset import Data
 from compress.evaluation.benchmark import benchmark
-from compress.evaluation.concurrent_runs import runs_beside
+from compress.evaluation.concurrent_runs import count_concurrent_runs
 from compress.evaluation.cuda import cuda_latency
 from compress.evaluation.environment import environment
-from compress.evaluation.examples import Examples
+from compress.evaluation.example_images import ExampleImages
 from compress.evaluation.flops import count_cost
 from compress.evaluation.inference import onnx_runner, predict, validation_figures
 from compress.evaluation.runtimes import target_figures
@@ -20,67 +20,80 @@ from compress.export import TARGETS, load_target
 from compress.methods.restore import float_network, restore, restore_float
 from compress.models.artifact import read_tensors
 from compress.tasks import TASKS
+from compress.tasks.base import Task
 from compress.utils.files import METRICS, ONNX, PREDICTIONS, read_json
 from compress.utils.missing import with_causes
 
 
+@dataclass(frozen=True)
+class StageFolder:
+    """A stage whose files are written, and what is known of it before it is measured."""
+
+    folder: Path
+    teacher: Path  # the teacher's folder; `folder` itself for the teacher
+    training_cost: dict[str, Any]  # figures of what computing the stage cost
+    skipped_layers: dict[
+        str, list[dict[str, str]]
+    ]  # further targets, each with the layers that it does not run as asked
+
+    @property
+    def is_teacher(self) -> bool:
+        return self.folder == self.teacher
+
+
 @dataclass
 class Evaluation:
-    """What measuring a stage brings to its folder."""
+    """What measuring a stage adds to its folder."""
 
     metrics: dict[str, Any]  # metrics.json
-    predictions: dict[str, torch.Tensor]  # each test image's label, and what the files say of it
+    predictions: dict[str, torch.Tensor]  # each test image's label, and the predictions of the files
     profile: dict[str, Any]  # profile.json
     examples: dict[str, torch.Tensor] | None  # examples.safetensors; None for the teacher
 
 
 def evaluate_stage(
-    folder: Path,
-    teacher: Path,
-    spent: dict[str, Any],
-    left_out: dict[str, list[dict[str, str]]],
-    data: Data,
-    config: MeasureConfig,
-    device: torch.device,
-    threads: int,
+    stage: StageFolder, data: Data, config: MeasureConfig, device: torch.device, threads: int
 ) -> Evaluation:
-    """Every figure of what lies in `folder`.
-
-    The test split is read here, once. `teacher` is the teacher's folder: `folder` itself for the teacher. `spent`
-    is what computing the stage took, `left_out` names the further targets whose files lie there, each with the layers
-    that its runtime does not run as asked.
-    """
-    beside = runs_beside()
+    """Measures every figure of a stage. This is the only place that reads the test split, and it does so once."""
+    folder, teacher = stage.folder, stage.teacher
+    concurrent_runs = count_concurrent_runs()
     saved = restore(folder, device)
     runners = {"onnx": onnx_runner(folder / ONNX, threads)} | {
-        name: load_target(name).open_runner(folder / TARGETS[name][0], threads) for name in left_out
+        name: load_target(name).open_runner(folder / TARGETS[name][0], threads) for name in stage.skipped_layers
     }
-    reference = read_tensors(teacher / PREDICTIONS) if folder != teacher else None
+    reference = None if stage.is_teacher else read_tensors(teacher / PREDICTIONS)
     task = TASKS[data.task]
-    examples = Examples(reference["deployed_top1"]) if reference and "deployed_top1" in reference else None
-    show = (lambda images, labels, logits: examples.add(images, labels, logits.argmax(1))) if examples else None
-    found = predict(saved.network, runners, data.test, device, show)
-    taught = read_json(teacher / METRICS)[f"deployed_val_{task.metric.key}_percent"] if folder != teacher else None
-    validation = validation_figures(runners["onnx"], data.val, task, taught)
+    examples = ExampleImages(reference["deployed_top1"]) if reference and "deployed_top1" in reference else None
+    add_examples = (lambda images, labels, logits: examples.add(images, labels, logits.argmax(1))) if examples else None
+    outputs = predict(saved.network, runners, data.test, device, add_examples)
+    validation = validation_figures(runners["onnx"], data.val, task, _teacher_val_percent(stage, task))
     del runners  # with their threads, before anything is timed
-    predictions = task.predictions(found.targets, found.logits, found.deployed)
+    predictions = task.predictions(outputs.targets, outputs.logits, outputs.deployed)
     params, macs = count_cost(float_network(saved.spec), data.shape)
-    others = f"{beside} other runs drew from the same counters" if beside else None
-    measured = benchmark(folder / ONNX, teacher / ONNX, data.shape, config, threads, no_energy=others)
+    no_energy = f"{concurrent_runs} other runs drew from the same counters" if concurrent_runs else None
+    measured = benchmark(folder / ONNX, teacher / ONNX, data.shape, config, threads, no_energy=no_energy)
     figures = {
         "metric": task.metric.key,
-        **task.figures(found.logits, found.deployed["onnx"], found.targets),
+        **task.figures(outputs.logits, outputs.deployed["onnx"], outputs.targets),
         **task.compare(predictions, reference),
         **validation,
         "params": params,
         "macs": macs,
         **measured.figures,
-        "targets": target_figures(folder, left_out, found, task, data.shape, config, threads),
+        "targets": target_figures(folder, stage.skipped_layers, outputs, task, data.shape, config, threads),
         **cuda_latency(folder, data.shape, device, config.repetitions),
-        **spent,
-        "environment": environment(threads) | {"runs_beside": max(beside, runs_beside())},
+        **stage.training_cost,
+        "environment": environment(threads) | {"runs_beside": max(concurrent_runs, count_concurrent_runs())},
     }
-    shown = None
+    images = None
     if examples:
-        shown = examples.tensors(restore_float(teacher), restore_float(folder), data.test, predictions["deployed_top1"])
-    return Evaluation(with_causes(figures), predictions, measured.profile, shown)
+        networks = restore_float(teacher), restore_float(folder)
+        images = examples.tensors(*networks, data.test, predictions["deployed_top1"])
+    return Evaluation(with_causes(figures), predictions, measured.profile, images)
+
+
+def _teacher_val_percent(stage: StageFolder, task: Task) -> float | None:
+    """Returns the metric of the teacher's file on the validation images; None for the teacher itself."""
+    if stage.is_teacher:
+        return None
+    return read_json(stage.teacher / METRICS)[f"deployed_val_{task.metric.key}_percent"]

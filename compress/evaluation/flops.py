@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a network."""
+"""Counts the parameters and multiply-accumulates of a network."""
 
 import torch
 from torch import nn
@@ -6,10 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_cost(network: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int]:
-    """(parameters, MACs) of one image (C, H, W) through `network`, a float network in eval mode.
+    """Returns (parameters, MACs) of one image (C, H, W) through `network`, a float network in eval mode.
 
-    torch's counter sees convolutions and matrix products, two operations a multiply-accumulate; batch norm and
-    activations are not counted, as is usual.
+    torch's counter counts convolutions and matrix products, two operations a multiply-accumulate. Batch norm and
+    activations do not count, as is usual.
     """
     parameter = next(network.parameters())
     image = torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device)

@@ -1,4 +1,4 @@
-"""Where in an image a network finds its class: Grad-CAM, on the weights that ship."""
+"""Shows where in an image a network finds its class: Grad-CAM, on the weights that ship."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +10,10 @@ from torch.overrides import TorchFunctionMode
 
 
 def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor | None:
-    """(N, H, W) from 0 to 1 for images (N, C, H, W): what speaks for `classes` (N,); None without a spatial tensor.
+    """Returns heatmaps (N, H, W) from 0 to 1 for `classes` (N,) in images (N, C, H, W); None without a spatial tensor.
 
     Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2) at the last tensor that has rows and columns.
-    An image in which nothing speaks for the class has zeros alone. `network` is in eval mode.
+    The map is zero everywhere where nothing speaks for the class. `network` is in eval mode.
     """
     with torch.enable_grad():
         with _LastSpatial() as last:

@@ -1,4 +1,4 @@
-"""Where the time of a deployable file goes: ONNX Runtime's own profile, a figure a node. Needs no torch."""
+"""Measures the time of each node of a deployable file by ONNX Runtime's own profiler. Needs no torch."""
 
 import json
 import re
@@ -14,10 +14,10 @@ _RUNTIME = re.compile(r"((?<=/BatchNormalization)_bn)?(_nchwc)?(_token_\d+)?$")
 
 
 def node_times(path: str, image: numpy.ndarray, options: onnxruntime.SessionOptions, runs: int) -> list[dict]:
-    """Each node that is executed, in order: its name, operator, mean milliseconds of `runs` runs, and share of all.
+    """Returns each executed node in order: its name, operator, mean milliseconds of `runs` runs, and share of all.
 
-    The names are those of the file's nodes; of several nodes with one name, later ones have a number behind it.
-    `image` is float32 (1, C, H, W). The first run is left out. `options` are the session's otherwise.
+    The names are those of the file's nodes; where several nodes share a name, a number follows it in later ones.
+    `image` is float32 (1, C, H, W). The first run does not count. `options` are the session's other options.
     """
     with tempfile.TemporaryDirectory() as folder:
         options.enable_profiling = True
@@ -41,7 +41,7 @@ def node_times(path: str, image: numpy.ndarray, options: onnxruntime.SessionOpti
 
 
 def _file_names(names: list[str]) -> list[str]:
-    """The names that the file has, of those that the runtime has made of them."""
+    """Returns the names in the file from the names that the runtime made of them."""
     found: dict[str, None] = {}
     for name in names:
         name = _RUNTIME.sub("", name.rstrip("/"))

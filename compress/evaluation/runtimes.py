@@ -1,4 +1,4 @@
-"""The further targets of a stage: their files, and their time beside model.onnx."""
+"""Measures the further targets of a stage: their files, and their time next to model.onnx."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from compress.config.schema import MeasureConfig
 from compress.evaluation.benchmark_job import TurnsJob, worker_command
 from compress.evaluation.inference import Outputs
 from compress.export import TARGETS, load_target
-from compress.tasks import Task
+from compress.tasks.base import Task
 from compress.utils.files import ONNX
 
 _ROUNDS = 10
@@ -25,34 +25,34 @@ _ROUNDS = 10
 
 def target_figures(
     folder: Path,
-    left_out: dict[str, list[dict[str, str]]],
-    found: Outputs,
+    skipped_layers: dict[str, list[dict[str, str]]],
+    outputs: Outputs,
     task: Task,
     shape: tuple[int, int, int],
     config: MeasureConfig,
     threads: int,
 ) -> dict[str, dict[str, Any]]:
-    """metrics.json's `targets`: a record of each target in `left_out`, whose files lie in `folder`."""
+    """Returns metrics.json's `targets`: a record of each target in `skipped_layers`, whose files are in `folder`."""
     return {
         name: {
             "file": TARGETS[name][0],
             "size_bytes": sum((folder / file).stat().st_size for file in TARGETS[name]),
             "input_shape": load_target(name).input_shape(shape),
             "runtime_version": version(name),
-            **task.target_figures(found.logits, found.deployed[name], found.targets),
+            **task.target_figures(outputs.logits, outputs.deployed[name], outputs.targets),
             **_latency(name, folder, shape, config, threads),
             "left_out": rows,
         }
-        for name, rows in left_out.items()
+        for name, rows in skipped_layers.items()
     }
 
 
 def _latency(
     name: str, folder: Path, shape: tuple[int, int, int], config: MeasureConfig, threads: int
 ) -> dict[str, float]:
-    """Latency at batch 1, and the speed-up over model.onnx: two processes, one a runtime, that take turns.
+    """Returns latency at batch 1 and speed-up over model.onnx: two processes, one a runtime, take turns.
 
-    In one process, the threads of the runtime that waits would go on spinning for a while beside the other's.
+    In one process, the threads of the waiting runtime would go on spinning for a while next to the other's.
     """
     calls = math.ceil(config.repetitions / _ROUNDS)
     own: list[float] = []
@@ -73,7 +73,7 @@ def _latency(
 
 @contextmanager
 def _turns(job: TurnsJob) -> Iterator[Iterator[list[float]]]:
-    """A measuring process, for as long as the context lasts; each item is a turn of it, the milliseconds of its calls.
+    """Runs a measuring process while the context lasts; each item is a turn, the milliseconds of its calls.
 
     The iterator raises RuntimeError where the process has failed.
     """
@@ -84,12 +84,13 @@ def _turns(job: TurnsJob) -> Iterator[Iterator[list[float]]]:
             command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
         ) as process,
     ):
+        requests, answers = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)  # both are pipes
 
         def turns() -> Iterator[list[float]]:
             while True:
-                with suppress(BrokenPipeError):  # it has failed: its answer, which is empty, tells so below
-                    process.stdin.write(b"\n")
-                answer = process.stdout.readline()
+                with suppress(BrokenPipeError):  # the process has failed, and its empty answer is handled below
+                    requests.write(b"\n")
+                answer = answers.readline()
                 if not answer:
                     errors.seek(0)
                     cause = errors.read().decode(errors="replace").strip()[-2000:]

@@ -1,4 +1,4 @@
-"""The runtimes besides ONNX Runtime that a stage can be written for, each a module here and an extra of the package."""
+"""The runtimes besides ONNX Runtime for which a stage can be exported: each is a module here and an extra."""
 
 import importlib
 from collections.abc import Callable
@@ -12,12 +12,12 @@ import numpy as np
 
 from compress.utils.errors import UserError
 
-if TYPE_CHECKING:  # the measuring process imports this, and must not hold torch where its runtime does not
+if TYPE_CHECKING:  # the measuring process imports this module, and must not load torch where its runtime does not
     from torch import Tensor, nn
 
-# A target's name is that of its module here, of its extra and of the package which that installs; its files, the one
-# that the runtime opens first. A module has export(source), which writes them and returns the layers left out, with
-# the reason; input_shape(shape), what the file takes; and open_runner(path, threads).
+# target -> its files; the runtime opens the first one. The module here, the extra and the package that it installs all
+# have the target's name. The module has export(source), which writes the files and returns the skipped layers with
+# reasons, input_shape(shape), which returns the shape that the file takes, and open_runner(path, threads).
 TARGETS = {
     "executorch": ("model.pte",),
     "openvino": ("model.xml", "model.bin"),
@@ -28,27 +28,27 @@ Runner = Callable[[np.ndarray], np.ndarray]  # images float32 (N, C, H, W) -> lo
 
 @dataclass
 class Source:
-    """What a target is made from, and where its files go."""
+    """What a target is exported from, and where its files go."""
 
     folder: Path
     onnx: Path  # model.onnx, float or with QuantizeLinear and DequantizeLinear
-    network: "nn.Module"  # the float network, in eval mode; of a quantized stage the one that was quantized
-    calibration: "list[Tensor] | None"  # normalised batches (N, C, H, W) for a runtime's own int8; None: stay float
+    network: "nn.Module"  # the float network, in eval mode; for a quantized stage, the network that was quantized
+    calibration: "list[Tensor] | None"  # normalised batches (N, C, H, W) for the runtime's own int8; None: float
     shape: tuple[int, int, int]  # (C, H, W)
 
 
 def module_name(target: str) -> str:
-    """The full name of a target's module."""
+    """Returns the full name of a target's module."""
     return f"compress.export.{target}"
 
 
 def load_target(name: str) -> ModuleType:
-    """The module of a target; it imports its runtime only when it is called."""
+    """Returns the module of a target, which imports its runtime only when it is called."""
     return importlib.import_module(module_name(name))
 
 
 def require_installed(names: list[str]) -> None:
-    """Raises UserError for a target whose package is not there."""
+    """Raises UserError for a target whose package is not installed."""
     for name in names:
         if name in TARGETS and find_spec(name) is None:
             raise UserError(

@@ -1,4 +1,4 @@
-"""ExecuTorch: a `.pte` file for phones and boards that XNNPACK computes; its int8 is from XNNPACK's own quantizer."""
+"""Exports to ExecuTorch: a `.pte` file for phones and boards, computed and quantized by XNNPACK."""
 
 import contextlib
 import io
@@ -29,11 +29,10 @@ _FLOAT = "XNNPACK's quantizer leaves it in float"
 
 
 def export(source: Source) -> list[dict[str, str]]:
-    """Writes model.pte, for one image a call: ExecuTorch plans its memory ahead. The same network gives the same bytes.
+    """Writes model.pte for one image a call, as ExecuTorch plans its memory ahead; equal networks give equal bytes.
 
     The quantizer is XNNPACK's: activations and weights signed 8 bits, weights symmetric with a scale a channel,
-    logits quantized too. So it is another int8 than that of model.onnx, with ranges of its own from
-    `source.calibration`.
+    logits quantized too. This int8 differs from that of model.onnx, and its ranges come from `source.calibration`.
     """
     with _quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -56,22 +55,22 @@ def export(source: Source) -> list[dict[str, str]]:
 
 
 def input_shape(shape: tuple[int, int, int]) -> list[int | str]:
-    """One image."""
+    """Returns the shape that model.pte takes: one image."""
     return [1, *shape]
 
 
 def open_runner(path: Path, threads: int) -> Runner:
-    """The program at `path`, computed by `threads` threads; of several images it takes one after the other."""
+    """Returns a runner of the program at `path` on `threads` threads; it computes one image after the other."""
     with _quiet():
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
 
         if portable_lib._threadpool_get_thread_count() != threads:
-            portable_lib._unsafe_reset_threadpool(threads)  # the only way; unsafe for programs that have the old pool
+            portable_lib._unsafe_reset_threadpool(threads)  # there is no other way; programs with the old pool break
         forward = Runtime.get().load_program(path).load_method("forward")
 
     def run(images: np.ndarray) -> np.ndarray:
-        # The copy: every call writes its result to the same memory.
+        # Copied, because every call writes its result to the same memory.
         return np.concatenate(
             [forward.execute([image])[0].numpy().copy() for image in torch.from_numpy(images).split(1)]
         )
@@ -80,14 +79,14 @@ def open_runner(path: Path, threads: int) -> Runner:
 
 
 def pool_spatial_means(module: GraphModule) -> None:
-    """Each mean over height and width as an average pooling to 1x1, in place: XNNPACK's quantizer knows no other."""
+    """Replaces each mean over height and width by pooling to 1x1, the form that XNNPACK's quantizer knows, in place."""
     for node in list(module.graph.nodes):
         if not is_call(node, {aten.mean.dim}) or not is_spatial_mean(node):
             continue
         value = node.args[0].meta["val"].mean((2, 3), keepdim=True)
         with module.graph.inserting_before(node):
             result = module.graph.call_function(aten.adaptive_avg_pool2d.default, (node.args[0], [1, 1]))
-            result.meta = {"val": value}  # without it the quantizer takes the tensor for one that is not float
+            result.meta = {"val": value}  # without it the quantizer does not know that the tensor is float
             if not argument(node, "keepdim"):
                 result = module.graph.call_function(aten.flatten.using_ints, (result, 1))
                 result.meta = {"val": value.flatten(1)}
@@ -117,7 +116,7 @@ def _is_float_layer(node: Node) -> bool:
 
 
 def _runs_outside_xnnpack(node: Node) -> bool:
-    """Whether the node computes, and is not the call of a part that XNNPACK computes, nor takes a result out of one."""
+    """Returns whether a node computes outside XNNPACK; the calls of its parts, and reading their results, do not."""
     plumbing = (torch.ops.higher_order.executorch_call_delegate, operator.getitem)
     return node.op == "call_function" and node.target not in plumbing
 
@@ -134,7 +133,7 @@ def _require_whole_layers(outside: list[Node]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """ExecuTorch warns of its own experimental parts and prints what it learns of the CPU; nothing is for a user."""
+    """Hides ExecuTorch's warnings of its experimental parts, and what it prints about the CPU."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -33,14 +33,14 @@ OPSET = 18  # the exporter's native one; has every operator that ONNX Runtime fu
 
 
 def export_onnx(module: nn.Module, path: Path, input_shape: tuple[int, int, int]) -> None:
-    """Write `module`, a float network or what `convert` returned, to `path` with its weights inside.
+    """Writes `module`, a float network or what `convert` returned, to `path` with its weights inside.
 
     `input_shape` is (C, H, W). The file's input is `image`, float32 (N, C, H, W) with N free; its output is `logits`.
     Batch norm is folded, nodes have the names of the layers. The same module gives the same bytes; no path or stack
     trace of this machine goes in.
     """
     example = torch.zeros(2, *input_shape)
-    # Behind weights in channels_last the exporter writes an average pooling as a gather of strided elements.
+    # After weights in channels_last the exporter writes average pooling as a gather of strided elements.
     module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
     if not isinstance(module, GraphModule):
         module = capture(module, example)
@@ -75,7 +75,7 @@ def export_onnx(module: nn.Module, path: Path, input_shape: tuple[int, int, int]
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """The exporter prints and warns about its own progress and deprecations; nothing there is for a user."""
+    """Hides what the exporter prints and warns about its own progress and deprecations."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Reads back from an ONNX file, and from the runtime itself, what is int8 and what is not."""
+"""Finds in an ONNX file, and in what the runtime makes of it, which layers are int8 and which are not."""
 
 import tempfile
 from collections import Counter
@@ -24,17 +24,17 @@ _OTHER_FLOAT = (
 class Layer:
     """One convolution or matrix product of the file."""
 
-    name: str  # the module's, where the weight tells it; else the node's
+    name: str  # the module's, where the weight has its name; else the node's
     operator: str
     quantized: bool
-    reason: str  # why not, empty where quantized
+    reason: str  # why it is not quantized; empty where it is
     weight_min: int | None
     weight_max: int | None
     node: str  # its name in the file
 
 
 def inspect_quantization(path: Path) -> list[Layer]:
-    """Each layer with weights in the file: whether int8 kernels can run it, and if not, what is missing."""
+    """Returns each layer with weights in the file: whether int8 kernels can run it, and if not, what is missing."""
     graph = onnx.load(str(path)).graph
     producers = {output: node for node in graph.node for output in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -50,11 +50,9 @@ def inspect_quantization(path: Path) -> list[Layer]:
 
 
 def executed_operators(path: Path) -> Counter:
-    """How often ONNX Runtime executes each operator of the file, after all its optimizations for this CPU."""
+    """Returns how often ONNX Runtime executes each operator of the file, after all its optimizations for this CPU."""
     with tempfile.TemporaryDirectory() as folder:
-        options = (
-            session_options()
-        )  # without the warning that the optimized file suits this CPU only: that is the point
+        options = session_options()  # hides the warning that the optimized file suits this CPU only, which is wanted
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         open_session(path, options=options)
         nodes = onnx.load(options.optimized_model_filepath).graph.node
@@ -62,13 +60,13 @@ def executed_operators(path: Path) -> Counter:
 
 
 def float_operators(path: Path) -> dict[str, int]:
-    """How often ONNX Runtime executes, in float, each operator that computes and is neither convolution nor product."""
+    """Returns how often ONNX Runtime executes in float each operator that is neither convolution nor matrix product."""
     executed = executed_operators(path)
     return {operator: executed[operator] for operator in _OTHER_FLOAT if executed[operator]}
 
 
 def require_quantized(path: Path, float_layers: tuple[str, ...] = ()) -> None:
-    """Raise ValueError unless every layer but `float_layers` is int8, in the file and in what the runtime executes.
+    """Raises ValueError unless every layer but `float_layers` is int8, in the file and in what the runtime executes.
 
     A layer whose weights are float in the file must run in float, too: the runtime can quantize them on its own.
     """
@@ -107,7 +105,7 @@ def _layer(node: onnx.NodeProto, producers: dict, readers: dict, constants: dict
 
 
 def _why_float(node: onnx.NodeProto, producers: dict, constants: dict) -> str:
-    """Why the weight of a layer is not int8."""
+    """Returns why the weight of a layer is not int8."""
     if node.op_type == "ConvTranspose":
         return "ONNX Runtime has no int8 kernel for a transposed convolution"
     if node.op_type == "Einsum":
@@ -158,7 +156,7 @@ def _producer(name: str, producers: dict) -> str:
 
 
 def _is_quantized_after(name: str, readers: dict) -> bool:
-    """Whether every reader of the tensor quantizes it, at once or behind a clamp."""
+    """Returns whether every reader of the tensor quantizes it, directly or after a clamp."""
     nodes = readers.get(name, [])
     return bool(nodes) and all(
         node.op_type == "QuantizeLinear" or (node.op_type in CLAMPS and _is_quantized_after(node.output[0], readers))

@@ -1,4 +1,4 @@
-"""Opens ONNX files in ONNX Runtime on the CPU, wherever they are not timed."""
+"""Opens ONNX files in ONNX Runtime on the CPU, for everything but timing."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ _ERRORS_ONLY = 3  # ONNX Runtime's severity
 
 
 def session_options(threads: int = 0) -> onnxruntime.SessionOptions:
-    """Options of a session on `threads` threads, one a core where 0, that sleep while they wait.
+    """Returns options of a session on `threads` threads, one a core for 0, that sleep while they wait.
 
-    Threads that spin take the cores from other processes, and here no figure depends on the time.
+    Spinning threads would take the cores from other processes, and no figure depends on the time here.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -22,7 +22,7 @@ def session_options(threads: int = 0) -> onnxruntime.SessionOptions:
 def open_session(
     model: Path | bytes, threads: int = 0, options: onnxruntime.SessionOptions | None = None
 ) -> onnxruntime.InferenceSession:
-    """A session of a file, or of its bytes; `options` are `session_options(threads)` unless they are given."""
+    """Opens a session of a file or of its bytes; `options` default to `session_options(threads)`."""
     content = model if isinstance(model, bytes) else model.read_bytes()
     options = options or session_options(threads)
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

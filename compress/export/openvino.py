@@ -1,11 +1,11 @@
-"""OpenVINO: model.onnx as an IR of two files; of a quantized stage it runs the very integers of the ONNX file."""
+"""Exports to OpenVINO: model.onnx as an IR of two files, with the same integers where the stage is quantized."""
 
 import re
 import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,12 +18,12 @@ _INTEGERS = ("u8", "i8")
 def export(source: Source) -> list[dict[str, str]]:
     """Writes model.xml and model.bin; the same model.onnx gives the same bytes.
 
-    Weights keep their types: float32 is not stored as float16, which `save_model` would do.
+    Weights keep their types; by default `save_model` would store float32 as float16.
     """
     openvino = _openvino()
     model = openvino.convert_model(source.onnx)
     for position, operation in enumerate(model.get_ordered_ops()):
-        # OpenVINO numbers what it adds through the life of the process.
+        # OpenVINO counts the operations that it adds over the life of the process, so their names would differ.
         if re.fullmatch(r"[A-Z]\w*_\d+", operation.get_friendly_name()):
             operation.set_friendly_name(f"{operation.get_type_name()}_{position}")
     path = source.folder / TARGETS["openvino"][0]
@@ -38,12 +38,12 @@ def export(source: Source) -> list[dict[str, str]]:
 
 
 def input_shape(shape: tuple[int, int, int]) -> list[int | str]:
-    """Any number of images."""
+    """Returns the shape that the IR takes: any number of images."""
     return ["N", *shape]
 
 
 def open_runner(path: Path, threads: int) -> Runner:
-    """The IR at `path`, compiled for the CPU and, as OpenVINO advises, for each number of images that comes."""
+    """Returns a runner of the IR at `path`, compiled anew for each number of images, as OpenVINO advises."""
     compiled: dict[int, Any] = {}
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -55,7 +55,7 @@ def open_runner(path: Path, threads: int) -> Runner:
 
 
 def executed_precisions(path: Path, shape: tuple[int, int, int]) -> dict[str, str]:
-    """The input's type, u8 or f32 for example, with which OpenVINO runs each layer with weights, by its ONNX name."""
+    """Returns the input type, e.g. u8 or f32, with which OpenVINO runs each layer with weights, by its ONNX name."""
     notes = [operation.get_rt_info() for operation in _compile(path, 1, (1, *shape)).get_runtime_model().get_ops()]
     rows = [
         [note[name].astype(str) for name in ("layerType", "originalLayersNames", "runtimePrecision")] for note in notes
@@ -64,7 +64,7 @@ def executed_precisions(path: Path, shape: tuple[int, int, int]) -> dict[str, st
 
 
 def _compile(path: Path, threads: int, shape: tuple[int, ...]) -> Any:
-    """One request at a time on `threads` threads; float32 stays so where a CPU would rather take bfloat16."""
+    """Compiles for one request at a time on `threads` threads; float32 never becomes bfloat16."""
     model = _core().read_model(path)
     model.reshape(list(shape))
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
@@ -73,17 +73,18 @@ def _compile(path: Path, threads: int, shape: tuple[int, ...]) -> Any:
 
 @cache
 def _core() -> Any:
-    """One core for the life of the process.
+    """Returns the one core of this process.
 
-    Each core's CPU plugin maps a signal stack for AMX and, when it goes, brings back the one that it found: of two
-    that overlap, the second brings back what the first has unmapped, and the next signal ends the process.
+    Each core's CPU plugin maps a signal stack for AMX and restores the previous one at its end. With two overlapping
+    cores, the second restores the stack that the first has unmapped, and the next signal ends the process.
     """
     return _openvino().Core()
 
 
 def _openvino() -> ModuleType:
-    """OpenVINO without openvino_telemetry, which reports every import to a server and asks nobody."""
-    sys.modules.setdefault("openvino_telemetry", None)  # OpenVINO then takes the stub that it has for its absence
+    """Imports OpenVINO without openvino_telemetry, which reports every import to a server without asking."""
+    # None makes its import fail, and OpenVINO then uses the stub that it has for that case.
+    cast("dict[str, ModuleType | None]", sys.modules).setdefault("openvino_telemetry", None)
     import openvino
 
     return openvino

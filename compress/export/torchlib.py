@@ -1,4 +1,4 @@
-"""Spares torch.onnx.export what it repeats in every call: two thirds of the time of a small network's export."""
+"""Saves torch.onnx.export work that it repeats in every call: two thirds of the time of a small network's export."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.onnx._internal.exporter import _decomp, _fx_passes, _registration
 
-# torch's own, and private: where a later version has none of that name, each export builds its table as before.
+# A private class of torch: where a later version lacks it, each export builds its own table again.
 _REGISTRY = getattr(_registration, "ONNXRegistry", None)
 _from_torchlib = cache(getattr(_REGISTRY, "from_torchlib", lambda: None))
 _known_operators = getattr(_decomp, "get_onnx_implemented_overloads", None)
@@ -19,20 +19,21 @@ _known_operators = getattr(_decomp, "get_onnx_implemented_overloads", None)
 
 @contextmanager
 def kept_registry() -> Iterator[None]:
-    """While the context lasts, torch.onnx.export takes the table of operators that it built before for that opset.
+    """Makes torch.onnx.export reuse the table of operators that it built before for the same opset.
 
-    It parses the source of 500 operators for each new one, 0.4 s. The option `custom_translation_table` would change
+    For each new table it parses the source of 500 operators, 0.4 s. The option `custom_translation_table` would change
     the kept table: do not use it inside.
     """
-    original = vars(_REGISTRY).get("from_torchlib") if _REGISTRY else None
-    if original is None:
+    registry = _REGISTRY
+    original = None if registry is None else vars(registry).get("from_torchlib")
+    if registry is None or original is None:
         yield
         return
-    _REGISTRY.from_torchlib = staticmethod(_from_torchlib)
+    registry.from_torchlib = staticmethod(_from_torchlib)
     try:
         yield
     finally:
-        _REGISTRY.from_torchlib = original
+        registry.from_torchlib = original
 
 
 @contextmanager
@@ -46,15 +47,17 @@ def no_needless_decomposition() -> Iterator[None]:
     if decompose is None or _known_operators is None:
         yield
         return
-    _fx_passes.decompose_with_registry = partial(_decompose_where_needed, decompose)
+    _fx_passes.decompose_with_registry = partial(_decompose_where_needed, decompose, _known_operators)
     try:
         yield
     finally:
         _fx_passes.decompose_with_registry = decompose
 
 
-def _decompose_where_needed(decompose: Callable, program: ExportedProgram, registry: Any) -> ExportedProgram:
-    known = set(_known_operators(registry))
+def _decompose_where_needed(
+    decompose: Callable, known_operators: Callable, program: ExportedProgram, registry: Any
+) -> ExportedProgram:
+    known = set(known_operators(registry))
     graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, GraphModule)]
     if all(_is_written_as_it_is(node, known) for graph in graphs for node in graph.nodes if node.op == "call_function"):
         return program
@@ -68,8 +71,10 @@ def _is_written_as_it_is(node: Node, known: set[Any]) -> bool:
 
 @contextmanager
 def paused_garbage_collection() -> Iterator[None]:
-    """Collects no cycles while the context lasts: an export makes millions of objects, and each full collection looks
-    through all that torch has imported, 0.3 s."""
+    """Collects no cycles while the context lasts.
+
+    An export makes millions of objects, and each full collection scans all that torch has imported, 0.3 s.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -13,7 +13,7 @@ from torch import nn
 from compress.config.compose import compose_recipe
 from compress.config.overrides import override_value
 from compress.config.schema import Config
-from compress.data.in_memory import own_arrays, user_data
+from compress.data.in_memory import in_memory_arrays, user_data
 from compress.data.targets import TARGETS
 from compress.export.predict import Classifier, load
 from compress.models.user_model import user_model
@@ -51,8 +51,8 @@ def run(
     """Runs `recipe` with `overrides`, as the command line does, and returns the run in `folder`.
 
     `model` is the trained teacher. It is not trained further unless an override sets `teacher.epochs`, and the object
-    itself stays unchanged. `data` is (train, val, test), see `own_arrays`. The network receives images normalised by
-    `data.mean` and `data.std`; where these are not set, by the statistics of train. Finished stages in `folder` are
+    itself stays unchanged. `data` is (train, val, test), see `in_memory_arrays`. The network receives images normalised
+    by `data.mean` and `data.std`; where these are not set, by the statistics of train. Finished stages in `folder` are
     reused if they have the same settings. Raises UserError for a mistake in any argument.
     """
     with _config(recipe, model, data, list(overrides)) as config:
@@ -74,7 +74,7 @@ def _config(recipe: str, model: nn.Module | None, data: Sequence[Any] | None, ov
             name = registered.enter_context(user_model(model))
             given += [f"teacher.factory='{name}'", "teacher.epochs=0"]
         if data is not None:
-            arrays, classes = own_arrays(data, _image_size(overrides), _task(overrides))
+            arrays, classes = in_memory_arrays(data, _image_size(overrides), _task(overrides))
             given.append(f"data.image_size={min(arrays['train'][0].shape[1:3])}")
         config = compose_recipe(recipe, given + overrides)
         if data is not None:

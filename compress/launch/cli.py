@@ -10,7 +10,7 @@ from compress.config.paths import CONF
 from compress.launch.commands import SUBCOMMANDS
 from compress.launch.help import help_page
 from compress.utils.cores import shorten_spinning
-from compress.utils.errors import Interrupted, UserError, tell
+from compress.utils.errors import Interrupted, UserError, print_error
 from compress.utils.torchrun import rank, world_size
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _run(arguments: list[str]) -> int:
             if status == 1:
                 traceback.print_exc()
     if line:
-        tell(line)
+        print_error(line)
     if world_size() > 1 and status == 0:  # torchrun itself ends the others of one that fails
         from compress.training.distributed import shut_down_workers
 
@@ -98,7 +98,7 @@ def _follow() -> int:
     except Interrupted as stop:
         return 128 + stop.signal
     except UserError as error:
-        tell(str(error))
+        print_error(str(error))
         return 2
     except Exception as error:
         return _fault(error)
@@ -107,5 +107,5 @@ def _follow() -> int:
 
 def _fault(error: Exception) -> int:
     traceback.print_exc()
-    tell(f"stopped by a fault of its own: {type(error).__name__}: {error}")
+    print_error(f"stopped by a fault of its own: {type(error).__name__}: {error}")
     return 1

@@ -21,7 +21,7 @@ from compress.launch.slurm import requeue_on_timeout
 from compress.utils.cores import share
 from compress.utils.errors import EarlyStopped, Interrupted
 from compress.utils.files import FAILED, FINISHED, GIVEN_UP, STATUS, STOPPED, write_json
-from compress.utils.signals import handle_signals, interrupted_by
+from compress.utils.signals import handle_signals, stop_on_file
 
 STOP = "stop"  # a file in a sweep's folder: where it exists, the jobs save their work and end
 
@@ -86,7 +86,7 @@ def _own_process(hydra: HydraConf) -> Iterator[None]:
     by_submitit = "submitit" in hydra.launcher["_target_"]
     with (
         handle_signals(),
-        interrupted_by(Path(hydra.sweep.dir) / STOP),
+        stop_on_file(Path(hydra.sweep.dir) / STOP),
         requeue_on_timeout() if by_submitit else nullcontext(),
     ):
         yield

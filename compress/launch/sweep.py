@@ -24,7 +24,7 @@ from compress.launch.job import STOP, runs_in_own_process
 from compress.launch.launchers import to_launcher_error
 from compress.utils.errors import Interrupted, UserError
 from compress.utils.files import FINISHED, STATUS
-from compress.utils.signals import raise_stopped
+from compress.utils.signals import raise_interrupted
 
 
 @dataclass
@@ -157,7 +157,7 @@ def _pass_signals_on_to_jobs(state: SweepState) -> None:
 
     def ask(number: int, frame: object) -> None:
         if state.stopped_by:
-            raise_stopped(number, frame)
+            raise_interrupted(number, frame)
         state.stopped_by = signal.Signals(number)
         state.folder.mkdir(parents=True, exist_ok=True)
         (state.folder / STOP).touch()

@@ -155,8 +155,10 @@ def compute_stage(job: StageJob, run: RunContext, curves: TensorBoardWriter) -> 
         data = (
             run.data if teacher is None or run.data.labelled else add_pseudo_labels(teacher.network, run.data, device)
         )
-        floors = getattr(config.stop_below, job.name)
-        context = Context(data, teacher, config.train, device, seed, curves, checkpoint, ranks, floors=floors)
+        min_val_metric = getattr(config.stop_below, job.name)
+        context = Context(
+            data, teacher, config.train, device, seed, curves, checkpoint, ranks, min_val_metric=min_val_metric
+        )
         result = load_stage(job.name)(current, settings, context)
     result.notes |= context.notes
     if data is not run.data:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.config.schema import Config, StopBelowConfig
-from compress.evaluation.concurrent_runs import announced
+from compress.evaluation.concurrent_runs import registered_run
 from compress.pipeline.ablations import check_ablations, run_ablations
 from compress.pipeline.run import run_pipeline
 from compress.report.write import write_run
@@ -33,7 +33,7 @@ def run_experiment(config: Config, folder: Path, wait: bool = False) -> dict[str
 
         run_preflight(config, folder)
         return {}
-    with lock_file(folder, "run", lambda holder: (_wait if wait else _refuse)(folder, holder)), announced():
+    with lock_file(folder, "run", lambda holder: (_wait if wait else _refuse)(folder, holder)), registered_run():
         try:
             summary = _run_all(config, folder)
         except (MemoryError, RuntimeError) as error:

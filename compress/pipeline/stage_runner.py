@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from compress.config.schema import Config
-from compress.evaluation.emissions import SPENT, spending
+from compress.evaluation.emissions import TRACKED, track_cost
 from compress.evaluation.environment import versions
-from compress.evaluation.evaluate import evaluate_stage
+from compress.evaluation.evaluate import StageFolder, evaluate_stage
 from compress.evaluation.int8_loss import validation_loss
 from compress.export import TARGETS, Source, load_target
 from compress.export.onnx import export_onnx
@@ -31,7 +31,7 @@ from compress.utils import files
 from compress.utils.cpu import cpu_flags
 from compress.utils.errors import UserError
 from compress.utils.metric import metric_of
-from compress.utils.missing import taken_before
+from compress.utils.missing import earlier_figures
 
 _SPREAD_IMAGES = 64  # images on which the ranges of channels are compared
 
@@ -51,7 +51,7 @@ def compute_and_evaluate(
 
         require_compressible(config, data)
     with TensorBoardWriter(stage_dir.parent / "tensorboard" / stage_dir.name) as curves:
-        with spending(config.measure.country, run.device) as spent:
+        with track_cost(config.measure.country, run.device) as spent:
             result = compute_stage(StageJob(name, stage_dir, list(done), inputs), run, curves)
         write_model(result, stage_dir)
         export_onnx(result.network.cpu(), stage_dir / files.ONNX, data.shape)
@@ -117,7 +117,7 @@ def reexport_stage(
         if (stage_dir / kept).is_file():
             shutil.copyfile(stage_dir / kept, new_dir / kept)
     before = files.read_json(stage_dir / files.METRICS)
-    spent = taken_before(before, SPENT) | ({INT8_MACS: before[INT8_MACS]} if INT8_MACS in before else {})
+    spent = earlier_figures(before, TRACKED) | ({INT8_MACS: before[INT8_MACS]} if INT8_MACS in before else {})
     _export_and_evaluate(name, new_dir, done[0] if done else new_dir, spent, run)
     now = {"config": asdict(run.config), "threads": run.threads, "conditions": run.evaluation_settings()}
     files.finish_stage(new_dir, record | now)
@@ -153,7 +153,8 @@ def _export_and_evaluate(
         left_out[target] = load_target(target).export(source)
         if left_out[target]:
             log.info("%s: %s leaves out %d layers, named in %s", name, target, len(left_out[target]), files.METRICS)
-    measured = evaluate_stage(stage_dir, teacher, spent, left_out, data, config.measure, run.device, run.threads)
+    folder = StageFolder(stage_dir, teacher, spent, left_out)
+    measured = evaluate_stage(folder, data, config.measure, run.device, run.threads)
     write_tensors(stage_dir / files.PREDICTIONS, measured.predictions)
     files.write_json(stage_dir / files.METRICS, measured.metrics)
     files.write_json(stage_dir / files.PROFILE, measured.profile)

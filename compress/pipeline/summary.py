@@ -36,7 +36,7 @@ def summary_rows(done: list[Path]) -> list[dict[str, Any]]:
 def log_stages(done: list[Path], config: Config) -> None:
     """Writes the stages so far to TensorBoard's run `stages`: a curve for each figure, and a row in HPARAMS."""
     with TensorBoardWriter(done[0].parent / "tensorboard" / "stages") as writer:
-        writer.settings(table_settings(config))
+        writer.log_hparams(table_settings(config))
         for number, stage_dir in enumerate(done, 1):
             writer.by_stage(number, stage_figures(files.read_json(stage_dir / files.METRICS)))
 

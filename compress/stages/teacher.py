@@ -11,7 +11,7 @@ from compress.methods.distillation.losses import label_loss
 from compress.models.artifact import Artifact, Spec
 from compress.models.from_config import teacher_from_config
 from compress.training.context import Context
-from compress.training.fine_tuning import freezing, lr_scales
+from compress.training.fine_tuning import freeze_backbone, layerwise_lr_scales
 from compress.training.loop import TrainSettings, train
 from compress.utils.errors import UserError
 
@@ -34,8 +34,8 @@ def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact
             "set teacher.freeze_epochs=0, or train in one process",
         )
     image = torch.zeros(1, *data.shape)
-    before_epoch = freezing(network, image, config.freeze_epochs) if config.freeze_epochs else lambda epoch: None
-    shares = lr_scales(network, image, config.lr_decay) if config.lr_decay < 1 else {}
+    before_epoch = freeze_backbone(network, image, config.freeze_epochs) if config.freeze_epochs else lambda epoch: None
+    shares = layerwise_lr_scales(network, image, config.lr_decay) if config.lr_decay < 1 else {}
     settings = TrainSettings("teacher", config.epochs, config.lr, before_epoch, shares)
     history = train(network, loss, context, settings)
     spec = Spec(

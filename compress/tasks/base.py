@@ -6,7 +6,7 @@ from torch import Tensor
 
 from compress.utils.metric import Metric
 
-Figures = dict[str, Any]  # for metrics.json; a `Missing` where a figure could not be measured
+Figures = dict[str, Any]  # for metrics.json; a `Unavailable` where a figure could not be measured
 Predictions = dict[str, Tensor]  # for predictions.safetensors: the targets, and the predictions of each file
 
 

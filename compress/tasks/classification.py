@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from compress.tasks.base import Figures, Predictions
 from compress.utils.metric import TOP1
-from compress.utils.missing import Missing
+from compress.utils.missing import Unavailable
 from compress.utils.statistics import mcnemar_p_value, paired_difference, wilson_interval
 
 
@@ -57,7 +57,7 @@ class Classification:
         """Returns top-1 and top-5, Wilson's intervals of top-1, the loss, and how often torch and the file agree."""
         count, top1, deployed_top1 = len(targets), logits.argmax(1), deployed.argmax(1)
         right, deployed_right = int((top1 == targets).sum()), int((deployed_top1 == targets).sum())
-        top5: float | Missing = Missing("top-5 says nothing with 5 classes or fewer")
+        top5: float | Unavailable = Unavailable("top-5 says nothing with 5 classes or fewer")
         if logits.shape[1] > 5:
             top5 = 100 * float((logits.topk(5, 1).indices == targets[:, None]).any(1).double().mean())
         return {
@@ -93,7 +93,7 @@ class Classification:
             "top1_delta_ci95_points": list(interval),
             "mcnemar_p_value": mcnemar_p_value(gained, lost)
             if teacher
-            else Missing("the teacher is compared to itself"),
+            else Unavailable("the teacher is compared to itself"),
         }
 
 

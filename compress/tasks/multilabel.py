@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from compress.tasks.auroc import aurocs, bootstrap, interval, mean_auroc, p_value
 from compress.tasks.base import Figures, Predictions
 from compress.utils.metric import AUROC
-from compress.utils.missing import Missing
+from compress.utils.missing import Unavailable
 
 
 class Multilabel:
@@ -94,7 +94,7 @@ class Multilabel:
             "teacher_agreement_percent": _agreement(scores, teacher_scores),
             "auroc_delta_points": delta,
             "auroc_delta_ci95_points": interval(resampled),
-            "bootstrap_p_value": p_value(resampled) if teacher else Missing("the teacher is compared to itself"),
+            "bootstrap_p_value": p_value(resampled) if teacher else Unavailable("the teacher is compared to itself"),
         }
 
 

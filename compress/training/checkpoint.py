@@ -1,4 +1,4 @@
-"""A training under way as one file, from which a run that was stopped goes on; it is never trusted unseen."""
+"""Saves a training under way as one file, from which a stopped run continues; the file is checked when it is read."""
 
 import hashlib
 import json
@@ -21,41 +21,44 @@ State = tuple[dict[str, torch.Tensor], dict[str, Any]]  # tensors by name, and v
 
 @dataclass
 class Checkpoint:
-    """Where the state of a stage's training is kept, and how often."""
+    """Where the state of a stage's training is saved, and how often."""
 
     path: Path
-    key: str  # of the stage: it tells whether a state belongs to what is being computed
-    minutes: float  # between two savings; 0: after every step
+    key: str  # the stage's: a state with another key belongs to another computation
+    minutes: float  # between two saves; 0: after every step
     _saved_s: float = field(init=False, default_factory=time.monotonic)
 
     def is_due(self) -> bool:
-        """Whether the last saving, or the start, is long enough ago."""
+        """Returns whether the last save, or the start, is long enough ago."""
         return time.monotonic() - self._saved_s >= 60 * self.minutes
 
     def save(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
-        """Replaces what was saved before. One file holds both, so that they are always of the same moment."""
+        """Replaces the last save. One file holds tensors and values, so that both are always of the same moment."""
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         text = json.dumps({"key": self.key, "values": values}, allow_nan=False)
         write_bytes(self.path, save(tensors, {"state": text, "sha256": _digest(tensors, text)}))
         self._saved_s = time.monotonic()
 
     def load(self) -> State | None:
-        """What was saved last, if anything. A file that is damaged or foreign is set aside, with a warning."""
+        """Returns the last save, if any. A file that is damaged or of another stage is renamed, with a warning."""
         if not self.path.is_file():
             return None
         try:
             with safe_open(self.path, "pt") as file:
                 notes = file.metadata() or {}
-                # Copies: the next saving replaces the file, which these would otherwise go on reading.
+                # Copies, because the next save replaces the file that these would go on reading.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, it is no dict
         except SafetensorError as error:
-            return self._set_aside(f"it is damaged: {error}")
+            self._set_aside(f"it is damaged: {error}")
+            return None
         text = notes.get("state", "")
         if notes.get("sha256") != _digest(tensors, text):
-            return self._set_aside("it is damaged: its digest is not the one that was written down")
+            self._set_aside("it is damaged: its digest is not the one that was written down")
+            return None
         state = json.loads(text)
         if state["key"] != self.key:
-            return self._set_aside("it was made with other settings or from another input")
+            self._set_aside("it was made with other settings or from another input")
+            return None
         return tensors, state["values"]
 
     def _set_aside(self, reason: str) -> None:
@@ -65,7 +68,10 @@ class Checkpoint:
 
 
 def _digest(tensors: dict[str, torch.Tensor], text: str) -> str:
-    """SHA-256 of the tensors with their names, types and shapes, and of the values: safetensors keeps none."""
+    """Returns the SHA-256 of the values, and of the tensors with their names, types and shapes.
+
+    safetensors stores no digest of its own.
+    """
     total = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         array = tensors[name].numpy()

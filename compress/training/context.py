@@ -1,4 +1,4 @@
-"""What every stage may use besides its own settings."""
+"""The context of a stage: what it may use besides its own settings."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,8 @@ import torch
 from compress.config.schema import TrainConfig
 from compress.data.dataset import Data
 from compress.models.artifact import Artifact
-from compress.tasks import TASKS, Task
+from compress.tasks import TASKS
+from compress.tasks.base import Task
 from compress.training.checkpoint import Checkpoint
 from compress.training.distributed import ProcessGroup
 from compress.training.tensorboard import TensorBoardWriter
@@ -24,12 +25,12 @@ class Context:
     device: torch.device
     seed: int  # the stage's own, drawn from the run's seed and the stage's name
     curves: TensorBoardWriter
-    checkpoint: Checkpoint | None = None  # where its training is kept; None: a training that is stopped is lost
+    checkpoint: Checkpoint | None = None  # where its training is saved; None: a training that is stopped is lost
     ranks: ProcessGroup = field(default_factory=ProcessGroup)  # the processes that train together
-    notes: dict[str, Any] = field(default_factory=dict)  # for stage.json: what came up on the way
-    floors: list[float] = field(default_factory=list)  # the validation metric in percent, an epoch each: below it ends
+    notes: dict[str, Any] = field(default_factory=dict)  # for stage.json: what the stage found
+    min_val_metric: list[float] = field(default_factory=list)  # in percent, an epoch each: a training below it ends
 
     @property
     def task(self) -> Task:
-        """What the network's outputs mean."""
+        """Returns what the network's outputs mean."""
         return TASKS[self.data.task]

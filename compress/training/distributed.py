@@ -1,7 +1,7 @@
-"""The processes that train one network together, a device each, as torchrun starts them; one alone pays nothing.
+"""The processes that train one network together, a device each, as torchrun starts them; one alone costs nothing.
 
-The first one leads: it alone reads the settings, decides, writes files and measures. The others follow: they compute
-the stages that it tells them to, from the files that it wrote, up to the end of the training.
+Only the first process reads the settings, decides, writes files and measures. It broadcasts the stages to compute, and
+the others compute them from the files that it wrote, up to the end of the training.
 """
 
 import functools
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=30)  # for a leader that waits for the cache, exports or measures: it is told when one dies
-_LAST_WORD_S = 30.0  # torchrun looks every tenth of a second whether a process died, and then ends the others
+_TIMEOUT = timedelta(days=30)  # the first process may wait for the cache, export or measure; a dead one is noticed
+_WAIT_FOR_TORCHRUN_S = 30.0  # torchrun looks every tenth of a second whether a process died, and then ends the others
 
 
 class StageDone(Exception):
-    """Ends a stage in a process that was needed for its training alone."""
+    """Ends a stage in a process that was needed only for its training."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a training. One alone gets back what it gives, and no call costs it anything."""
+    """The processes of a training. In a single process each call returns its argument and costs nothing."""
 
     rank: int = 0
     world: int = 1
@@ -46,25 +46,28 @@ class ProcessGroup:
         return self.rank == 0
 
     def shard(self, rows: Tensor) -> Tensor:
-        """The rows (N, ...) of a batch that this process takes; the parts' sizes differ by one at most."""
+        """Returns the rows (N, ...) of a batch that this process takes; the shards differ by one row at most."""
         return rows if self.world == 1 else rows.tensor_split(self.world)[self.rank]
 
     def all_reduce_sum(self, *values: float) -> list[float]:
-        """Of each value the sum over all processes."""
-        return self._reduced("SUM", values)
+        """Returns the sum of each value over all processes."""
+        return self._all_reduce("SUM", values)
 
-    def summed(self, values: Tensor) -> Tensor:
-        """The elementwise sum of `values` over all processes; a tensor on the CPU."""
+    def all_reduce_tensor(self, values: Tensor) -> Tensor:
+        """Returns the elementwise sum of `values`, a tensor on the CPU, over all processes."""
         if self.world > 1:
-            distributed.all_reduce(values, group=_control())
+            distributed.all_reduce(values, group=_control_group())
         return values
 
     def all_reduce_max(self, *values: float) -> list[float]:
-        """Of each value the largest of all processes."""
-        return self._reduced("MAX", values)
+        """Returns the largest of each value over all processes."""
+        return self._all_reduce("MAX", values)
 
     def rank_zero_first(self, load: Callable[[], T | None]) -> T | None:
-        """What `load` gives: the leader calls it first, and the others only where it found something."""
+        """Returns what `load` returns. The first process calls it first, the others only where it found something.
+
+        Raises UserError in a process whose `load` finds nothing where the first one's did.
+        """
         found = load() if self.is_rank_zero else None
         (there,) = self.all_reduce_max(found is not None)
         if there and not self.is_rank_zero and (found := load()) is None:
@@ -77,46 +80,51 @@ class ProcessGroup:
 
     @contextmanager
     def wrap_ddp(self, network: nn.Module) -> Iterator[nn.Module]:
-        """What stands for `network` in a step, so that all processes end up with the mean of their gradients.
+        """Yields the network to call in a step, so that all processes end up with the mean of their gradients.
 
-        Inside, batch norm and the ranges of fake quantization see the images of all processes, and these share the
-        threads of their machine.
+        While the context lasts, batch norm and the ranges of fake quantization see the images of all processes, and the
+        processes share the threads of their machine.
         """
         if self.world == 1:
             yield network
             return
         from compress.training.sync_statistics import sync_statistics
 
-        distributed.barrier(group=_control())  # what comes before a training may take them differently long
+        distributed.barrier(group=_control_group())  # what comes before a training may take them differently long
         threads = torch.get_num_threads()
         torch.set_num_threads(max(1, threads // local_world_size()))
         try:
             with sync_statistics(network), warnings.catch_warnings():
-                # Of filters with one input channel, whose two orders in memory are the same one.
+                # Filters with one input channel cause it: their two orders in memory are the same.
                 warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-                yield self.fabric.setup_module(network, move_to_device=False)
+                yield self._ddp().setup_module(network, move_to_device=False)
         finally:
             torch.set_num_threads(threads)
 
-    def sync_gradients(self, joined: nn.Module, last: bool) -> AbstractContextManager:
-        """Around each part of a batch: the gradients go to the other processes behind the `last` one."""
-        return nullcontext() if self.world == 1 or last else self.fabric.no_backward_sync(joined)
+    def sync_gradients(self, ddp_network: nn.Module, last: bool) -> AbstractContextManager:
+        """Returns the context of one micro-batch: gradients are exchanged after the `last` one only."""
+        return nullcontext() if self.world == 1 or last else self._ddp().no_backward_sync(ddp_network)
 
     def broadcast(self, job: Any) -> None:
-        """Hands `job` from the leader to the others, which wait for it in `receive_broadcast`."""
+        """Sends `job` from the first process to the others, which wait for it in `receive_broadcast`."""
         if self.world > 1 and self.is_rank_zero:
-            distributed.broadcast_object_list([job], 0, group=_control())
+            distributed.broadcast_object_list([job], 0, group=_control_group())
 
-    def _reduced(self, operation: str, values: tuple[float, ...]) -> list[float]:
+    def _ddp(self) -> "Fabric":
+        if self.fabric is None:
+            raise ValueError(f"received {self.world} processes without a Fabric; expected the one that `join` makes")
+        return self.fabric
+
+    def _all_reduce(self, operation: str, values: tuple[float, ...]) -> list[float]:
         if self.world == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        distributed.all_reduce(total, getattr(distributed.ReduceOp, operation), group=_control())
+        distributed.all_reduce(total, getattr(distributed.ReduceOp, operation), group=_control_group())
         return total.tolist()
 
 
 def join(device: torch.device) -> ProcessGroup:
-    """The processes that torchrun started, each with a device of this type of its own.
+    """Joins the processes that torchrun started, each with its own device of this type.
 
     Raises UserError where there are more than devices, and where Lightning Fabric is not installed.
     """
@@ -137,7 +145,7 @@ def join(device: torch.device) -> ProcessGroup:
             'pip install -e ".[devices]"',
         ) from error
 
-    _control()
+    _control_group()
     machines = world_size() // local_world_size()
     fabric = Fabric(accelerator=device.type, devices=local_world_size(), num_nodes=machines, strategy="ddp")
     fabric.launch()  # takes the GPU of this process, and finds the others joined
@@ -146,40 +154,40 @@ def join(device: torch.device) -> ProcessGroup:
 
 @contextmanager
 def reporting_errors_to_torchrun() -> Iterator[None]:
-    """A process that another one left says nothing: torchrun ends it, and repeats what the dead one said."""
+    """Waits after a lost connection: torchrun then ends this process and repeats the message of the one that died."""
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo/transport" in str(error):
-            time.sleep(_LAST_WORD_S)
+            time.sleep(_WAIT_FOR_TORCHRUN_S)
         raise
 
 
 def receive_broadcast() -> Any:
-    """The next job of the leader; None once there is no more."""
+    """Returns the next job of the first process; None after the last."""
     job = [None]
     with reporting_errors_to_torchrun():
-        distributed.broadcast_object_list(job, 0, group=_control())
+        distributed.broadcast_object_list(job, 0, group=_control_group())
     return job[0]
 
 
 def shut_down_workers() -> None:
-    """Lets the others go, where there are any: the leader has no more jobs."""
+    """Ends the other processes, where there are any: the first one has no more jobs."""
     if world_size() > 1:
-        distributed.broadcast_object_list([None], 0, group=_control())
+        distributed.broadcast_object_list([None], 0, group=_control_group())
         destroy_process_group()
 
 
 def destroy_process_group() -> None:
-    """Parts from the others in order."""
+    """Leaves the group of processes."""
     distributed.destroy_process_group()
 
 
 @functools.cache
-def _control() -> "distributed.ProcessGroup":
-    """The group in which processes agree: over the CPU, where one that waits leaves its GPU and its CPU alone.
+def _control_group() -> "distributed.ProcessGroup":
+    """Returns the group in which processes agree: over gloo, with which a waiting process uses no GPU and no CPU time.
 
-    Joins the processes the first time, gradients over NCCL where there are GPUs.
+    The first call joins the processes. Gradients go over NCCL where there are GPUs.
     """
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    return distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    return distributed.new_group(backend="gloo", timeout=_TIMEOUT)

@@ -1,14 +1,15 @@
-"""Ends a run early where its validation accuracy stays below a floor: a search sets one, and spends the time better."""
+"""Ends a run early where its validation accuracy stays below a floor, so that a search can use the time better."""
 
 from compress.utils.errors import EarlyStopped
 
 
-def check_early_stopping(stage: str, curve: list[float], floors: list[float]) -> None:
+def check_early_stopping(stage: str, curve: list[float], min_val_metric: list[float]) -> None:
     """Raises EarlyStopped at the first epoch whose best accuracy so far is below its floor.
 
-    `curve` and `floors` are the validation metric in percent, an epoch each; an epoch without a floor cannot fail.
+    `curve` is the validation metric and `min_val_metric` its floor, in percent, an epoch each. An epoch without a floor
+    cannot fail.
     """
-    for epoch, floor in enumerate(floors[: len(curve)], 1):
+    for epoch, floor in enumerate(min_val_metric[: len(curve)], 1):
         best = max(curve[:epoch])
         if best < floor:
             raise EarlyStopped(

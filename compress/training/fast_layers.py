@@ -1,4 +1,4 @@
-"""Layers in the form in which they train fastest: what they compute, and their gradients, stay the same."""
+"""Changes layers to the form in which they train fastest; outputs and gradients stay the same."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +13,11 @@ _CLAMPS = (nn.ReLU6, nn.Hardtanh)
 
 @contextmanager
 def optimized_layers(network: nn.Module) -> Iterator[None]:
-    """Inside, the steps of `network` copy less; behind it all is as it was.
+    """Makes the steps of `network` copy less while the context lasts, and restores its layers at the end.
 
-    torch clones the input of an activation in place (but ReLU's), as its gradient is told by the input. That of a
-    clamp can be told by the output: it is then in place for good. The others go better without.
+    torch clones the input of an in-place activation other than ReLU, because its gradient depends on the input. The
+    gradient of a clamp can be computed from the output, so clamps really run in place here. The others run faster
+    out of place.
     """
     acting = [module for module in network.modules() if getattr(module, "inplace", False)]
     clamps = [module for module in acting if type(module) in _CLAMPS]
@@ -54,11 +55,11 @@ class _Clamp(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (y,) = context.saved_tensors
-        # Of inputs at an end and beyond it the gradient is 0 alike.
+        # The gradient is 0 both at the limits and beyond them, so the output says enough.
         return torch.ops.aten.hardtanh_backward(gradient, y, context.low, context.high), None, None
 
 
 def _lay_out_gradient(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-    """What global pooling gives back has no order in memory; batch norm's gradient then takes 20 times as long."""
+    """Puts gradients into channels_last: those of global pooling have no order, and slow batch norm down 20 times."""
     if output.requires_grad:
         output.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))

@@ -1,4 +1,4 @@
-"""Fine-tuning of a pretrained network on few images: what lies deep learns late and slowly, or not at all."""
+"""Fine-tunes a pretrained network on few images: early layers train later and more slowly than late ones, or not."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,9 @@ from torch import nn
 
 
 def blocks(network: nn.Module, image: torch.Tensor) -> list[nn.Module]:
-    """The parts of `network` that have weights, in the order in which `image` (1, C, H, W) first meets them.
+    """Returns the blocks of `network` that have weights, in the order in which `image` (1, C, H, W) reaches them.
 
-    Its children are the parts, and of a sequence its own children.
+    The blocks are the network's children; a child that is a sequence is replaced by its own children.
     """
     parts = [
         part
@@ -32,8 +32,8 @@ def blocks(network: nn.Module, image: torch.Tensor) -> list[nn.Module]:
     return list(dict.fromkeys(met))
 
 
-def lr_scales(network: nn.Module, image: torch.Tensor, decay: float) -> dict[str, float]:
-    """Of each parameter, by name, the share of the learning rate that it gets: `decay` to the power of its depth.
+def layerwise_lr_scales(network: nn.Module, image: torch.Tensor, decay: float) -> dict[str, float]:
+    """Returns each parameter's share of the learning rate, by name: `decay` to the power of its depth.
 
     The last block has depth 0 (Howard & Ruder 2018, "ULMFiT", section 3.2, "discriminative fine-tuning").
     """
@@ -42,10 +42,10 @@ def lr_scales(network: nn.Module, image: torch.Tensor, decay: float) -> dict[str
     return {name: decay ** depth.get(id(value), 0) for name, value in network.named_parameters()}
 
 
-def freezing(network: nn.Module, image: torch.Tensor, epochs: int) -> Callable[[int], None]:
-    """What to call before each epoch: up to `epochs` the last block alone learns, behind them all do.
+def freeze_backbone(network: nn.Module, image: torch.Tensor, epochs: int) -> Callable[[int], None]:
+    """Returns what to call before each epoch: only the last block trains up to epoch `epochs`, then all blocks do.
 
-    A frozen block computes as in deployment, with batch norm's statistics left as they were.
+    A frozen block computes as in deployment; its batch norm keeps its statistics.
     """
     deep = blocks(network, image)[:-1]
     trained = [value for part in deep for value in part.parameters() if value.requires_grad]
@@ -53,7 +53,7 @@ def freezing(network: nn.Module, image: torch.Tensor, epochs: int) -> Callable[[
     def before_epoch(epoch: int) -> None:
         for part in deep:
             part.train(epoch > epochs)
-        for value in trained:  # what the network came with frozen stays so
+        for value in trained:  # parameters that were frozen from the start stay so
             value.requires_grad_(epoch > epochs)
 
     return before_epoch

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from signal import Signals
 
@@ -11,18 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from compress.config.schema import TrainConfig
-from compress.data.dataset import Examples
+from compress.data.dataset import Batch
 from compress.training.context import Context
 from compress.training.distributed import StageDone
 from compress.training.early_stopping import check_early_stopping
 from compress.training.fast_layers import optimized_layers
+from compress.training.finite import require_finite
 from compress.training.malloc import keep_freed_memory
 from compress.training.state import TrainState
-from compress.training.step import Loss, Step, agree_on_parts, in_parts
+from compress.training.state_saver import StateSaver
+from compress.training.step import LossFn, Step, agree_on_micro_batches, micro_batches_text
 from compress.training.validation import split_logits, validate
 from compress.utils.console import Bar, progress
 from compress.utils.cores import cores
-from compress.utils.errors import Interrupted, UserError
 from compress.utils.other_load import OtherLoad
 from compress.utils.signals import deferred_signals
 from compress.utils.tensors import to_device
@@ -32,68 +33,56 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What one training is asked for, besides what all stages share."""
+    """The settings of one training that the stages do not share."""
 
     name: str  # the stage's
     epochs: int
     lr: float  # the peak
-    # Is called with each epoch's number, from 1, before it; after a restart for the epoch under way alone.
+    # Called before each epoch with its number, from 1; after a restart it is called for the epoch under way only.
     before_epoch: Callable[[int], None] = lambda epoch: None
     lr_scales: dict[str, float] = field(default_factory=dict)  # a parameter's share of `lr`; the largest is 1
     teacher: nn.Module | None = None  # an epoch is judged by the distance to it; None: by the labels
 
 
-def train(network: nn.Module, loss: Loss, context: Context, settings: TrainSettings) -> list[dict[str, float]]:
+def train(network: nn.Module, loss: LossFn, context: Context, settings: TrainSettings) -> list[dict[str, float]]:
     """Trains `network` in place and returns a row an epoch; it ends in eval mode.
 
     The learning rate rises to `settings.lr` over `train.warmup` of the steps and falls to 0 along a cosine. The last
     epoch is kept, unless an earlier one is better on validation beyond chance. A training that `context.checkpoint`
     holds continues after its last step. Each of `context.ranks` takes its part of every batch; all end with the same
-    weights, and those that do not lead leave their stage by `StageDone`. Raises UserError, which names the step, where
-    a loss or a weight is not finite, EarlyStopped below one of `context.floors`, and Interrupted once a signal has come
-    and the state is saved.
+    weights. Raises StageDone in every process but the first, UserError, which names the step, where a loss or a weight
+    is not finite, EarlyStopped below `context.min_val_metric`, and Interrupted once a signal has come and the state is
+    saved.
     """
     network.to(context.device, memory_format=torch.channels_last)
     ranks, checkpoint, name, epochs = context.ranks, context.checkpoint, settings.name, settings.epochs
     training = _begin(network, context, settings)
     judged = settings.teacher is not None and training.epoch <= epochs  # else no epoch is left to be judged
     teacher_logits = split_logits(settings.teacher, context.data.val, context.device) if judged else None
-    requests = deferred_signals() if checkpoint else nullcontext([])
+    requests: AbstractContextManager[list[Signals]] = deferred_signals() if checkpoint else nullcontext([])
     if ranks.world > 1:
-        agree_on_parts(training, loss, context)
+        agree_on_micro_batches(training, loss, context)
     with (
         progress(name, training.steps, training.step) as bar,
         requests as signals,
         keep_freed_memory(),
         optimized_layers(network),
-        ranks.wrap_ddp(network) as joined,
+        ranks.wrap_ddp(network) as ddp_network,
     ):
-
-        def keep() -> None:
-            """Saves the state where it is time, or where a signal has come: then it ends the run."""
-            due = bool(checkpoint) and ranks.is_rank_zero and checkpoint.is_due()
-            signal, due = ranks.all_reduce_max(signals[0] if signals else 0, due)
-            if signal or due:
-                _require_finite_weights(training)
-                if ranks.is_rank_zero:
-                    checkpoint.save(training.tensors(), training.values())
-            if signal:
-                where = f" after step {training.step} of {training.steps} of {name}; its state is saved"
-                raise Interrupted(Signals(int(signal)), where)
-
+        saver = StateSaver(training, checkpoint, ranks, signals)
         load = OtherLoad()
         while training.epoch <= epochs:
             network.train()
             settings.before_epoch(training.epoch)
-            _finish_steps(training, joined, loss, context, keep, bar)
-            _finish_epoch(training, teacher_logits, context, keep, bar)
+            _finish_steps(training, ddp_network, loss, context, saver, bar)
+            _finish_epoch(training, teacher_logits, context, saver, bar)
             if training.epoch == 2 and ranks.is_rank_zero:
                 _warn_of_other_load(load.cores())
-            keep()
+            saver.save_if_due()
     if not ranks.is_rank_zero:
         raise StageDone
-    if training.parts > 1:
-        context.notes["out_of_memory"] = in_parts(training.parts)
+    if training.micro_batches > 1:
+        context.notes["out_of_memory"] = micro_batches_text(training.micro_batches)
     if epochs:
         context.notes["kept_epoch"] = training.choose_epoch()
         log.info("%s: kept epoch %d, %s", name, *context.notes["kept_epoch"].values())
@@ -102,13 +91,13 @@ def train(network: nn.Module, loss: Loss, context: Context, settings: TrainSetti
 
 
 def _begin(network: nn.Module, context: Context, settings: TrainSettings) -> TrainState:
-    """A training before its first step, or as it was when it was saved, with its curves written up to there."""
-    an_epoch, name, epochs = context.data.train.steps(), settings.name, settings.epochs
+    """Returns a training before its first step, or as it was saved, and writes its curves up to there."""
+    steps_per_epoch, name, epochs = context.data.train.steps(), settings.name, settings.epochs
     optimizer = _optimizer(network, settings.lr, context.train, settings.lr_scales)
-    factor = lambda step: _lr_factor(step, epochs * an_epoch, context.train.warmup)
+    factor = lambda step: _lr_factor(step, epochs * steps_per_epoch, context.train.warmup)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     generator = torch.Generator().manual_seed(context.seed)
-    training = TrainState(name, epochs, an_epoch, network, optimizer, schedule, generator)
+    training = TrainState(name, epochs, steps_per_epoch, network, optimizer, schedule, generator)
     saved = context.ranks.rank_zero_first(context.checkpoint.load) if context.checkpoint else None
     if saved:
         training.restore(*saved)
@@ -121,43 +110,43 @@ def _begin(network: nn.Module, context: Context, settings: TrainSettings) -> Tra
 
 
 def _finish_steps(
-    training: TrainState, joined: nn.Module, loss: Loss, context: Context, keep: Callable[[], None], bar: Bar
+    training: TrainState, ddp_network: nn.Module, loss: LossFn, context: Context, saver: StateSaver, bar: Bar
 ) -> None:
-    """The steps that are left of the epoch under way: all of them, some, or none."""
+    """Takes the remaining steps of the epoch under way: all of them, some, or none."""
     generator, split, ranks = training.generator, context.data.train, context.ranks
-    step = Step(training, joined, loss, context)
+    step = Step(training, ddp_network, loss, context)
     if training.order is None:
         training.order = split.shuffle(generator)
     augmented = split.augmented(training.order, generator, context.data.augmentation, training.batches, ranks.shard)
-    for examples, count in augmented:
-        images, labels = to_device(examples.images, context.device), examples.labels.to(context.device)
-        value, correct = ranks.all_reduce_sum(*step.gradients(Examples(images, labels, examples.positions), count))
-        _require_finite("a loss", value, training.step + 1, training)
+    for batch, count in augmented:
+        images, labels = to_device(batch.images, context.device), batch.labels.to(context.device)
+        value, correct = ranks.all_reduce_sum(*step.gradients(Batch(images, labels, batch.positions), count))
+        require_finite("a loss", value, training.step + 1, training)
         training.optimizer.step()
         context.curves.step(training.step, loss=value, learning_rate=training.lr(training.step))
         training.schedule.step()
         training.finish_batch(value, correct, count)
         bar.advance()
-        keep()
+        saver.save_if_due()
 
 
 def _finish_epoch(
-    training: TrainState, teacher_logits: Tensor | None, context: Context, keep: Callable[[], None], bar: Bar
+    training: TrainState, teacher_logits: Tensor | None, context: Context, saver: StateSaver, bar: Bar
 ) -> None:
-    """Validates, then records and shows the epoch's figures. Raises UserError and EarlyStopped as `train` does."""
+    """Validates, then records and logs the epoch's figures. Raises UserError and EarlyStopped as `train` does."""
     found = validate(
         training.network,
         context.data.val,
         context.device,
         teacher_logits,
-        keep,
+        saver.save_if_due,
         context.ranks,
-        training.parts,
+        training.micro_batches,
         context.task,
     )
     metric = context.task.metric
     train, val = f"train_{metric.train_key}_percent", f"val_{metric.key}_percent"
-    _require_finite("a validation loss", found.loss, training.step, training)
+    require_finite("a validation loss", found.loss, training.step, training)
     row = {
         "train_loss": training.total_loss / training.seen,
         train: 100 * training.correct / training.seen,
@@ -165,18 +154,18 @@ def _finish_epoch(
         val: found.score_percent,
     }
     figures = f"loss {row['train_loss']:.3f}, train {row[train]:.2f} %, val {found.score_percent:.2f} %"
-    if found.distances is not None:
-        row["val_teacher_kl_nats"] = found.distance
-        figures += f", {found.distance:.3g} nats from the teacher"
+    if (distance := found.distance) is not None:
+        row["val_teacher_kl_nats"] = distance
+        figures += f", {distance:.3g} nats from the teacher"
     training.finish_epoch(row, found)
     context.curves.epoch(len(training.rows), **row)
     log.info("%s: epoch %d of %d, %s", training.name, len(training.rows), training.epochs, figures)
     bar.note(figures)
-    check_early_stopping(training.name, [past[val] for past in training.rows], context.floors)
+    check_early_stopping(training.name, [past[val] for past in training.rows], context.min_val_metric)
 
 
 def _warn_of_other_load(others: float) -> None:
-    """Says where fewer threads would train faster: a thread whose core another program takes holds up all."""
+    """Warns where fewer threads would train faster: a thread whose core another program uses delays all others."""
     threads, free = torch.get_num_threads(), max(1, round(cores() - others))
     if threads > free:
         log.warning(
@@ -189,28 +178,10 @@ def _warn_of_other_load(others: float) -> None:
         )
 
 
-def _require_finite_weights(training: TrainState) -> None:
-    """A finite loss can have a gradient that is not: such weights must not take the place of the last good ones."""
-    for parameter in training.network.parameters():
-        _require_finite("a weight", parameter.detach().abs().max().item(), training.step, training)
-
-
-def _require_finite(what: str, value: float, step: int, training: TrainState) -> None:
-    """Raises UserError, which names stage, epoch and step (the first is 1), for a NaN or an infinity."""
-    if not math.isfinite(value):
-        epoch = math.ceil(step / training.steps_an_epoch)
-        raise UserError(
-            f"{what} of {value} at step {step} of {training.steps} (epoch {epoch}) of {training.name}, "
-            f"where the learning rate is {training.lr(step - 1):.3g}",
-            "a finite one",
-            f"lower {training.name}.lr",
-        )
-
-
 def _optimizer(
     network: nn.Module, lr: float, config: TrainConfig, lr_scales: dict[str, float]
 ) -> torch.optim.Optimizer:
-    """Weight decay on matrices and filters only (He et al. 2019, "Bag of tricks", section 3.1)."""
+    """Decays the weights of matrices and filters only (He et al. 2019, "Bag of tricks", section 3.1)."""
     trained = [(lr_scales.get(name, 1.0), value) for name, value in network.named_parameters() if value.requires_grad]
     groups = [
         {"params": params, "weight_decay": decay, "lr": share * lr}
@@ -226,6 +197,7 @@ def _optimizer(
 
 
 def _lr_factor(step: int, steps: int, warmup: float) -> float:
+    """Returns the share of the peak learning rate at `step`: a linear rise, then a cosine."""
     rise = math.ceil(warmup * steps)
     if step < rise:
         return (step + 1) / rise

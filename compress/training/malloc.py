@@ -1,4 +1,4 @@
-"""Keeps the memory that a training frees in the process: to ask the system anew costs up to a tenth of a step."""
+"""Keeps the memory that a training frees in the process: requesting it again costs up to a tenth of a step."""
 
 import ctypes
 import platform
@@ -8,18 +8,18 @@ from contextlib import contextmanager
 # malloc.h of glibc, for mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _MIB = 2**20
-# Nothing is mapped apart from the heap, and the heap does not shrink.
+# No block is mapped outside the heap, and the heap does not shrink.
 _KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1}
-# What glibc itself comes to in a process that frees large blocks.
+# These are glibc's own values in a process that frees large blocks.
 _AS_BEFORE = {_MMAP_MAX: 65536, _TRIM_THRESHOLD: 64 * _MIB, _MMAP_THRESHOLD: 32 * _MIB}
 
 
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Inside, what is freed is at hand for what comes next; behind it the system has it back. Of glibc alone.
+    """Keeps freed memory in the process while the context lasts, and returns it to the system at the end (glibc only).
 
-    Without this each large tensor of a step is mapped, filled with zeros by the system page by page, and unmapped. It
-    takes up to a seventh more memory: what is freed in one place is not always what is asked for next.
+    Without this each large tensor of a step is mapped, filled with zeros by the system page by page, and unmapped. The
+    process takes up to a seventh more memory, because a freed block does not always fit the next request.
     """
     if platform.libc_ver()[0] != "glibc":
         yield

@@ -1,4 +1,4 @@
-"""What a training does where memory is too small for a batch: it takes the step back and does it again in parts."""
+"""Recognises that memory is too small for a batch, and undoes the step, which is then repeated in micro-batches."""
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-class Rewind:
-    """What a step changes before it is certain to succeed: buffers of the network, and the state of random numbers.
+class StepSnapshot:
+    """Keeps what a step changes before it is certain to succeed: the network's buffers and the random state.
 
-    A buffer that a forward pass replaces, where others are written into, is one that it computes anew each time.
+    Buffers are copied in place. One that a forward pass replaces by a new tensor is computed anew each time.
     """
 
     def __init__(self, network: nn.Module, device: torch.device):
@@ -23,14 +23,14 @@ class Rewind:
         self._cuda = device.type == "cuda"
         self._random: list[Tensor] = []
 
-    def mark(self) -> None:
-        """From here on, `back` leads here. Takes less than a thousandth of a step."""
+    def save(self) -> None:
+        """Keeps the present state for `restore`. This takes less than a thousandth of a step."""
         if self._live:
             torch._foreach_copy_(self._kept, self._live)
         self._random = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self._cuda else [])]
 
-    def back(self) -> None:
-        """Puts all of it back, and lets the device have the memory that is free again."""
+    def restore(self) -> None:
+        """Restores the state of the last `save`, and returns unused memory to the device."""
         if self._live:
             torch._foreach_copy_(self._live, self._kept)
         torch.set_rng_state(self._random[0])

@@ -1,4 +1,4 @@
-"""bf16 while a network trains, where the device computes it, and float32 where its kernels would be slower."""
+"""Trains in bf16 where the device computes it, and in float32 where bf16 kernels would be slower."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,21 +10,21 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
-def choose_precision(asked: str, device: torch.device) -> str:
-    """What `train.precision` comes to on `device`: float32 or bf16.
+def choose_precision(setting: str, device: torch.device) -> str:
+    """Returns the precision that `setting`, train.precision, means on `device`: float32 or bf16.
 
-    On the CPU bf16 has to be asked for: of two that have AVX-512 BF16, one trains up to 2.9 times as fast, one not at
-    all, and no flag tells which.
+    On the CPU `auto` is float32. Of two CPUs with AVX-512 BF16, one trained up to 2.9 times as fast in bf16 and the
+    other no faster, and no CPU flag distinguishes them.
     """
-    if asked != "auto":
-        return asked
+    if setting != "auto":
+        return setting
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if has_bf16 else "float32"
 
 
 @contextmanager
 def layers_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Forward passes in here compute their layers in `precision`, float32 or bf16; the weights stay float32."""
+    """Makes forward passes compute their layers in `precision`, float32 or bf16; the weights stay float32."""
     if precision == "float32":
         yield
         return
@@ -37,7 +37,7 @@ def layers_in(precision: str, device: torch.device) -> Iterator[None]:
 
 
 class _DepthwiseInFloat32(TorchFunctionMode):
-    """Leaves those depthwise convolutions in float32 whose gradients oneDNN has no fast bf16 kernel for.
+    """Keeps those depthwise convolutions in float32 for whose gradients oneDNN has no fast bf16 kernel.
 
     On an AMD EPYC with AVX-512 BF16, forward and backward (torch 2.15, oneDNN): 3x3 at stride 2 takes 10 to 60 times as
     long in bf16, 5x5 two to four times, and on 2x2 pixels five times; 3x3 at stride 1 on more of them half as long.

@@ -1,4 +1,4 @@
-"""Images without labels: the teacher's own answers stand in, so that every stage runs on them as on others."""
+"""Labels images that have no labels by the teacher's predictions, so that every stage can train on them."""
 
 from dataclasses import replace
 
@@ -12,18 +12,18 @@ from compress.utils.tensors import to_device
 
 @torch.no_grad()
 def add_pseudo_labels(teacher: nn.Module, data: Data, device: torch.device) -> Data:
-    """`data` with what `teacher` says of an image where it has no target, in train and in what was held out of it.
+    """Returns `data` with the teacher's predictions as targets, for images of train or held out of it without any.
 
-    "Accuracy" on these is agreement with the teacher. The test split keeps its own labels.
+    "Accuracy" on these images is agreement with the teacher. The test split keeps its own labels.
     """
     pixels, task = data.train.pixels, TASKS[data.task]
     unknown = torch.nonzero((pixels.labels == NO_LABEL).reshape(len(pixels.labels), -1).any(1)).flatten()
     images = replace(data.train, index=unknown)
     labels = pixels.labels.clone()
-    answers = (teacher(to_device(batch, device)) for batch, _ in images.batches())
-    labels[unknown] = torch.cat([task.pseudo_targets(answer).cpu() for answer in answers])
+    outputs = (teacher(to_device(batch, device)) for batch, _ in images.batches())
+    labels[unknown] = torch.cat([task.pseudo_targets(logits).cpu() for logits in outputs])
 
-    def told(split: Split) -> Split:
-        return replace(split, pixels=replace(pixels, labels=labels)) if split.pixels is pixels else split
+    def with_labels(split: Split) -> Split:
+        return replace(split, pixels=pixels.with_labels(labels)) if split.pixels is pixels else split
 
-    return replace(data, train=told(data.train), val=told(data.val))
+    return replace(data, train=with_labels(data.train), val=with_labels(data.val))

@@ -1,9 +1,9 @@
-"""The state of a training: all that changes from step to step, as tensors and plain values that a file can hold."""
+"""The state of a training: all that changes from step to step, as tensors and plain values for a file."""
 
 import copy
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,28 +11,28 @@ from torch import Tensor, nn
 
 from compress.training.validation import BEYOND_CHANCE, Validation, standard_errors_better
 
-_COUNTS = ("epoch", "batches", "seen", "total_loss", "correct", "rows", "best_epoch", "best_rank", "parts")
+_COUNTS = ("epoch", "batches", "seen", "total_loss", "correct", "rows", "best_epoch", "best_rank", "micro_batches")
 _SCORES = ("best_scores", "last_scores")
 
 
 @dataclass
 class TrainState:
-    """A network with what trains it, and how far that has come."""
+    """A network, its optimizer and the progress of its training."""
 
     name: str  # the stage
     epochs: int
-    steps_an_epoch: int
+    steps_per_epoch: int
     network: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
-    generator: torch.Generator  # of order and augmentation
-    parts: int = 1  # that each batch is taken in, one after the other: what fits into memory
+    generator: torch.Generator  # draws the order and the augmentation
+    micro_batches: int = 1  # in each batch, one computed after the other: what fits into memory
     epoch: int = 1  # the one under way
     order: Tensor | None = None  # (N,) positions of its images; None: not drawn yet
-    batches: int = 0  # of it that are done, and on their images:
+    batches: int = 0  # finished ones of this epoch; the next three count their images
     seen: int = 0
     total_loss: float = 0.0
-    correct: float = 0.0  # images whose decisions were right; a share of one with several
+    correct: float = 0.0  # images with a right decision; the share of right ones where an image has several
     losses: list[float] = field(default_factory=list)  # a step each, from the first epoch on
     rows: list[dict[str, float]] = field(default_factory=list)  # an epoch each
     best_epoch: int = 0
@@ -43,26 +43,26 @@ class TrainState:
 
     @property
     def steps(self) -> int:
-        """Of all epochs."""
-        return self.epochs * self.steps_an_epoch
+        """Returns the number of steps in all epochs."""
+        return self.epochs * self.steps_per_epoch
 
     @property
     def step(self) -> int:
-        """How many have been taken."""
+        """Returns the number of steps taken."""
         return len(self.losses)
 
     def lr(self, step: int) -> float:
-        """The learning rate of a step; the first is 0."""
+        """Returns the learning rate of a step; the first step is 0."""
         return self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](step)
 
     def finish_batch(self, loss: float, correct: float, images: int) -> None:
-        """Counts a step that has been taken."""
+        """Records a step that has been taken."""
         self.losses.append(loss)
         self.batches, self.seen = self.batches + 1, self.seen + images
         self.total_loss, self.correct = self.total_loss + loss * images, self.correct + correct
 
     def finish_epoch(self, row: dict[str, float], found: Validation) -> None:
-        """Counts an epoch, and keeps a copy of the network where that is the best so far."""
+        """Records an epoch, and keeps a copy of the network where it is the best so far."""
         rank = [found.scores.mean().item(), found.loss]
         self.last_scores = found.scores
         if not self.best_rank or rank < self.best_rank:
@@ -73,10 +73,10 @@ class TrainState:
         self.batches, self.seen, self.total_loss, self.correct = 0, 0, 0.0, 0.0
 
     def choose_epoch(self) -> dict[str, Any]:
-        """Puts the weights of the epoch to keep into the network; its number, and why it was chosen.
+        """Loads the weights of the epoch to keep into the network. Returns its number and why it was chosen.
 
-        That is the last one, where the learning rate has come down to 0. The best of several noisy epochs is seldom
-        truly better, and on few images an early one whose learning rate is still high may look so.
+        By default that is the last epoch, whose learning rate has come down to 0. The best of several noisy epochs is
+        seldom truly better, and on few images an early epoch with a high learning rate may seem so.
         """
         if self.best_epoch == len(self.rows):
             return {"epoch": self.best_epoch, "reason": "the last, and the best on validation"}
@@ -90,7 +90,7 @@ class TrainState:
         return {"epoch": self.best_epoch, "reason": f"not the last: {measured}, more than chance"}
 
     def tensors(self) -> dict[str, Tensor]:
-        """By group and name; with `values` all that `restore` needs."""
+        """Returns the tensors of the state, by group and name; `restore` needs them and `values`."""
         groups = {"network": self.network.state_dict(), "best": self.best, "random": _random_tensors()}
         groups["random"]["generator"] = self.generator.get_state()
         groups["losses"] = {"steps": torch.tensor(self.losses, dtype=torch.float64)}
@@ -102,12 +102,12 @@ class TrainState:
         return {f"{group}.{name}": value for group, named in groups.items() for name, value in named.items()}
 
     def values(self) -> dict[str, Any]:
-        """The rest, as JSON holds it."""
+        """Returns the rest of the state, as plain values for JSON."""
         counts = {name: getattr(self, name) for name in _COUNTS}
         return counts | {"schedule": self.schedule.state_dict(), "random": _random_values()}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Goes back to what `tensors` and `values` returned; `network`, `optimizer` and `schedule` are built anew."""
+        """Restores what `tensors` and `values` returned, into a newly built network, optimizer and schedule."""
         groups: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             group, _, rest = name.partition(".")
@@ -128,7 +128,7 @@ class TrainState:
             settings["lr"] = lr
 
     def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        """In channels_last, as gradients come: in another order of memory than theirs each step would take longer."""
+        """Loads the optimizer's state in channels_last, as gradients are: another order makes steps slower."""
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             index, _, rest = name.partition(".")
@@ -138,9 +138,9 @@ class TrainState:
 
 
 def _random_tensors() -> dict[str, Tensor]:
-    """The states of torch's, NumPy's and Python's own random numbers, as bytes."""
+    """Returns the random states of torch, NumPy and Python, as bytes."""
     _, python, _ = random.getstate()
-    _, numpy, *_ = np.random.get_state()
+    _, numpy, *_ = _numpy_state()
     states = {
         "torch": torch.get_rng_state(),
         "numpy": torch.from_numpy(numpy.view(np.uint8)),
@@ -152,10 +152,15 @@ def _random_tensors() -> dict[str, Tensor]:
 
 
 def _random_values() -> dict[str, Any]:
-    """What belongs to them and is no byte: positions, and a normal number that was drawn in advance."""
+    """Returns the parts of the random states that are no bytes: positions, and normal numbers drawn in advance."""
     version, _, drawn = random.getstate()
-    name, _, *rest = np.random.get_state()
+    name, _, *rest = _numpy_state()
     return {"python": [version, drawn], "numpy": [name, *rest]}
+
+
+def _numpy_state() -> tuple[str, np.ndarray, int, int, float]:
+    """Returns the name of NumPy's generator, its keys, its position, and the normal number drawn in advance."""
+    return cast("tuple[str, np.ndarray, int, int, float]", np.random.get_state())  # a dict only if asked for one
 
 
 def _restore_random(tensors: dict[str, Tensor], values: dict[str, Any]) -> None:

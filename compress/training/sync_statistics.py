@@ -1,4 +1,4 @@
-"""Batch norm and fake quantization that see the images of all processes, so that two train what one would."""
+"""Makes batch norm and fake quantization see the images of all processes, so that two train as one would."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +11,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class CpuSyncBatchNorm(_BatchNorm):
-    """torch's own has no kernels for the CPU; this one is for gloo, and differentiable by autograd alone."""
+    """Synchronized batch norm on the CPU, over gloo, for which torch has no kernels; autograd differentiates it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, ...) to the same shape; in training with the mean and variance over the images of all processes."""
+        """Normalises (N, C, ...), in training by the mean and variance over the images of all processes."""
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         variance, mean = torch.var_mean(x.float(), [0, *range(2, x.dim())], correction=0)
-        variance, mean = variance.double(), mean.double()  # else the squares of large means would swallow the variance
+        variance, mean = (
+            variance.double(),
+            mean.double(),
+        )  # in float32 the squares of large means would swamp the variance
         count = x.numel() / x.shape[1]
         sums = _SumOfAll.apply(count * torch.stack([torch.ones_like(mean), mean, variance + mean.square()]))
         total, mean = sums[0], sums[1] / sums[0]
@@ -36,26 +39,26 @@ class CpuSyncBatchNorm(_BatchNorm):
 
 
 class _SumOfAll(torch.autograd.Function):
-    """The sum over all processes. The loss is one too, so that a gradient comes from all of them."""
+    """Sums over all processes. The loss is such a sum, too, so the gradient is summed over all processes as well."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """Any tensor, of the same shape everywhere."""
+        """Sums a tensor of any shape, which is the same in all processes."""
         total = x.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """As forward."""
+        """Sums the gradient in the same way."""
         return _SumOfAll.apply(gradient)
 
 
 @contextmanager
 def sync_statistics(network: nn.Module) -> Iterator[None]:
-    """Inside, `network`'s batch norm layers and the ranges of its fake quantization are those of all processes.
+    """Shares the statistics of batch norm and the ranges of fake quantization among all processes, in this context.
 
-    Parameters and buffers stay the very tensors that they are, under the same names.
+    Parameters and buffers stay the same tensors under the same names.
     """
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, _BatchNorm)}
     quantizers = [module for module in network.modules() if hasattr(module, "common_ends")]
@@ -82,7 +85,7 @@ def _synchronized(layer: _BatchNorm) -> _BatchNorm:
 
 
 def _common_ends(ends: Tensor) -> Tensor:
-    """The lowest and the highest value (2,) of all processes."""
+    """Returns the lowest and the highest value (2,) of all processes."""
     reach = torch.stack([-ends[0], ends[1]])
     distributed.all_reduce(reach, distributed.ReduceOp.MAX)
     return torch.stack([-reach[0], reach[1]])

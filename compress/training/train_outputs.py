@@ -1,7 +1,7 @@
-"""The logits of a network in train mode, also where it returns something else than in eval mode.
+"""Finds the logits of a network in train mode, also where it returns something else than in eval mode.
 
-Auxiliary heads, deep supervision and pairs of outputs exist in training alone: the files that ship know nothing of
-them, and after pruning they no longer fit. Such a forward pass runs as in eval mode, with its layers in train mode.
+Auxiliary heads, deep supervision and pairs of outputs exist only in training: the deployed files do not have them, and
+after pruning they no longer fit. Such a forward pass runs as in eval mode, with its layers in train mode.
 """
 
 import logging
@@ -26,14 +26,14 @@ class TrainOutputs:
     """Calls a network in train mode and returns its logits; one object for each training."""
 
     def __init__(self) -> None:
-        self._as_in_eval: list[nn.Module] | None = None  # whose own forward pass runs as in eval mode
+        self._as_in_eval: list[nn.Module] | None = None  # modules whose own forward pass runs as in eval mode
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        """(N, K) in float32. Raises UserError where nothing that `network` returns in train mode is that."""
+        """Returns the logits (N, K) in float32. Raises UserError where `network` returns none in train mode."""
         if self._as_in_eval is None:
             output = self._first_output(network, images)
         else:
-            # Not undone behind the call: a forward pass may run again for its gradient.
+            # The modes stay after the call, because a forward pass may run again for its gradient.
             for module in self._as_in_eval:
                 module.training = False
             output = network(images)
@@ -63,7 +63,7 @@ class TrainOutputs:
 
 
 def find_logits(output: Any) -> Tensor:
-    """The logits (N, K) among what a network returned: the tensor, the entry `logits`, or the first tensor.
+    """Returns the logits (N, K) in a network's output: the tensor, the entry `logits`, or the first tensor.
 
     Raises UserError where there is none.
     """
@@ -83,7 +83,7 @@ def find_logits(output: Any) -> Tensor:
 
 
 def describe(output: Any) -> str:
-    """What a network returned: the shape of each tensor, with its name or number."""
+    """Describes what a network returned: the shape of each tensor, with its name or number."""
     if isinstance(output, Tensor):
         return f"a tensor {tuple(output.shape)}"
     tensors = ", ".join(f"{name} {tuple(value.shape)}" for name, value in _tensors(output).items())
@@ -91,7 +91,7 @@ def describe(output: Any) -> str:
 
 
 def _tensors(output: Any) -> dict[str, Tensor]:
-    """The tensors inside tuples, lists and dicts, in order, by name or number."""
+    """Returns the tensors inside tuples, lists and dicts, in order, by name or number."""
     if isinstance(output, Tensor):
         return {"": output}
     if isinstance(output, Mapping):
@@ -104,9 +104,9 @@ def _tensors(output: Any) -> dict[str, Tensor]:
 
 
 def _find_modules(network: nn.Module, images: Tensor) -> list[nn.Module] | None:
-    """The fewest modules that have to run as in eval mode for `network` to return in train mode what it does in eval.
+    """Returns the fewest modules that must run as in eval mode for `network` to return the same as in eval mode.
 
-    None where no choice does.
+    Returns None where no choice of modules works.
     """
     composed = [module for module in network.modules() if module is network or any(True for _ in module.children())]
     own = {type(module) for module in composed if not type(module).__module__.startswith("torch.nn.")}
@@ -125,7 +125,7 @@ def _find_modules(network: nn.Module, images: Tensor) -> list[nn.Module] | None:
 
 
 def _set_modes(network: nn.Module, composed: list[nn.Module], chosen: list[nn.Module]) -> None:
-    """Single layers as in eval mode, so that a look changes no statistics; what holds others in train mode."""
+    """Puts single layers into eval mode, so that a try changes no statistics, and containers into train mode."""
     network.eval()
     for module in composed:
         module.training = module not in chosen
@@ -133,7 +133,7 @@ def _set_modes(network: nn.Module, composed: list[nn.Module], chosen: list[nn.Mo
 
 @contextmanager
 def _unchanged(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Behind it the modes, the buffers and the random numbers are as they were."""
+    """Restores the modes, the buffers and the random state at the end."""
     modes = [(module, module.training) for module in network.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     with torch.random.fork_rng([] if device.type == "cpu" else [device]):
@@ -146,27 +146,28 @@ def _unchanged(network: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:
-    """The network inside what stands for it where several processes train together."""
+    """Returns the network inside the wrappers of several processes."""
     while isinstance(network, DistributedDataParallel) or type(network).__name__ == "_FabricModule":
         network = network.module
     return network
 
 
 def _report(network: nn.Module, modules: list[nn.Module], output: Any, failed: Exception | None) -> None:
-    """Logs what is not trained, and how the forward pass runs instead."""
+    """Logs which outputs are not trained, and how the forward pass runs instead."""
     if failed is not None:
         place = user_line(failed)
-        found = f"raises {first_line(failed)}" + (f" ({place})" if place else "")
+        outcome = f"raises {first_line(failed)}" + (f" ({place})" if place else "")
     else:
-        found = f"returns {describe(output)}"
+        outcome = f"returns {describe(output)}"
     if not modules:
         log.info(
-            "in train mode the network %s: the first is taken for the logits; the auxiliary ones are not trained", found
+            "in train mode the network %s: the first is taken for the logits; the auxiliary ones are not trained",
+            outcome,
         )
         return
     names = ", ".join(sorted({type(module).__name__ for module in modules}))
     log.info(
         "in train mode the network %s: auxiliary outputs%s are not trained, the forward pass of %s runs as in eval "
         "mode and its layers as in train mode",
-        found, "" if failed is None else ", whose layers do not fit here,", names,
+        outcome, "" if failed is None else ", whose layers do not fit here,", names,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A network on the validation images, an image each, so that two epochs can be compared on the same images."""
+"""Evaluates a network on each validation image, so that two epochs can be compared in pairs."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from compress.data.dataset import Split
-from compress.tasks import CLASSIFICATION, Task
+from compress.tasks import CLASSIFICATION
+from compress.tasks.base import Task
 from compress.training.distributed import ProcessGroup
 from compress.utils.tensors import to_device
 
-# Standard errors by which an earlier epoch has to be better. A training has tens of epochs to choose from: at two
-# standard errors chance alone would bring one of them there in every other training.
+# Standard errors by which an earlier epoch has to be better. A training has tens of epochs to choose from: with two
+# standard errors, one of them would be better by chance in every other training.
 BEYOND_CHANCE = 3.0
 
 
@@ -22,7 +23,7 @@ class Validation:
     """The figures of each image of a split, in order."""
 
     losses: Tensor  # (N,), in nats
-    mistakes: Tensor  # (N,), share of wrong decisions, of one for an image with one class
+    mistakes: Tensor  # (N,), share of wrong decisions; 0 or 1 for an image with one class
     distances: Tensor | None  # (N,), divergence from the teacher, in nats; None without a teacher
     score_percent: float  # the task's metric
 
@@ -36,7 +37,7 @@ class Validation:
 
     @property
     def scores(self) -> Tensor:
-        """What an epoch is judged by (N,), lower is better: distances where there are any, as they vary far less."""
+        """Returns what judges an epoch (N,), lower is better: distances, which vary far less, or else mistakes."""
         return self.mistakes if self.distances is None else self.distances
 
 
@@ -47,19 +48,19 @@ def validate(
     teacher_logits: Tensor | None = None,
     after_batch: Callable[[], None] = lambda: None,
     ranks: ProcessGroup | None = None,
-    parts: int = 1,
+    micro_batches: int = 1,
     task: Task = CLASSIFICATION,
 ) -> Validation:
-    """Evaluates `network` on `split` in float32, each batch in `parts` parts; `teacher_logits` is (N, K).
+    """Evaluates `network` on `split` in float32, each batch in `micro_batches` parts; `teacher_logits` is (N, K).
 
-    Several processes share the images; `after_batch` is then not called, as their numbers of batches may differ.
+    Several processes share the images; `after_batch` is then not called, because their numbers of batches may differ.
     """
     ranks = ranks or ProcessGroup()
     network.eval()
     found = torch.zeros(3, len(split), dtype=torch.float64)
     outputs: Tensor | None = None
     with torch.no_grad():
-        for rows, images, labels in _batches(split, ranks, parts):
+        for rows, images, labels in _batches(split, ranks, micro_batches):
             logits, labels = network(to_device(images, device)).float(), labels.to(device)
             found[0, rows] = task.losses(logits, labels).double().cpu()
             found[1, rows] = task.mistakes(logits, labels).double().cpu()
@@ -69,38 +70,38 @@ def validate(
             outputs[rows] = logits.cpu()
             if ranks.world == 1:
                 after_batch()
-    losses, mistakes, distances = ranks.summed(found)
+    losses, mistakes, distances = ranks.all_reduce_tensor(found)
     score = task.score(_all_outputs(outputs, len(split), ranks), split.labels)
     return Validation(losses, mistakes, None if teacher_logits is None else distances, score)
 
 
 @torch.no_grad()
 def split_logits(network: nn.Module, split: Split, device: torch.device) -> Tensor:
-    """The logits (N, K) of `network` in eval mode on all images of `split`, float32 on the CPU."""
+    """Returns the logits (N, K) of `network` in eval mode on all images of `split`, float32 on the CPU."""
     network.eval()
     return torch.cat([network(to_device(images, device)).float().cpu() for images, _ in split.batches()])
 
 
 def _all_outputs(outputs: Tensor | None, images: int, ranks: ProcessGroup) -> Tensor:
-    """The outputs (N, K) of all processes; this one's are None where it had no image."""
+    """Returns the outputs (N, K) of all processes; `outputs` is None where this one had no image."""
     if ranks.world == 1:
         return outputs
     (width,) = ranks.all_reduce_max(0 if outputs is None else outputs.shape[1])
-    return ranks.summed(torch.zeros(images, int(width)) if outputs is None else outputs)
+    return ranks.all_reduce_tensor(torch.zeros(images, int(width)) if outputs is None else outputs)
 
 
 def standard_errors_better(scores: Tensor, others: Tensor) -> float:
-    """By how many standard errors the mean of `scores` is below that of `others`, paired on the same images (N,)."""
+    """Returns by how many standard errors the mean of `scores` is below that of `others`, on the same images (N,)."""
     differences = (others - scores).double()
     spread = differences.std().item() / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
     mean = differences.mean().item()
     return mean / spread if spread > 0 else math.copysign(math.inf, mean) if mean else 0.0
 
 
-def _batches(split: Split, ranks: ProcessGroup, parts: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Positions (M,), images and labels of each part of each batch that falls to this process."""
+def _batches(split: Split, ranks: ProcessGroup, micro_batches: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields the positions (M,), images and labels of each micro-batch of this process."""
     positions = [ranks.shard(rows) for rows in torch.arange(len(split)).split(split.batch_size)]
     streamed = split.batches(ranks.shard)
     for rows, (images, labels) in zip([rows for rows in positions if len(rows)], streamed, strict=True):
-        count = min(parts, len(rows))
+        count = min(micro_batches, len(rows))
         yield from zip(rows.tensor_split(count), images.tensor_split(count), labels.tensor_split(count), strict=True)

@@ -1,1 +1,1 @@
-"""What knows nothing of networks: files, errors, signals, facts of the CPU."""
+"""Helpers that know nothing of networks: files, errors, signals, facts of the CPU."""

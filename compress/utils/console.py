@@ -1,11 +1,11 @@
-"""What a person sees while a run goes on: progress bars, and the table of stages at its end."""
+"""Shows progress bars during a run, and the table of stages at its end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich import get_console
 from rich.box import SIMPLE_HEAD
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from compress.utils.metric import metric_of
@@ -13,14 +13,14 @@ from compress.utils.units import count_text, size_text
 
 
 def silence() -> None:
-    """From here on this process shows no bar and no table: another one of its run does."""
+    """Makes this process show no bar and no table, because another process of its run does."""
     get_console().quiet = True
 
 
 class Bar:
-    """One line of progress with a remark behind it."""
+    """A progress bar with a remark after it."""
 
-    def __init__(self, bars: Progress, task: int):
+    def __init__(self, bars: Progress, task: TaskID):
         self._bars, self._task = bars, task
 
     def advance(self) -> None:
@@ -32,7 +32,7 @@ class Bar:
 
 @contextmanager
 def progress(name: str, steps: int, done: int = 0) -> Iterator[Bar]:
-    """A bar of `steps` on the terminal, `done` before; it goes when the work is done, the log keeps the figures."""
+    """Shows a bar of `steps` on the terminal, `done` of them finished; it disappears at the end of the context."""
     columns = (
         TextColumn("{task.description:>10}"),
         BarColumn(),
@@ -47,7 +47,7 @@ def progress(name: str, steps: int, done: int = 0) -> Iterator[Bar]:
 
 
 def print_summary(rows: list[dict]) -> None:
-    """The table of stages, of summary.json's rows; 80 columns wide."""
+    """Prints the table of stages from summary.json's rows, 80 columns wide."""
     table = Table(box=SIMPLE_HEAD, padding=0)
     metric = metric_of(rows[-1]["metrics"])
     for heading in ("stage", f"{metric.label} %", "95 % range", "lost", "MACs", "size", "ms", "smaller", "faster"):

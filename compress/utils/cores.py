@@ -1,4 +1,4 @@
-"""How many threads a run may start: the cores that the system gives its process, divided where jobs run beside it."""
+"""Counts the threads that a run may start: the cores of its process, shared with jobs that run at the same time."""
 
 import os
 from collections.abc import Mapping
@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 _CGROUPS = Path("/sys/fs/cgroup")
-# Turns of its loop that a waiting thread of OpenMP makes before it sleeps: about as long as the pauses within a step.
-# Fewer cost time alone, more cost time beside others; tests/benchmarks/README.md has the figures.
+# Loops that a waiting OpenMP thread makes before it sleeps: about as long as the pauses within a step. Fewer make a run
+# slower on an idle machine, more make it slower on a busy one; tests/benchmarks/README.md has the figures.
 _SPIN_COUNT = "1000"
 
 
 def cores() -> int:
-    """Cores of this process: those it is pinned to, or fewer where its control group's quota is lower."""
+    """Returns the cores of this process: those it is pinned to, or fewer where its control group's quota is lower."""
     pinned = len(os.sched_getaffinity(0))
     return max(1, min(pinned, int(min(_quotas(), default=pinned))))
 
 
 def share(launcher: Mapping[str, Any]) -> int:
-    """Cores of one of the jobs of a sweep; `launcher` is Hydra's node for what runs them."""
+    """Returns the cores of one job of a sweep; `launcher` is Hydra's node of the launcher."""
     name = launcher["_target_"].rpartition(".")[2]
     if name == "JoblibLauncher":
         at_once = launcher["n_jobs"] or 1
@@ -33,18 +33,18 @@ def share(launcher: Mapping[str, Any]) -> int:
 
 
 def shorten_spinning() -> None:
-    """Lets OpenMP's threads sleep soon where they wait; has to be called before torch is imported.
+    """Makes waiting OpenMP threads sleep sooner; must be called before torch is imported.
 
-    By themselves they wait awake for 300,000 turns, some milliseconds. Where another process is busy on these cores,
-    a thread then waits with all its time for one that the system has stopped, and training takes many times as long.
-    What the user has set stays. https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html
+    By default they spin for 300,000 loops, some milliseconds. Where another process is busy on these cores, a thread
+    then spends its time waiting for one that the system has stopped, and training takes many times as long. Settings of
+    the user stay. https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
 
 
 def _quotas(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> list[float]:
-    """Cores that each control group of this process, and each around it, may keep busy; none where none is limited."""
+    """Returns the cores that each control group of this process, and each parent, may use; empty without limits."""
     paths = dict(line.split(":", 2)[1:] for line in own.read_text().splitlines()) if own.is_file() else {}
     found = []
     for controllers, path in paths.items():
@@ -61,7 +61,7 @@ def _quotas(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> 
 
 
 def _upwards(root: Path, path: str) -> list[Path]:
-    """The folder of a control group and of those around it, as far as this process sees them."""
+    """Returns the folder of a control group and those of its parents, as far as this process sees them."""
     folder = root / path.lstrip("/")
     return [place for place in (folder, *folder.parents) if place.is_relative_to(root)]
 

@@ -1,4 +1,4 @@
-"""The CPU's name and the instructions that it has: they decide how int8 and bf16 are computed."""
+"""Reads the CPU's name and its instruction sets, which decide how int8 and bf16 are computed."""
 
 import platform
 from pathlib import Path
@@ -9,19 +9,19 @@ _FLAGS = (
 
 
 def cpu_name() -> str:
-    """As the system calls it."""
+    """Returns the name that the system has for the CPU."""
     return _facts().get("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> list[str]:
-    """Which of the flags that decide how int8 and bf16 are computed this CPU has; empty where no system tells."""
+    """Returns this CPU's flags that decide how int8 and bf16 are computed; empty where the system lists none."""
     facts = _facts()
     present = (facts.get("flags") or facts.get("Features") or "").split()
     return [flag for flag in _FLAGS if flag in present]
 
 
 def _facts() -> dict[str, str]:
-    """/proc/cpuinfo of the last CPU; Linux alone has it."""
+    """Returns /proc/cpuinfo of the last CPU; only Linux has that file."""
     source = Path("/proc/cpuinfo")
     lines = source.read_text().splitlines() if source.is_file() else []
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

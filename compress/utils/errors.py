@@ -1,13 +1,13 @@
-"""What ends a run in a single line and never in a traceback: a user's own mistake, and a signal."""
+"""Errors that end a run with a single line in place of a traceback: a mistake of the user, or a signal."""
 
 import sys
 from signal import Signals
 
-from compress.utils.torchrun import last_words, rank
+from compress.utils.torchrun import rank, write_error_file
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: what was received, what was expected, what to do.
+    """A mistake that the user can fix: what was received, what was expected, and how to fix it.
 
     `__main__` prints it as the last line on stderr and exits with status 2.
     """
@@ -21,13 +21,13 @@ class UserError(Exception):
 
 
 class EarlyStopped(UserError):
-    """A run was ended because its accuracy stayed below the floor that `stop_below` sets."""
+    """A run was ended because its accuracy stayed below the floor in `stop_below`."""
 
 
 class Interrupted(BaseException):
     """A signal has come; `where` says at what point, and what is kept.
 
-    No Exception: what goes on after a fault, as the next job of a multirun does, must not go on after this.
+    It is no Exception: code that continues after an error, as a multirun does with its next job, must not continue.
     """
 
     def __init__(self, signal: Signals, where: str):
@@ -38,8 +38,8 @@ class Interrupted(BaseException):
         return f"received {self.signal.name}{self.where}"
 
 
-def tell(message: str) -> None:
-    """The last line of a process that failed, on stderr; one of several says which it is."""
+def print_error(message: str) -> None:
+    """Prints the last line of a failed process to stderr; one of several processes adds its number."""
     line = f"compress: {message}" if rank() == 0 else f"compress, process {rank()}: {message}"
     print(line, file=sys.stderr, flush=True)
-    last_words(line)
+    write_error_file(line)

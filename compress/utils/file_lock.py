@@ -1,6 +1,6 @@
-"""A lock that processes and machines share through a folder: it beats while its holder lives, and is taken over after.
+"""A lock that processes and machines share through a folder: its holder updates it, and a dead holder loses it.
 
-No clock is read that two machines would have to agree on: a waiting process sees for itself whether the beat goes on.
+Two machines need no common clock: a waiting process measures itself whether the lock still changes.
 """
 
 import json
@@ -17,16 +17,17 @@ from pathlib import Path
 log = logging.getLogger("compress")
 
 BEAT_S = 5.0
-STALE_S = 60.0  # without a beat for so long, a holder is taken for dead
+STALE_S = 60.0  # a holder that does not update its lock for so long counts as dead
 POLL_S = 0.5
 
 
 @contextmanager
 def lock_file(folder: Path, name: str, waiting: Callable[[dict], None] | None = None) -> Iterator[None]:
-    """Holds the lock `name` in `folder` for as long as the context lasts; waits while another process has it.
+    """Holds the lock `name` in `folder` while the context lasts; waits while another process has it.
 
-    `waiting`, called once with the holder's host and pid, may raise instead. The lock is a file a generation: who takes
-    over from a dead holder makes the next one, which only one process can, so that no living one is ever pushed aside.
+    `waiting` is called once with the holder's host and pid, and may raise. Each holder has a file of its own with a
+    generation number. Only one process can create the next generation after a dead holder, so that no living holder
+    ever loses the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     own = _acquire(folder, name, waiting)
@@ -46,7 +47,7 @@ def lock_file(folder: Path, name: str, waiting: Callable[[dict], None] | None = 
 
 def _acquire(folder: Path, name: str, waiting: Callable[[dict], None] | None) -> Path:
     seen: tuple[Path, str] | None = None
-    since, told = time.monotonic(), False
+    since, reported = time.monotonic(), False
     while True:
         newest = max(_files(folder, name), key=_generation, default=None)
         if newest is None:
@@ -62,14 +63,14 @@ def _acquire(folder: Path, name: str, waiting: Callable[[dict], None] | None) ->
                 log.warning("took over from %s, which has ended without a word", _who(holder))
                 return own
             continue
-        if not told and waiting is not None and content:
+        if not reported and waiting is not None and content:
             waiting(holder)
-            told = True
+            reported = True
         time.sleep(POLL_S)
 
 
 def _create(folder: Path, name: str, generation: int) -> Path | None:
-    """The lock's file; None where another process was first."""
+    """Creates the lock's file; returns None where another process was first."""
     path = folder / f"{name}.{generation}.lock"
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -89,7 +90,7 @@ def _beat(path: Path, stopped: threading.Event) -> None:
 
 
 def this_process() -> dict[str, str | int]:
-    """What tells this process from all others, on this machine and elsewhere."""
+    """Returns what identifies this process on all machines."""
     return {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
 
 
@@ -98,7 +99,7 @@ def _content(beat: int) -> str:
 
 
 def _boot() -> str:
-    """Tells one start of a machine, and one container's host, from another; empty where the system does not say."""
+    """Returns an identifier of the machine's last start; empty where the system has none."""
     source = Path("/proc/sys/kernel/random/boot_id")
     return source.read_text().strip() if source.is_file() else ""
 
@@ -126,9 +127,9 @@ def _holder(content: str) -> dict:
 
 
 def is_dead_here(holder: dict) -> bool:
-    """Whether the holder was a process of this very machine that is no more; another machine's cannot be asked.
+    """Returns whether the holder was a process of this machine that has ended; False for other machines' processes.
 
-    `holder` is what `this_process` told there.
+    `holder` is what `this_process` returned there.
     """
     if holder.get("host") != socket.gethostname() or holder.get("boot") != _boot() or "pid" not in holder:
         return False
@@ -136,7 +137,7 @@ def is_dead_here(holder: dict) -> bool:
         os.kill(int(holder["pid"]), 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # it is there, and another user's
+    except PermissionError:  # it exists, and belongs to another user
         return False
     return False
 

@@ -1,4 +1,4 @@
-"""The files of stages and runs: their names, how they are written whole, how it is told that none changed. No torch."""
+"""The files of stages and runs: names, writing them whole, and checking that none changed. Needs no torch."""
 
 import hashlib
 import json
@@ -12,24 +12,24 @@ from compress.utils.errors import UserError
 MODEL, SPEC, ONNX = "model.safetensors", "model.json", "model.onnx"
 METRICS, PREDICTIONS, STAGE = "metrics.json", "predictions.safetensors", "stage.json"
 SENSITIVITY, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.html"
-OUTPUTS = "outputs.safetensors"  # what the network gives for fixed images, to know it by when it is loaded
+OUTPUTS = "outputs.safetensors"  # the network's outputs for fixed images, checked when it is loaded
 PROFILE, EXAMPLES = "profile.json", "examples.safetensors"
-TRAINING = "training.safetensors"  # of a stage under way, behind the name of its folder
-REPEATS, CONTROLS = "repeats.json", "controls.json"  # of a run
-STATUS = "status.json"  # of a run: whether it is under way, or how it ended, as one of these states
+TRAINING = "training.safetensors"  # the state of a stage under way; the name of its folder stands before it
+REPEATS, CONTROLS = "repeats.json", "controls.json"  # in a run's folder
+STATUS = "status.json"  # in a run's folder: that it is under way, or one of these states
 FINISHED, FAILED, GIVEN_UP, STOPPED = "finished", "failed", "given up", "stopped"
 
-_OWN = "digest"  # of stage.json's other content, in itself
+_OWN = "digest"  # the key of the digest of stage.json's other content
 
 
 def finish_stage(folder: Path, record: dict[str, Any]) -> None:
-    """Writes stage.json, last and by rename: `record` with the digest of every other file there, and its own."""
+    """Writes stage.json, last and by rename: `record` with the digest of every other file, and its own."""
     record = record | {"files": digests(folder)}
     write_json(folder / STAGE, record | {_OWN: _own_digest(record)})
 
 
 def finished_stage(folder: Path, key: str) -> dict[str, Any] | None:
-    """stage.json's record where the folder is whole, was made from the same `key`, and no file has changed since."""
+    """Returns stage.json's record where the folder is whole, has the same `key`, and no file has changed since."""
     try:
         content = (folder / STAGE).read_bytes()
         record = json.loads(content)
@@ -45,28 +45,28 @@ def _own_digest(record: dict[str, Any]) -> str:
 
 
 def fresh_folder(folder: Path) -> None:
-    """An empty folder in place of whatever an interrupted run, or one with other settings, left there."""
+    """Makes `folder` empty, whatever an interrupted run, or one with other settings, had written there."""
     if folder.is_dir():
         (folder / STAGE).unlink(missing_ok=True)  # first: a kill in the middle must not leave a folder that looks whole
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
 
 
-def training_file(stage: Path) -> Path:
-    """Where the training of a stage is kept while it is under way: beside its folder, which each start empties."""
-    return stage.with_name(f"{stage.name}.{TRAINING}")
+def training_file(stage_dir: Path) -> Path:
+    """Returns the file of a training under way: it is next to the stage's folder, which each start empties."""
+    return stage_dir.with_name(f"{stage_dir.name}.{TRAINING}")
 
 
-def remove_training(stage: Path) -> None:
-    """Of a finished stage: what was kept of its training, whole or half-written."""
-    for path in (training_file(stage), _part(training_file(stage))):
+def remove_training(stage_dir: Path) -> None:
+    """Removes the saved training of a finished stage, whole or half-written."""
+    for path in (training_file(stage_dir), _part(training_file(stage_dir))):
         path.unlink(missing_ok=True)
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file but stage.json."""
+    """Returns the SHA-256 of each file but stage.json."""
     return {
-        path.name: digest_of_file(path)
+        path.name: _sha256(path)
         for path in sorted(folder.iterdir())
         if path.name != STAGE and path.is_file() and not path.name.endswith(".part")
     }
@@ -87,7 +87,7 @@ def _part(path: Path) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """As `write_bytes`. Raises ValueError for NaN and infinity, which JSON has not."""
+    """Writes JSON as `write_bytes` does. Raises ValueError for NaN and infinity, which JSON lacks."""
     write_bytes(path, _as_json(value))
 
 
@@ -96,12 +96,12 @@ def _as_json(value: Any) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote."""
+    """Returns what `write_json` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file or folder `name` of `folder`. Raises UserError for a name that a record has and that leads elsewhere."""
+    """Returns the path of `name` in `folder`. Raises UserError for a recorded name that leads elsewhere."""
     if name in ("", ".", "..") or "/" in name or "\\" in name:
         raise UserError(
             f"{folder} with a record of {name!r}", "names of files in that folder", "do not use this folder"
@@ -110,18 +110,22 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def digest_of_file(path: str | Path | None) -> str | None:
-    """SHA-256 of a file's bytes; None for no file, or one that is not there."""
+    """Returns the SHA-256 of a file's bytes; None without a path, and for a file that does not exist."""
     if path is None or not Path(path).is_file():
         return None
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return _sha256(Path(path))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 of plain values, by their sorted JSON."""
+    """Returns the SHA-256 of plain values, by their sorted JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def validation_curve(record: dict[str, Any]) -> list[float]:
-    """The validation metric of each epoch of a stage, in percent, from stage.json's record; empty without training."""
+    """Returns the validation metric of each epoch in percent, from stage.json's record; empty without training."""
     history = record["notes"].get("history", [])
     return [next(row[key] for key in row if key.startswith("val_") and key.endswith("_percent")) for row in history]

@@ -1,6 +1,6 @@
-"""Arrays of images as users have them: which axis is which, and which number is white. Needs no torch.
+"""Reads arrays of images in users' layouts: which axis is which, and which number is white. Needs no torch.
 
-What cannot be known for sure is refused.
+An ambiguous array is refused.
 """
 
 import logging
@@ -16,7 +16,7 @@ _FEW = 4  # an axis this short is taken for the channels: grey, grey and alpha, 
 
 
 def to_numpy(values: Any) -> np.ndarray:
-    """An array of an array, a tensor on any device and of any dtype, or of nested lists."""
+    """Returns an array from an array, a tensor on any device and of any dtype, or nested lists."""
     if hasattr(values, "detach"):  # a tensor; NumPy has no bfloat16
         values = values.detach().cpu()
         values = values.float() if str(values.dtype) == "torch.bfloat16" else values
@@ -25,7 +25,7 @@ def to_numpy(values: Any) -> np.ndarray:
 
 
 def many_images(images: np.ndarray, name: str) -> np.ndarray:
-    """(N, H, W) or (N, H, W, C) of that, or of (N, C, H, W). Raises UserError for axes that cannot be told apart."""
+    """Returns (N, H, W) or (N, H, W, C) from that, or from (N, C, H, W). Raises UserError for ambiguous axes."""
     if images.ndim == 3 and min(images.shape[1:]) > 0:
         return images
     if images.ndim != 4:
@@ -39,9 +39,9 @@ def many_images(images: np.ndarray, name: str) -> np.ndarray:
 
 
 def one_image(image: np.ndarray, name: str, channels: int | None = None) -> np.ndarray:
-    """(H, W) or (H, W, C) of that, or of (C, H, W). Raises UserError for axes that cannot be told apart.
+    """Returns (H, W) or (H, W, C) from that, or from (C, H, W). Raises UserError for ambiguous axes.
 
-    `channels`, where they are known, decide what the shape alone does not.
+    `channels`, where known, decides where the shape alone is ambiguous.
     """
     if image.ndim == 2:
         return image
@@ -58,7 +58,7 @@ def one_image(image: np.ndarray, name: str, channels: int | None = None) -> np.n
 
 
 def _channels_first(shape: tuple[int, ...], received: str) -> bool:
-    """Whether (a, b, c) is (C, H, W), not (H, W, C): by the axis that is short, and by the two that are equal."""
+    """Returns whether (a, b, c) is (C, H, W), not (H, W, C): by the short axis, and by the two equal ones."""
     first, middle, last = shape
     votes = set()
     if (first <= _FEW) != (last <= _FEW):
@@ -75,9 +75,9 @@ def _channels_first(shape: tuple[int, ...], received: str) -> bool:
 
 
 def scaled(images: np.ndarray, name: str) -> np.ndarray:
-    """uint8 as it is; else float32 from 0 to 255, of booleans, uint16 (65535 is white) and floats in [0, 1].
+    """Returns uint8 as it is, and uint16 (65535 is white) and floats in [0, 1] as float32 from 0 to 255.
 
-    Raises UserError for other numbers: which of them is white cannot be known.
+    Booleans become uint8, 0 and 255. Raises UserError for other numbers: which of them is white is unknown.
     """
     if images.dtype == np.uint8:
         return images
@@ -104,7 +104,7 @@ def require_bits(images: np.ndarray, name: str) -> None:
 
 
 def require_sixteen_bits(highest: int, name: str, mend: str) -> None:
-    """As `require_bits`, of the highest value; logs where it is far from white, as that of 12 bits is."""
+    """Checks the highest value as `require_bits` does; warns where it is far from white, as with 12 bits."""
     if 0 < highest <= 255:
         raise UserError(
             f"{name}, 16-bit images with values up to {highest}",

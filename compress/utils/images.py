@@ -1,6 +1,5 @@
-"""From an image to what the network reads: one rule for training, measuring and prediction. Needs no torch.
+"""Prepares images for a network, by one rule for training, measuring and prediction. Needs no torch.
 
-import math
 Pixels are uint8, or float32 from 0 to 255 where an image has more than 8 bits a channel.
 """
 
@@ -27,7 +26,7 @@ _TURNS = {  # EXIF orientation -> what makes the stored image upright (Exif 2.32
     8: Image.Transpose.ROTATE_90,
 }
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
-_UP_TO_16_BITS = ("PNG", "PPM")  # formats whose mode I holds 16 bits
+_UP_TO_16_BITS = ("PNG", "PPM")  # in these formats, mode I holds 16 bits
 _GREY = ("1", "L", "LA", "La", "I", "F", *SIXTEEN_BITS)
 _EXACT = 0.02  # a scaled value this close to a whole number was one: 0.5 / 255 in float16 is off by 0.012
 
@@ -38,7 +37,7 @@ UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.De
 
 @contextmanager
 def opened(file: str | Path | BinaryIO, name: str) -> Iterator[Image.Image]:
-    """The image in a file. Raises UserError, with `name`, where it cannot be read, then or inside."""
+    """Opens an image file. Raises UserError, with `name`, where it cannot be read, now or in the context."""
     try:
         with Image.open(file) as image:
             yield image
@@ -56,7 +55,7 @@ class Square:
 
 
 def center_crop(image: Image.Image, how: Square) -> Image.Image:
-    """The middle of a resized image, `how.size` pixels a side."""
+    """Returns the middle of a resized image, `how.size` pixels a side."""
     size = how.size
     shorter = math.floor(size / how.crop_share + 1e-6)  # as torchvision's and timm's evaluation do
     scale = shorter / min(image.size)
@@ -70,19 +69,20 @@ def center_crop(image: Image.Image, how: Square) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as viewers show it: turned as its EXIF orientation says."""
-    image.load()  # a TIFF is turned by Pillow as it is loaded, and a PNG may have its EXIF behind the pixels
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    """Returns the image as viewers show it, turned by its EXIF orientation."""
+    image.load()  # Pillow turns a TIFF when it loads it, and a PNG may have its EXIF after the pixels
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    turn = None if orientation is None else _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 
 def natural_channels(image: Image.Image) -> int:
-    """1 for a grey image, with transparency or without, 3 for any other."""
+    """Returns 1 for a grey image, with or without transparency, and 3 for any other."""
     return 1 if image.mode in _GREY else 3
 
 
 def read(image: Image.Image, channels: int, how: Square | None, name: str) -> np.ndarray:
-    """The pixels (S, S, C) of a Pillow image of any mode, or (H, W, C) where `how` is None.
+    """Returns the pixels (S, S, C) of a Pillow image of any mode, or (H, W, C) where `how` is None.
 
     Raises UserError, with `name`, for numbers without a known range, and for channels that the image does not have.
     """
@@ -97,7 +97,7 @@ def read(image: Image.Image, channels: int, how: Square | None, name: str) -> np
 
 
 def square(pixels: np.ndarray, how: Square) -> np.ndarray:
-    """`center_crop` of an array (H, W) or (H, W, C) of any number of channels, as (S, S, C)."""
+    """Returns the `center_crop` (S, S, C) of an array (H, W) or (H, W, C) with any number of channels."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     pixels = as_bytes_if_exact(pixels)
     if pixels.shape[:2] == (how.size, how.size) and how.crop_share == 1:
@@ -109,7 +109,7 @@ def square(pixels: np.ndarray, how: Square) -> np.ndarray:
 
 
 def as_bytes_if_exact(pixels: np.ndarray) -> np.ndarray:
-    """uint8 in place of floats that hold nothing but whole numbers, as uint8 / 255 does once it is scaled again."""
+    """Returns floats that are all whole numbers as uint8; scaling uint8 / 255 back results in such floats."""
     if pixels.dtype == np.uint8:
         return pixels
     whole = np.rint(pixels)
@@ -117,7 +117,7 @@ def as_bytes_if_exact(pixels: np.ndarray) -> np.ndarray:
 
 
 def to_channels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:
-    """Pixels (H, W, C) with so many channels: grey is repeated for colour, colour becomes its luma (ITU-R BT.601)."""
+    """Converts pixels (H, W, C): grey is repeated for colour, colour becomes its luma (ITU-R BT.601)."""
     found = pixels.shape[2]
     if found == channels:
         return pixels
@@ -133,7 +133,7 @@ def to_channels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:
 
 
 def preprocess(image: Image.Image | np.ndarray, described: dict[str, Any], name: str = "an image") -> np.ndarray:
-    """float32 (C, H, W) of any Pillow image or array, as model.json's `input` describes it."""
+    """Returns float32 (C, H, W) from any Pillow image or array, as `described`, model.json's `input`, says."""
     channels, size, _ = described["shape"]
     how = Square(
         size, described.get("crop_share", 1.0), described.get("interpolation", "bilinear")
@@ -150,27 +150,27 @@ def preprocess(image: Image.Image | np.ndarray, described: dict[str, Any], name:
 
 
 def _plain(image: Image.Image, channels: int, name: str) -> Image.Image | np.ndarray:
-    """The image as L, RGB, LA or RGBA, or pixels (H, W, 1) where it has more than 8 bits."""
+    """Returns the image as L, RGB, LA or RGBA, or as pixels (H, W, 1) where it has more than 8 bits."""
     if image.mode in SIXTEEN_BITS or image.mode in ("I", "F"):
         return _deep(image, name)
     clear = "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
     if image.mode == "P" and clear and channels != 4:
         image = image.convert("RGBA")  # straight to RGB, Pillow warns
-    wanted = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}.get(channels)
-    if wanted is None or (channels == 2 and image.mode not in ("LA", "La")) or (channels == 4 and not clear):
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}.get(channels)
+    if mode is None or (channels == 2 and image.mode not in ("LA", "La")) or (channels == 4 and not clear):
         raise UserError(
             f"{name}, an image of mode {image.mode}",
             f"{channels} channels, as the network reads them",
             "give an array (H, W, C) of these channels",
         )
     try:
-        return image if image.mode == wanted else image.convert(wanted)
+        return image if image.mode == mode else image.convert(mode)
     except ValueError as error:  # LAB, for one
         raise UserError(f"{name} of mode {image.mode}: {error}", "an image in grey or RGB", "convert it") from error
 
 
 def _deep(image: Image.Image, name: str) -> np.ndarray:
-    """Pixels (H, W, 1) of an image of one channel with 16 or 32 bits, by the range that its numbers have."""
+    """Returns the pixels (H, W, 1) of an image with one channel of 16 or 32 bits, by the range of its numbers."""
     values = np.asarray(image)
     if image.mode in SIXTEEN_BITS:
         values = values.astype(np.uint16)

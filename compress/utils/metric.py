@@ -1,4 +1,4 @@
-"""The figure by which the networks of a task are compared, and where metrics.json has it. Needs no torch."""
+"""The metric by which the networks of a task are compared, and its keys in metrics.json. Needs no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,33 +7,33 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure in percent, the more the better; keys of metrics.json are made of its own."""
+    """A metric in percent, higher is better; its key is part of keys of metrics.json."""
 
     key: str
-    train_key: str  # of what each training step counts, which needs no whole split
+    train_key: str  # the key of what each training step counts, for which no whole split is needed
     label: str  # in the heads of tables
     name: str  # in sentences
     p_value: str  # the key of the paired test against the teacher
 
     def percent(self, metrics: Mapping[str, Any]) -> float:
-        """The figure of the deployable file on the test images."""
+        """Returns the metric of the deployable file on the test images."""
         return metrics[f"deployed_{self.key}_percent"]
 
     def interval(self, metrics: Mapping[str, Any]) -> tuple[float, float]:
-        """Its 95 % interval."""
+        """Returns the 95 % interval of `percent`."""
         low, high = metrics[f"deployed_{self.key}_ci95_percent"]
         return low, high
 
     def validation_percent(self, metrics: Mapping[str, Any]) -> float:
-        """The figure of the file on the validation images."""
+        """Returns the metric of the deployable file on the validation images."""
         return metrics[f"deployed_val_{self.key}_percent"]
 
     def delta(self, metrics: Mapping[str, Any]) -> float:
-        """Points against the teacher's file on the same images."""
+        """Returns the difference to the teacher's file on the same images, in points."""
         return metrics[f"{self.key}_delta_points"]
 
     def delta_interval(self, metrics: Mapping[str, Any]) -> tuple[float, float]:
-        """The 95 % interval of these points."""
+        """Returns the 95 % interval of `delta`, in points."""
         low, high = metrics[f"{self.key}_delta_ci95_points"]
         return low, high
 
@@ -44,5 +44,5 @@ _METRICS = {metric.key: metric for metric in (TOP1, AUROC)}
 
 
 def metric_of(metrics: Mapping[str, Any]) -> Metric:
-    """The metric that a stage's metrics.json is about; folders of earlier versions have top-1 and do not say so."""
+    """Returns the metric of a stage's metrics.json; files of earlier versions name none and have top-1."""
     return _METRICS[metrics.get("metric", TOP1.key)]

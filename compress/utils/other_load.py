@@ -1,4 +1,4 @@
-"""How many of this process's cores other programs keep busy; Linux alone counts it."""
+"""Measures how many of this process's cores other programs use; only Linux counts it."""
 
 import os
 import time
@@ -8,19 +8,19 @@ _PROC = Path("/proc")
 
 
 class OtherLoad:
-    """Watches the load from when it is made."""
+    """Measures the load since the object was made."""
 
     def __init__(self) -> None:
         self._start_s, self._busy_s, self._own_s = time.monotonic(), _busy_s(), _own_s()
 
     def cores(self) -> float:
-        """Cores that processes other than this one and its children kept busy since then; 0 where nothing counts it."""
+        """Returns the cores that processes other than this one and its children used; 0 where nothing counts it."""
         busy_s = _busy_s() - self._busy_s - (_own_s() - self._own_s)
         return max(0.0, busy_s / max(1e-9, time.monotonic() - self._start_s))
 
 
 def _busy_s() -> float:
-    """Seconds that the cores to which this process is pinned were busy since the machine started."""
+    """Returns the seconds that the cores to which this process is pinned were busy since the machine started."""
     if not (_PROC / "stat").is_file():
         return 0.0
     pinned = {f"cpu{core}" for core in os.sched_getaffinity(0)}
@@ -30,7 +30,7 @@ def _busy_s() -> float:
 
 
 def _own_s() -> float:
-    """Seconds of this process and of its children, those that still run and those that were waited for."""
+    """Returns the seconds of this process and its children, both running and ended ones."""
     spent = os.times()
     own = spent.user + spent.system + spent.children_user + spent.children_system
     return own + sum(_spent_s(child) for child in _children(os.getpid()))

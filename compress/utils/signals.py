@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: anywhere they end a run in an orderly way, and a training where its state is whole."""
+"""Handles SIGTERM and SIGINT: a run ends in order, and a training ends after a whole step."""
 
 import os
 import signal
@@ -7,24 +7,28 @@ from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from compress.utils.errors import Interrupted
 
+Handler = Callable[[int, FrameType | None], Any] | int | None  # what `signal.getsignal` returns
+
 _ENDS = (signal.SIGTERM, signal.SIGINT)
-_PARENT = os.getppid()  # as it was at the start: who is orphaned gets another one
+_PARENT = os.getppid()  # at the start; an orphaned process gets another parent
 _LOOK_S = 1.0
 
 
 @contextmanager
 def deferred_signals() -> Iterator[list[signal.Signals]]:
-    """A list that receives each SIGTERM and SIGINT. Once one has come, a SIGINT does what it does outside.
+    """Yields a list that receives each SIGTERM and SIGINT. After the first, a SIGINT acts as it does outside.
 
-    One that came after the list was last looked at is raised again at the end. A signal that the process ignores stays
-    ignored, and a thread other than the main one, which Python lets handle no signal, receives none.
+    The first signal received is raised again at the end. A signal that the process ignores stays ignored. Threads other
+    than the main one receive none, as Python handles signals only there.
     """
     received: list[signal.Signals] = []
 
-    def note(number: int, frame: object) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
         if signal.SIGINT in outside:
             signal.signal(signal.SIGINT, outside[signal.SIGINT])
@@ -37,21 +41,21 @@ def deferred_signals() -> Iterator[list[signal.Signals]]:
 
 @contextmanager
 def handle_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT raise Interrupted, but in a training inside, which ends as `deferred_signals` lets it."""
-    with _handled(raise_stopped):
+    """Makes SIGTERM and SIGINT raise Interrupted, except in an inner `deferred_signals`."""
+    with _handled(raise_interrupted):
         yield
 
 
-def raise_stopped(number: int, frame: object) -> None:
-    """A handler of signals."""
+def raise_interrupted(number: int, frame: FrameType | None) -> None:
+    """Raises Interrupted; a signal handler."""
     raise Interrupted(signal.Signals(number), "; what was finished or saved before is kept")
 
 
 @contextmanager
-def interrupted_by(sign: Path) -> Iterator[None]:
-    """As one SIGINT, once the file `sign` is there, or the process that started this one is gone.
+def stop_on_file(sign: Path) -> Iterator[None]:
+    """Raises SIGINT once the file `sign` exists, or once the process that started this one has ended.
 
-    A signal that is blocked comes through so; a subprocess that the main thread waits for ends first.
+    This works where signals are blocked. A subprocess for which the main thread waits ends first.
     """
     done = threading.Event()
 
@@ -71,9 +75,9 @@ def interrupted_by(sign: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _handled(handler: Callable[[int, object], None]) -> Iterator[dict[signal.Signals, object]]:
-    """Has `handler` take both signals, where they are not ignored and this is the main thread; yields what did so."""
-    outside = {}
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[signal.Signals, Handler]]:
+    """Sets `handler` for both signals, if not ignored, in the main thread; yields the previous handlers."""
+    outside: dict[signal.Signals, Handler] = {}
     if threading.current_thread() is threading.main_thread():
         outside = {number: signal.getsignal(number) for number in _ENDS}
         outside = {number: found for number, found in outside.items() if found is not signal.SIG_IGN}

@@ -1,4 +1,4 @@
-"""Intervals: an accuracy on a few hundred images says little without one."""
+"""Intervals and tests of accuracies: on a few hundred images an accuracy alone says little."""
 
 import math
 
@@ -8,7 +8,7 @@ _Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion, in percent (Wilson 1927). Raises ValueError for a count of 0."""
+    """Returns the 95 % interval of a proportion, in percent (Wilson 1927). Raises ValueError for a count of 0."""
     if count == 0:
         raise ValueError("an interval needs one trial or more, received 0")
     share, square = successes / count, _Z95**2 / count
@@ -18,10 +18,10 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
 
 
 def paired_difference(gained: int, lost: int, count: int) -> tuple[float, tuple[float, float]]:
-    """The difference of two accuracies on the same images, in points, with its 95 % interval.
+    """Returns the difference of two accuracies on the same images, in points, with its 95 % interval.
 
-    `gained` images only the new network has right, `lost` only the old one. The interval is Wald's after half a count
-    is added to each of the four cells, which holds its level for few discordant pairs (Agresti and Min 2005).
+    Only the new network is right on `gained` images, only the old one on `lost`. The interval is Wald's after half a
+    count is added to each of the four cells, which holds its level for few discordant pairs (Agresti and Min 2005).
     """
     if count == 0:
         raise ValueError("a difference needs one pair or more, received 0")
@@ -32,7 +32,7 @@ def paired_difference(gained: int, lost: int, count: int) -> tuple[float, tuple[
 
 
 def mcnemar_p_value(gained: int, lost: int) -> float:
-    """How probable so uneven a split of the discordant pairs is where both networks are equally good.
+    """Returns the probability of so uneven a split of the discordant pairs if both networks are equally good.
 
     McNemar's test (1947) in its exact, two-sided form; `gained` and `lost` as in `paired_difference`.
     """

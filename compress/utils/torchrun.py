@@ -1,4 +1,4 @@
-"""What torchrun tells a process that it starts, and what it wants to hear of one that fails. No torch."""
+"""Reads what torchrun sets for a process, and writes the error file that it reads. Needs no torch."""
 
 import json
 import os
@@ -7,22 +7,22 @@ from pathlib import Path
 
 
 def rank() -> int:
-    """Of this process; 0 for the first, and for one that torchrun did not start."""
+    """Returns the number of this process; 0 for the first, and without torchrun."""
     return _number("RANK", 0)
 
 
 def world_size() -> int:
-    """How many processes torchrun started, on all machines."""
+    """Returns how many processes torchrun started, on all machines."""
     return _number("WORLD_SIZE", 1)
 
 
 def local_world_size() -> int:
-    """How many of them run on this machine."""
+    """Returns how many of these processes run on this machine."""
     return _number("LOCAL_WORLD_SIZE", 1)
 
 
-def last_words(message: str) -> None:
-    """Writes down why this process ends, for torchrun: it repeats the words of the one that ended first as its last."""
+def write_error_file(message: str) -> None:
+    """Writes why this process ends, for torchrun, which prints the message of the process that ended first."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:  # in the form of torch.distributed.elastic.multiprocessing.errors.ErrorHandler
         content = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}}
@@ -30,5 +30,5 @@ def last_words(message: str) -> None:
 
 
 def _number(name: str, default: int) -> int:
-    """Of torchrun's own processes only: some schedulers set the same variables for other ends."""
+    """Reads a variable in torchrun's processes only: some schedulers set the same variables for other purposes."""
     return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else default

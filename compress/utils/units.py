@@ -1,4 +1,4 @@
-"""Numbers as people read them, alike on the terminal and in the report."""
+"""Formats numbers for people, in the same way on the terminal and in the report."""
 
 import re
 from collections.abc import Sequence
@@ -7,22 +7,22 @@ _FRACTION = re.compile(r"-?\d*\.\d+(e[-+]?\d+)?")
 
 
 def size_text(count: float) -> str:
-    """Bytes to three digits, e.g. "743 KiB"."""
+    """Formats bytes to three digits, e.g. "743 KiB"."""
     return _in_units(count, 1024, ("B", "KiB", "MiB", "GiB"))
 
 
 def count_text(count: float) -> str:
-    """A count to three digits, e.g. "5.58 M"."""
+    """Formats a count to three digits, e.g. "5.58 M"."""
     return _in_units(count, 1000, ("", "k", "M", "G"))
 
 
 def three_digits(value: float) -> str:
-    """Three significant digits and never an exponent, e.g. "0.294", "17.0", "1020"."""
+    """Formats to three significant digits and never an exponent, e.g. "0.294", "17.0", "1020"."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
 
 
 def setting_text(text: str) -> str:
-    """A setting as a table shows it: a number, or one in a list, with four significant digits, anything else whole."""
+    """Formats a setting for a table: numbers, also in a list, to four significant digits, anything else unchanged."""
     if text.startswith("[") and text.endswith("]"):
         return f"[{','.join(map(setting_text, text[1:-1].split(',')))}]"
     if not _FRACTION.fullmatch(text) or float(f"{float(text):.4g}") == float(text):
@@ -31,7 +31,7 @@ def setting_text(text: str) -> str:
 
 
 def threads_text(count: int) -> str:
-    """E.g. "2 threads"."""
+    """Formats a number of threads, e.g. "2 threads"."""
     return f"{count} thread" + ("s" if count != 1 else "")
 
 

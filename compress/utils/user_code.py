@@ -13,17 +13,17 @@ _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib"
 
 
 def is_library(path: str) -> bool:
-    """Whether `path` is a source file of this package, of Python or of an installed package."""
+    """Returns whether `path` is a source file of this package, of Python or of an installed package."""
     return is_ours(path) or path.startswith(("<frozen", *_LIBRARIES)) or "site-packages" in path
 
 
 def is_ours(path: str) -> bool:
-    """Whether `path` is a source file of this package."""
+    """Returns whether `path` is a source file of this package."""
     return path.startswith(_PACKAGE)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """`error`, then what it came from, down to the first."""
+    """Yields `error`, then its causes, back to the first."""
     current: BaseException | None = error
     seen: set[int] = set()
     while current is not None and id(current) not in seen:
@@ -33,9 +33,9 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def user_line(error: BaseException) -> str | None:
-    """The innermost line of a user's code that `error` went through, e.g. "net.py, line 12, in forward".
+    """Returns the innermost line of a user's code that `error` passed, e.g. "net.py, line 12, in forward".
 
-    None where no such line took part.
+    Returns None where it passed no such line.
     """
     for cause in causes(error):
         own = [frame for frame in traceback.extract_tb(cause.__traceback__) if not is_library(frame.filename)]
@@ -45,13 +45,14 @@ def user_line(error: BaseException) -> str | None:
     return None
 
 
-def users_error(received: str, error: BaseException) -> UserError:
-    """`error`, which the user's code raised, as a UserError with its file and line.
+def to_user_error(received: str, error: BaseException) -> UserError:
+    """Returns `error`, which the user's code raised, as a UserError with its file and line.
 
-    Where no line of the user's own took part, the place is the last call in a library.
+    Where it passed no line of the user's code, the place is the last call in a library.
     """
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     what = f"{type(error).__name__}: {' '.join(str(text).split())}".rstrip(": ")
+    place: str | None
     if isinstance(error, SyntaxError) and error.filename:
         place = f"{error.filename}, line {error.lineno}"
     else:
@@ -67,13 +68,13 @@ def users_error(received: str, error: BaseException) -> UserError:
 
 
 def first_line(error: BaseException) -> str:
-    """The kind of an exception and the first line of its message."""
+    """Returns the kind of an exception and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
 
 def innermost_line(stack_trace: str | None) -> str | None:
-    """The innermost line of a user's code in the text of a traceback: "net.py, line 12"; None where there is none."""
+    """Returns the innermost line of a user's code in a traceback's text, "net.py, line 12"; None without one."""
     lines = re.findall(r'File "([^"]+)", line (\d+)', stack_trace or "")
     own = [(path, line) for path, line in lines if not is_library(path)]
     return f"{Path(own[-1][0]).name}, line {own[-1][1]}" if own else None

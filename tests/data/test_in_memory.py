@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from compress.data.in_memory import own_arrays
+from compress.data.in_memory import in_memory_arrays
 from compress.utils.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 12, 12, 3), dtype=np.uint8)
@@ -60,7 +60,7 @@ FORMS = {
 
 @pytest.mark.parametrize("split", FORMS.values(), ids=FORMS)
 def test_every_form_is_the_same_images(split: Any) -> None:
-    arrays, classes = own_arrays((split, None, split), None)
+    arrays, classes = in_memory_arrays((split, None, split), None)
     assert classes == ["0", "1", "2"]
     for images, labels in arrays.values():
         assert images.dtype == np.uint8
@@ -73,10 +73,10 @@ def test_files_are_read(tmp_path: Path) -> None:
     for path, image in zip(paths, PILLOW, strict=True):
         image.save(path)
     for split in ((paths, KINDS), (np.array(list(map(str, paths))), KINDS), Items(zipped(map(str, paths), KINDS))):
-        assert np.array_equal(own_arrays((split, None, split), None)[0]["test"][0], IMAGES)
+        assert np.array_equal(in_memory_arrays((split, None, split), None)[0]["test"][0], IMAGES)
     paths[2].write_bytes(b"no image")
     with pytest.raises(UserError, match=r"train\[2\], .*2\.png: cannot identify"):
-        own_arrays(((paths, KINDS), None, (paths, KINDS)), None)
+        in_memory_arrays(((paths, KINDS), None, (paths, KINDS)), None)
 
 
 def test_names_of_classes_are_found() -> None:
@@ -89,34 +89,34 @@ def test_names_of_classes_are_found() -> None:
         ConcatDataset([named, named]),
         Subset(Subset(named, [0, 1]), [1, 0]),
     ):
-        assert own_arrays((split, None, named), None)[1] == NAMES
+        assert in_memory_arrays((split, None, named), None)[1] == NAMES
     numbered = Items(zipped(PILLOW, KINDS), classes=NAMES[::-1], class_to_idx={"cat": 2, "ant": 0, "bee": 1})
-    assert own_arrays((numbered, None, named), None)[1] == NAMES
+    assert in_memory_arrays((numbered, None, named), None)[1] == NAMES
     turned = Items(zipped(PILLOW, (KINDS + 1) % 3), classes=["cat", "ant", "bee"])
     for data in ((named, turned, turned), {"train": named, "validation": turned, "test": turned}):
-        arrays, classes = own_arrays(data, None)
+        arrays, classes = in_memory_arrays(data, None)
         assert classes == NAMES
         assert all(labels.tolist() == KINDS.tolist() for _, labels in arrays.values())
     with pytest.raises(UserError, match="whose classes lack ant"):
-        own_arrays((named, None, Items(zipped(PILLOW[1:3], [0, 1]), classes=["bee", "cat"])), None)
+        in_memory_arrays((named, None, Items(zipped(PILLOW[1:3], [0, 1]), classes=["bee", "cat"])), None)
     with pytest.raises(UserError, match="class wasp in val"):
-        own_arrays((named, Items(zipped(PILLOW, KINDS), classes=["ant", "bee", "wasp"]), named), None)
+        in_memory_arrays((named, Items(zipped(PILLOW, KINDS), classes=["ant", "bee", "wasp"]), named), None)
 
 
 def test_train_may_have_no_labels() -> None:
-    arrays, classes = own_arrays(((IMAGES, None), None, (IMAGES, np.array(NAMES)[KINDS])), None)
+    arrays, classes = in_memory_arrays(((IMAGES, None), None, (IMAGES, np.array(NAMES)[KINDS])), None)
     assert classes == NAMES
     assert set(arrays["train"][1].tolist()) == {-1}
 
 
 def test_images_of_several_sizes_and_kinds() -> None:
     mixed = [PILLOW[0], PILLOW[1].resize((30, 20)), PILLOW[2].convert("L"), IMAGES[3], TENSORS[4], IMAGES[5, ..., 0]]
-    arrays, _ = own_arrays(((mixed, KINDS), None, Items(zipped(mixed, KINDS))), 8)
+    arrays, _ = in_memory_arrays(((mixed, KINDS), None, Items(zipped(mixed, KINDS))), 8)
     assert arrays["train"][0].shape == (6, 8, 8, 3)
     assert np.array_equal(arrays["train"][0], arrays["test"][0])
     assert np.array_equal(arrays["train"][0][2][..., 0], arrays["train"][0][2][..., 1])  # grey among colour
     with pytest.raises(UserError, match="of several sizes, 12x12, 20x30"):
-        own_arrays(((mixed, KINDS), None, None), None)
+        in_memory_arrays(((mixed, KINDS), None, None), None)
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,10 @@ def test_images_of_several_sizes_and_kinds() -> None:
 def test_the_axes_are_known_or_refused(images: np.ndarray, shape: tuple | None) -> None:
     split = (images.astype(np.uint8), KINDS)
     if shape:
-        assert own_arrays((split, None, split), None)[0]["train"][0].shape == shape
+        assert in_memory_arrays((split, None, split), None)[0]["train"][0].shape == shape
         return
     with pytest.raises(UserError, match=r"received train with images \(6, "):
-        own_arrays((split, None, split), None)
+        in_memory_arrays((split, None, split), None)
 
 
 @pytest.mark.parametrize(
@@ -173,5 +173,5 @@ def test_the_axes_are_known_or_refused(images: np.ndarray, shape: tuple | None) 
 )
 def test_what_is_not_known_for_sure_is_refused(split: Any, part: str) -> None:
     with pytest.raises(UserError) as refusal:
-        own_arrays((split, None, split), None)
+        in_memory_arrays((split, None, split), None)
     assert part in str(refusal.value)

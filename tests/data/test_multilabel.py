@@ -10,7 +10,7 @@ import torch
 from compress.config.schema import DataConfig
 from compress.data import load_data
 from compress.data.dataset import stratified_split
-from compress.data.in_memory import own_arrays
+from compress.data.in_memory import in_memory_arrays
 from compress.data.multilabel import rarest, to_rows
 from compress.utils.errors import UserError
 from tests.conftest import labelled_arrays
@@ -83,6 +83,6 @@ def test_a_label_that_is_the_same_everywhere_is_named(tmp_path: Path, caplog: py
 def test_rows_in_memory() -> None:
     arrays = labelled_arrays()
     pairs = [(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test")]
-    found, classes = own_arrays((pairs[0], None, pairs[1]), None, "multilabel")
+    found, classes = in_memory_arrays((pairs[0], None, pairs[1]), None, "multilabel")
     assert classes == ["0", "1", "2"]
     assert found["train"][1].tolist() == arrays["train_labels"].tolist()

@@ -9,10 +9,10 @@ import torch
 from compress.evaluation.cuda import LATENCIES, cuda_latency, peak_memory, reset_peak_memory, time_calls
 from compress.models import Architecture, build
 from compress.models.artifact import Artifact, Spec, write_model
-from compress.utils.missing import Missing
+from compress.utils.missing import Unavailable
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-NO_GPU = Missing("the stage ran on the CPU")
+NO_GPU = Unavailable("the stage ran on the CPU")
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here that torch can use")
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from compress.evaluation import emissions
-from compress.evaluation.emissions import CO2, ENERGY, SPENT, require_country, spending
+from compress.evaluation.emissions import CO2, ENERGY, TRACKED, require_country, track_cost
 from compress.evaluation.energy import NOT_INSTALLED
 from compress.utils.errors import UserError
-from compress.utils.missing import Missing, taken_before, with_causes
+from compress.utils.missing import Unavailable, earlier_figures, with_causes
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ def compute() -> None:
 
 
 def estimate(country: str | None) -> dict[str, float]:
-    with spending(country, CPU) as figures:
+    with track_cost(country, CPU) as figures:
         compute()
     return figures
 
@@ -35,8 +35,8 @@ def estimate(country: str | None) -> dict[str, float]:
 def test_without_the_extra_the_cause_stands_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emissions, "find_spec", lambda name: None)
     figures = estimate("nowhere")
-    assert tuple(figures) == SPENT
-    assert figures[ENERGY] == figures[CO2] == Missing(NOT_INSTALLED)
+    assert tuple(figures) == TRACKED
+    assert figures[ENERGY] == figures[CO2] == Unavailable(NOT_INSTALLED)
     require_country("nowhere")
 
 
@@ -102,7 +102,7 @@ def test_a_stage_that_fails_leaves_no_thread() -> None:
     before = set(threading.enumerate())
 
     def fail() -> None:
-        with spending(None, CPU):
+        with track_cost(None, CPU):
             assert set(threading.enumerate()) > before
             raise InterruptedError
 
@@ -114,8 +114,8 @@ def test_a_stage_that_fails_leaves_no_thread() -> None:
 
 
 def test_missing_figures_are_null_and_come_back_with_their_cause() -> None:
-    figures = {"a": 0.0, "b": Missing("no counter"), "c": [1]}
+    figures = {"a": 0.0, "b": Unavailable("no counter"), "c": [1]}
     metrics = with_causes(figures)
     assert metrics == {"a": 0.0, "b": None, "c": [1], "unavailable": {"b": "no counter"}}
-    assert taken_before(metrics, figures) == figures
-    assert taken_before(metrics, ["d"])["d"].cause
+    assert earlier_figures(metrics, figures) == figures
+    assert earlier_figures(metrics, ["d"])["d"].cause

@@ -11,7 +11,7 @@ from compress.evaluation import benchmark, energy
 from compress.evaluation.benchmark import Benchmark
 from compress.evaluation.benchmark_job import ENERGY, MEMORY, PROFILE, TIME, BenchmarkJob
 from compress.evaluation.energy import count_joules, no_counter
-from compress.utils.missing import Missing
+from compress.utils.missing import Unavailable
 
 from .conftest import QUICK, SHAPE
 
@@ -41,7 +41,7 @@ def measure(file: Path, counters: Path, threads: int = 1) -> Benchmark:
     return benchmark.benchmark(file, file, SHAPE, QUICK, threads, counters=counters)
 
 
-def joule_per_image(file: Path, counters: Path) -> float | Missing:
+def joule_per_image(file: Path, counters: Path) -> float | Unavailable:
     return measure(file, counters).figures["energy_joule_per_image"]
 
 
@@ -60,7 +60,7 @@ def test_the_packages_are_added_up_past_their_wrap_and_their_parts_are_not(count
 @needs_codecarbon
 def test_counters_that_stand_still_are_no_figure(counters: Path, file: Path) -> None:
     assert count_joules(lambda: None, counters) == 0
-    assert joule_per_image(file, counters) == Missing(f"the counters in {counters} did not move while the file ran")
+    assert joule_per_image(file, counters) == Unavailable(f"the counters in {counters} did not move while the file ran")
 
 
 @needs_codecarbon
@@ -95,7 +95,7 @@ def test_joules_are_shared_among_the_images(counters: Path, file: Path, monkeypa
 
 def test_nothing_is_counted_beside_other_runs(counters: Path, file: Path) -> None:
     found = benchmark.benchmark(file, file, SHAPE, QUICK, 1, no_energy="2 other runs", counters=counters)
-    assert found.figures["energy_joule_per_image"] == Missing("2 other runs")
+    assert found.figures["energy_joule_per_image"] == Unavailable("2 other runs")
 
 
 def test_a_machine_without_counters_says_which_file_is_not_there(tmp_path: Path, file: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 import compress
 from compress.data.builtin import ARRAYS
-from compress.data.in_memory import own_arrays
+from compress.data.in_memory import in_memory_arrays
 from compress.launch.api import Result
 from compress.methods.restore import restore_float
 from compress.models.user_model import USER_MODELS
@@ -144,7 +144,7 @@ def test_arrays_tensors_and_datasets_are_the_same_images() -> None:
         Items([(image.float() / 255, int(label)) for image, label in zip(channels_first, labels, strict=True)]),
     ]
     for form in forms:
-        arrays, classes = own_arrays((form, None, form), None)
+        arrays, classes = in_memory_arrays((form, None, form), None)
         assert list(arrays) == ["train", "test"]
         assert classes == ["0", "1"]
         for found, expected in zip(arrays["train"], (images, labels), strict=True):
@@ -154,7 +154,7 @@ def test_arrays_tensors_and_datasets_are_the_same_images() -> None:
 
 def test_a_datasets_classes_keep_their_names() -> None:
     items = Items([(Image.new("L", (9, 12)), 0), (Image.new("L", (16, 8)), 1)], ["cat", "dog"])
-    arrays, classes = own_arrays((items, items, items), 8)
+    arrays, classes = in_memory_arrays((items, items, items), 8)
     assert classes == ["cat", "dog"]
     assert arrays["val"][0].shape == (2, 8, 8)
 
@@ -171,5 +171,5 @@ def test_a_datasets_classes_keep_their_names() -> None:
 )
 def test_data_of_another_form_is_refused(data: tuple, part: str) -> None:
     with pytest.raises(UserError, match="received") as refusal:
-        own_arrays(data, None)
+        in_memory_arrays(data, None)
     assert part in str(refusal.value)

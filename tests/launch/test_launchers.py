@@ -27,7 +27,7 @@ from compress.launch.sweep import SweepCallback, SweepState, sweep_state
 from compress.utils.cores import cores
 from compress.utils.errors import Interrupted, UserError
 from compress.utils.files import METRICS, MODEL, STAGE, STATUS, digest_of_file, read_json, training_file, write_json
-from compress.utils.signals import deferred_signals, handle_signals, interrupted_by
+from compress.utils.signals import deferred_signals, handle_signals, stop_on_file
 from tests.launch.test_command import ROOT, assert_refused, command, tiny
 
 PACKAGES = {"joblib": "joblib", "ray": "ray", "submitit_local": "submitit", "submitit_slurm": "submitit"}
@@ -253,7 +253,7 @@ def test_a_launcher_that_gives_up_is_told_from_a_mistake(swept: SweepState) -> N
 
 
 def test_a_job_is_interrupted_once_by_the_sign_of_its_sweep(tmp_path: Path) -> None:
-    with interrupted_by(tmp_path / "stop"), deferred_signals() as received:
+    with stop_on_file(tmp_path / "stop"), deferred_signals() as received:
         (tmp_path / "stop").touch()
         deadline = time.monotonic() + 30
         while not received and time.monotonic() < deadline:
@@ -265,7 +265,7 @@ def test_a_job_is_interrupted_once_by_the_sign_of_its_sweep(tmp_path: Path) -> N
 
 def test_a_job_without_a_sign_is_left_alone(tmp_path: Path) -> None:
     threads = threading.active_count()
-    with deferred_signals() as received, interrupted_by(tmp_path / "stop"):
+    with deferred_signals() as received, stop_on_file(tmp_path / "stop"):
         assert threading.active_count() == threads + 1
     assert threading.active_count() == threads
     assert received == []

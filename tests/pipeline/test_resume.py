@@ -18,8 +18,8 @@ from torch import nn
 
 from compress.config.schema import Config, TrainConfig
 from compress.data import load_data
-from compress.data.augmentation import Part
-from compress.data.dataset import Data, Examples
+from compress.data.augmentation import ShardFn
+from compress.data.dataset import Batch, Data
 from compress.methods.distillation.losses import label_loss
 from compress.models.artifact import Artifact, write_model
 from compress.pipeline import compute
@@ -29,7 +29,7 @@ from compress.training import checkpoint as checkpoint_module
 from compress.training.checkpoint import Checkpoint
 from compress.training.context import Context
 from compress.training.distributed import ProcessGroup
-from compress.training.loop import Loss, TrainSettings, train
+from compress.training.loop import LossFn, TrainSettings, train
 from compress.training.tensorboard import TensorBoardWriter
 from compress.utils.errors import Interrupted, UserError
 from compress.utils.files import MODEL, SPEC, STAGE, TRAINING, digest_of_file, training_file
@@ -87,7 +87,7 @@ def small_training(
     data: Data,
     folder: Path,
     checkpoint: Checkpoint | None,
-    loss: Loss | None = None,
+    loss: LossFn | None = None,
     seed: int = 0,
     **settings: float | str,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
@@ -285,11 +285,11 @@ def test_a_state_is_saved_when_its_time_has_come(tmp_path: Path, monkeypatch: py
     assert Checkpoint(tmp_path / "state", "key", 0).is_due()
 
 
-def spoiled(step: int, value: float) -> Loss:
+def spoiled(step: int, value: float) -> LossFn:
     """The loss of labels, which is `value` times that at one step."""
     calls = []
 
-    def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(network: nn.Module, examples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(1)
         found, logits = label_loss(0.0)(network, examples)
         return found * (value if len(calls) == step else 1.0), logits
@@ -327,7 +327,7 @@ def test_weights_that_are_no_numbers_are_never_saved(data: Data, tmp_path: Path)
 
     calls = []
 
-    def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(network: nn.Module, examples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(1)
         found, logits = label_loss(0.0)(network, examples)
         return Overflow.apply(found) if len(calls) == 6 else found, logits
@@ -362,7 +362,7 @@ def handlers() -> Iterator[list]:
 def test_a_signal_ends_the_training_behind_its_step(data: Data, tmp_path: Path, handlers: list, number: int) -> None:
     calls = []
 
-    def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(network: nn.Module, examples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(1)
         if len(calls) == 5:
             signal.raise_signal(number)
@@ -382,7 +382,7 @@ def test_a_signal_ends_the_training_behind_its_step(data: Data, tmp_path: Path, 
 def test_a_signal_while_the_last_epoch_is_validated_is_not_lost(data: Data, tmp_path: Path, handlers: list) -> None:
     batches, reads = data.val.batches, []
 
-    def signalled(part: Part) -> Iterator:
+    def signalled(part: ShardFn) -> Iterator:
         reads.append(1)
         if len(reads) == EPOCHS:
             signal.raise_signal(signal.SIGTERM)

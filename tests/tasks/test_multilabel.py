@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from compress.tasks import CLASSIFICATION, TASKS, Task
-from compress.utils.missing import Missing
+from compress.utils.missing import Unavailable
 
 MULTILABEL = TASKS["multilabel"]
 LOGITS = torch.tensor([[0.0, 2.0], [-1.0, 3.0], [2.0, -2.0], [1.0, 0.5]])
@@ -59,7 +59,7 @@ def test_figures_have_the_keys_of_the_metric(task: Task) -> None:
     low, high = metric.interval(figures)
     assert low <= metric.percent(figures) <= high
     assert metric.delta(figures) == 0
-    assert isinstance(figures[metric.p_value], Missing)
+    assert isinstance(figures[metric.p_value], Unavailable)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

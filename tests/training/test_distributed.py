@@ -81,7 +81,7 @@ def distance(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) ->
 
 @pytest.mark.parametrize("name", ["plain", "normalised"])
 def test_two_processes_train_what_one_would(pair: Pair, tiny_npz: Path, name: str) -> None:
-    """But for the order in which floats are summed."""
+    """But for the order in which floats are all_reduce_tensor."""
     alone, _ = two_ranks.training(name, two_ranks.small_data(tiny_npz), ProcessGroup())
     assert distance(pair.state(0, name), alone) < 1e-5
 

@@ -13,7 +13,7 @@ from compress.models import Architecture, build
 from compress.stages.teacher import teacher
 from compress.training.checkpoint import Checkpoint
 from compress.training.context import Context
-from compress.training.fine_tuning import blocks, lr_scales
+from compress.training.fine_tuning import blocks, layerwise_lr_scales
 from compress.training.loop import _optimizer
 from compress.training.tensorboard import TensorBoardWriter
 
@@ -50,7 +50,7 @@ def test_blocks_come_in_the_order_of_the_image() -> None:
 
 def test_the_learning_rate_falls_with_the_depth() -> None:
     network = resnet8()
-    shares = lr_scales(network, IMAGE, 0.5)
+    shares = layerwise_lr_scales(network, IMAGE, 0.5)
     assert shares["linear.weight"] == 1
     assert shares["layer3.0.conv1.weight"] == shares["layer3.0.bn2.bias"] == 0.5
     assert shares["conv1.weight"] == 0.5**5

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from compress.config.schema import Config, TrainConfig
 from compress.data import load_data
-from compress.data.dataset import Data, Examples
+from compress.data.dataset import Batch, Data
 from compress.models.cifar_resnet import CifarResNet
 from compress.training.context import Context
 from compress.training.loop import TrainSettings, _lr_factor, train
@@ -21,7 +21,7 @@ from compress.training.validation import Validation
 from compress.utils.errors import EarlyStopped, UserError
 
 
-def cross_entropy(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+def cross_entropy(network: nn.Module, examples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     logits = network(examples.images)
     return F.cross_entropy(logits, examples.labels), logits
 
@@ -38,10 +38,12 @@ def fresh() -> nn.Module:
 
 
 def run(
-    network: nn.Module, data: Data, folder: Path, loss=cross_entropy, epochs: int = 3, floors=(), **config
+    network: nn.Module, data: Data, folder: Path, loss=cross_entropy, epochs: int = 3, min_val_metric=(), **config
 ) -> list[dict]:
     with TensorBoardWriter(folder) as curves:
-        context = Context(data, None, TrainConfig(**config), torch.device("cpu"), 1, curves, floors=list(floors))
+        context = Context(
+            data, None, TrainConfig(**config), torch.device("cpu"), 1, curves, min_val_metric=list(min_val_metric)
+        )
         return train(network, loss, context, TrainSettings("test", epochs, 0.05))
 
 
@@ -124,9 +126,9 @@ def test_it_ends_below_its_floor_and_not_above(data: Data, tmp_path: Path) -> No
     rows = run(fresh(), data, tmp_path)
     tops = [row["val_top1_percent"] for row in rows]
     kept = [max(tops[: epoch + 1]) for epoch in range(len(tops))]
-    assert run(fresh(), data, tmp_path, floors=kept) == rows
+    assert run(fresh(), data, tmp_path, min_val_metric=kept) == rows
     with pytest.raises(EarlyStopped, match=rf"the best of 2 epochs of test; expected {kept[1] + 0.1:.2f} % by then"):
-        run(fresh(), data, tmp_path, floors=[kept[0], kept[1] + 0.1])
+        run(fresh(), data, tmp_path, min_val_metric=[kept[0], kept[1] + 0.1])
 
 
 def test_a_loss_that_is_no_number_names_the_step(data: Data, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from compress.training.checkpoint import Checkpoint
 from compress.training.context import Context
 from compress.training.loop import TrainSettings, train
 from compress.training.out_of_memory import is_out_of_memory
-from compress.training.step import Loss
+from compress.training.step import LossFn
 from compress.training.tensorboard import TensorBoardWriter
 from compress.utils.errors import UserError
 from tests.pipeline.test_resume import Killed, dying, small_network
@@ -72,7 +72,7 @@ def small_memory(network: nn.Module, images: int, where: int | None) -> None:
 def run(
     network: nn.Module,
     data: Data,
-    loss: Loss | None = None,
+    loss: LossFn | None = None,
     checkpoint: Checkpoint | None = None,
     epochs: int = 2,
     **settings: object,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.data.dataset import Examples
+from compress.data.dataset import Batch
 from compress.methods.distillation.losses import label_loss
 from compress.training.train_outputs import TrainOutputs, describe, find_logits
 from compress.utils.errors import UserError
@@ -25,7 +25,7 @@ PACKED = {
 
 def step(network: nn.Module) -> None:
     """One step of training, all but the change of the weights."""
-    value, logits = label_loss(0.0)(network.train(), Examples(IMAGES, torch.arange(6) % 3, torch.arange(6)))
+    value, logits = label_loss(0.0)(network.train(), Batch(IMAGES, torch.arange(6) % 3, torch.arange(6)))
     assert logits.shape == (6, 3)
     value.backward()
 

@@ -35,7 +35,7 @@ def network(seed: int) -> nn.Module:
 def test_each_image_has_its_loss_its_mistake_and_its_distance(data: Data, parts: int) -> None:
     student, teacher = network(0), network(1)
     teacher_logits = split_logits(teacher, data.val, CPU)
-    found = validate(student, data.val, CPU, teacher_logits, parts=parts)
+    found = validate(student, data.val, CPU, teacher_logits, micro_batches=parts)
     logits, labels = split_logits(student, data.val, CPU), data.val.labels
     shares, teacher_shares = logits.softmax(1), teacher_logits.softmax(1)
     wanted = (teacher_shares * (teacher_shares.log() - shares.log())).sum(1)

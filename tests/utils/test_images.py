@@ -12,7 +12,7 @@ from compress.config.schema import DataConfig
 from compress.data import load_data
 from compress.data.builtin import to_memory
 from compress.data.image_folder import Files
-from compress.data.in_memory import own_arrays
+from compress.data.in_memory import in_memory_arrays
 from compress.export.predict import _several
 from compress.utils.errors import UserError
 from compress.utils.images import Square, preprocess, read, square, upright
@@ -27,7 +27,7 @@ def described(channels: int, size: int = PIXELS) -> dict:
 def trained_on(image: Image.Image | np.ndarray, channels: int, folder: Path | None = None) -> np.ndarray:
     """(C, S, S) of pixels in [0, 1], as a stage is trained and measured on an image: from a file, or from memory."""
     if folder is None:
-        arrays, _ = own_arrays([([image] * 2, [0, 1]), None, ([image] * 2, [0, 1])], PIXELS)
+        arrays, _ = in_memory_arrays([([image] * 2, [0, 1]), None, ([image] * 2, [0, 1])], PIXELS)
         return to_memory(*arrays["train"], PIXELS).images[0].numpy() / 255
     image.save(folder / "image.png")
     files = Files([folder / "image.png"], torch.zeros(1, dtype=torch.int64), Square(PIXELS), 0, channels)
@@ -132,7 +132,7 @@ def test_a_photo_is_read_as_viewers_show_it(orientation: int, suffix: str, tmp_p
     with Image.open(tmp_path / "photo") as opened:
         predicted = preprocess(opened, described(3, 32)).transpose(1, 2, 0) * 255
     with Image.open(tmp_path / "photo") as opened:
-        arrays, _ = own_arrays([([opened] * 2, [0, 1]), None, ([opened], [0])], None)
+        arrays, _ = in_memory_arrays([([opened] * 2, [0, 1]), None, ([opened], [0])], None)
     for found in (trained, predicted, arrays["train"][0][0]):
         assert np.abs(found.astype(float)[4:12, 4:12] - shown[4:12, 4:12]).max() < 16
         assert np.abs(found.astype(float)[20:28, 4:12] - shown[20:28, 4:12]).max() < 16

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compress.data.dataset import Examples
+from compress.data.dataset import Batch
 from compress.tasks import CLASSIFICATION, Task
-from compress.training.step import Loss
+from compress.training.step import LossFn
 from compress.training.train_outputs import TrainOutputs
 from compress.utils.errors import UserError
 
-TeacherFn = Callable[[Examples], torch.Tensor]  # -> the teacher's logits (N, K), float32, without gradients
+TeacherFn = Callable[[Batch], torch.Tensor]  # -> the teacher's logits (N, K), float32, without gradients
 
 
 def distillation(
@@ -32,12 +32,12 @@ def distillation(
     return alpha * temperature**2 * soft + (1 - alpha) * task.loss(logits, labels)
 
 
-def label_loss(smoothing: float, task: Task = CLASSIFICATION) -> Loss:
+def label_loss(smoothing: float, task: Task = CLASSIFICATION) -> LossFn:
     """Returns the loss of a network that learns from labels alone; `smoothing` is the share spread over all classes."""
 
     outputs = TrainOutputs()
 
-    def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(network: nn.Module, examples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         logits = outputs.logits(network, examples.images)
         return task.loss(logits, examples.labels, smoothing), logits
 
@@ -56,7 +56,7 @@ def teacher_loss(
     hints: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {}),
     hint_weight: float = 0.0,
     task: Task = CLASSIFICATION,
-) -> Loss:
+) -> LossFn:
     """Returns the loss of a student that learns from a teacher's logits (N, K), which `teacher_fn` computes.
 
     `hints` are the outputs of the student's and of the teacher's layers from `record_outputs`. The relative error of
@@ -66,7 +66,7 @@ def teacher_loss(
     student_features, teacher_features = hints
     student = TrainOutputs()
 
-    def loss(network: nn.Module, examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(network: nn.Module, examples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         for outputs in hints:
             outputs.clear()  # a step that ran out of memory did not remove its own, which keep memory in use
         teacher_logits = teacher_fn(examples)

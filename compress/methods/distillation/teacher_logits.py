@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from compress.data.dataset import Examples, Split
+from compress.data.dataset import Batch, Split
 from compress.methods.distillation.losses import TeacherFn
 from compress.models.graph.fold_batch_norm import fold_batch_norm
 from compress.training.context import Context
@@ -31,7 +31,7 @@ def compute_logits(teacher: nn.Module) -> TeacherFn:
     """Returns a function that runs `teacher`, in eval mode, at each call, so that its hooks run too."""
 
     @torch.no_grad()
-    def compute(examples: Examples) -> Tensor:
+    def compute(examples: Batch) -> Tensor:
         return teacher(examples.images).float()
 
     return compute
@@ -44,7 +44,7 @@ def cached_logits(teacher: nn.Module, train: Split, device: torch.device) -> Tea
     cached: list[Tensor] = []
 
     @torch.no_grad()
-    def look_up(examples: Examples) -> Tensor:
+    def look_up(examples: Batch) -> Tensor:
         if not cached:
             cached.append(torch.cat([teacher(to_device(images, device)).float() for images, _ in train.batches()]))
         return cached[0][rows[examples.positions].to(device)]

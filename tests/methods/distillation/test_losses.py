@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress.data.dataset import Examples
+from compress.data.dataset import Batch
 from compress.methods.distillation.losses import distillation, record_outputs, relative_error, teacher_loss
 from compress.methods.distillation.teacher_logits import compute_logits
 from compress.tasks import CLASSIFICATION
@@ -80,7 +80,7 @@ def test_the_teacher_is_not_changed_and_hints_count() -> None:
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Linear(5, 4)).eval()
     student = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Linear(5, 4))
-    examples = Examples(torch.randn(6, 1, 2, 2), LABELS, torch.arange(6))
+    examples = Batch(torch.randn(6, 1, 2, 2), LABELS, torch.arange(6))
     plain, _ = teacher_loss(compute_logits(teacher), 1.0, 1.0)(student, examples)
     with record_outputs(student, ["1"]) as own, record_outputs(teacher, ["1"]) as wanted:
         value, output = teacher_loss(compute_logits(teacher), 1.0, 1.0, (own, wanted), 10.0)(student, examples)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compress.config.schema import Config, DistillConfig, QuantizeConfig, TrainConfig
 from compress.data import load_data
 from compress.data.augmentation import Augmentation
-from compress.data.dataset import Data, Examples
+from compress.data.dataset import Batch, Data
 from compress.methods.distillation import teacher_logits as module
 from compress.methods.distillation.teacher_logits import cached_logits, teacher_function
 from compress.models import Architecture, build
@@ -40,7 +40,7 @@ def context_of(data: Data, network: nn.Module | None, augmentation: Augmentation
     return Context(replace(data, augmentation=augmentation), given, TrainConfig(), CPU, 0, TensorBoardWriter(None))
 
 
-def epoch(data: Data, augmentation: Augmentation) -> list[Examples]:
+def epoch(data: Data, augmentation: Augmentation) -> list[Batch]:
     generator = torch.Generator().manual_seed(0)
     order = data.train.shuffle(generator)
     return [examples for examples, _ in data.train.augmented(order, generator, augmentation)]
@@ -79,7 +79,7 @@ def test_a_part_of_the_images_is_found_by_its_place(data: Data, network: nn.Modu
     images, labels = next(data.train.pixels.stream([chosen]))
     with torch.no_grad():
         wanted = network(images.float().div(255).sub(data.train.mean).div(data.train.std))
-    found = teacher_fn(Examples(images, labels, chosen))
+    found = teacher_fn(Batch(images, labels, chosen))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 

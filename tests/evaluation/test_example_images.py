@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from compress.data.dataset import Memory, Split
-from compress.evaluation.examples import SHOWN, Examples
+from compress.evaluation.example_images import SHOWN, ExampleImages
 
 IMAGES = 60
 
@@ -21,7 +21,7 @@ def collected(wrong: list[int], test: Split) -> dict[str, torch.Tensor]:
     """Of a teacher that is always right, and a stage that is wrong at the positions `wrong`."""
     teacher, deployed = test.labels.clone(), test.labels.clone()
     deployed[wrong] = 1 - deployed[wrong]
-    examples, start = Examples(teacher), 0
+    examples, start = ExampleImages(teacher), 0
     for images, labels in test.batches():
         examples.add(images, labels, deployed[start : start + len(labels)])
         start += len(labels)

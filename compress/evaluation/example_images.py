@@ -1,4 +1,4 @@
-"""The test images worth a look: those on which a stage's file and the teacher's disagree, and where each looks."""
+"""Picks test images on which a stage's file and the teacher's disagree, with a heatmap of each network."""
 
 from dataclasses import dataclass, field
 
@@ -12,16 +12,16 @@ SHOWN = 24
 
 
 @dataclass
-class Examples:
-    """Picks images while the test split is read; `teacher_top1` (N,) are the classes that the teacher's file gives."""
+class ExampleImages:
+    """Picks images while the test split is read; `teacher_top1` (N,) are the predictions of the teacher's file."""
 
     teacher_top1: Tensor
     seen: int = 0
     differ: list[tuple[int, Tensor]] = field(default_factory=list)  # position in the split, image (C, H, W)
-    agree: list[tuple[int, Tensor]] = field(default_factory=list)  # of both right
+    agree: list[tuple[int, Tensor]] = field(default_factory=list)  # both files are right
 
     def add(self, images: Tensor, labels: Tensor, classes: Tensor) -> None:
-        """The next images (N, C, H, W) of the split, with their labels and the classes that the stage's file gives."""
+        """Adds the next images (N, C, H, W) of the split, with their labels and the predictions of the stage's file."""
         theirs = self.teacher_top1[self.seen : self.seen + len(labels)]
         for at in range(len(labels)):
             if len(self.differ) < SHOWN and theirs[at] != classes[at]:
@@ -31,10 +31,10 @@ class Examples:
         self.seen += len(labels)
 
     def tensors(self, teacher: nn.Module, network: nn.Module, split: Split, deployed_top1: Tensor) -> dict[str, Tensor]:
-        """All of examples.safetensors: images as uint8 (K, H, W, C), what is said of them, and both heatmaps.
+        """Returns examples.safetensors: images as uint8 (K, H, W, C), their predictions, and both heatmaps.
 
-        `teacher` and `network` are float networks in eval mode. Without a heatmap of each, both are left out; without
-        an image to show, all is.
+        `teacher` and `network` are float networks in eval mode. Without a heatmap of each there is none of either.
+        Returns an empty dict where no image was picked.
         """
         chosen = (self.differ + self.agree)[:SHOWN]
         if not chosen:
