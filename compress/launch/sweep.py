@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
@@ -155,7 +156,7 @@ def _pass_signals_on_to_jobs(state: SweepState) -> None:
     jobs where a process without a job dies; the processes that a launcher makes inherit what is blocked.
     """
 
-    def ask(number: int, frame: object) -> None:
+    def ask(number: int, frame: FrameType | None) -> None:
         if state.stopped_by:
             raise_interrupted(number, frame)
         state.stopped_by = signal.Signals(number)
