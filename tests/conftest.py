@@ -1,9 +1,14 @@
 """Tiny, seeded data and networks that every test may use: nothing here downloads or takes long."""
 
-from functools import partial
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -17,30 +22,10 @@ from compress.config.schema import (
     QuantizeConfig,
     TeacherConfig,
 )
-from compress.evaluation import concurrent_runs
-from compress.models import ZOO, Entry
-from compress.models.cifar_resnet import CifarResNet
+from compress.evaluation import benchmark, concurrent_runs
+from compress.evaluation.benchmark_job import ENERGY, MEMORY, PROFILE, TIME, BenchmarkJob
 
 torch.set_num_threads(1)
-
-LONGEST = (
-    "launch/test_command.py",
-    "launch/test_launchers.py",
-    "tests/test_recipes.py",
-    "pipeline/test_run.py",
-    "training/test_distributed.py",
-    "stages/test_stages.py",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest modules first, so that no worker is left alone with one of them at the end."""
-
-    def place(item: pytest.Item) -> int:
-        path = item.path.as_posix()
-        return next((at for at, name in enumerate(LONGEST) if path.endswith(name)), len(LONGEST))
-
-    items.sort(key=place)
 
 
 def tiny_arrays(seed: int = 0) -> dict[str, np.ndarray]:
@@ -79,12 +64,56 @@ def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+# Where stages are kept that tests share, while a session lasts; a process that a test starts has none.
+_shared_stages: Path | None = None
+
+
 @pytest.fixture(scope="session", autouse=True)
-def resnet8() -> None:
-    """A network of three blocks, known to the zoo while the tests run."""
-    ZOO["resnet8"] = Entry(
-        "He et al. 2015, section 4.2, with one block a group", own=partial(CifarResNet, 8), small=None
-    )
+def shared_stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache for all tests and all workers of pytest-xdist: what many tests start from is computed once."""
+    global _shared_stages
+    folder = tmp_path_factory.getbasetemp()
+    _shared_stages = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "shared_stages"
+    yield
+    _shared_stages = None
+
+
+_measure = benchmark._run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_measure() -> Iterator[None]:
+    """Canned figures in place of a measuring process: few tests look at time and memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "_run", _canned)
+        yield
+
+
+@contextmanager
+def real_measure() -> Iterator[None]:
+    """The measuring process itself; a run in here is `uncached`, for what is in the shared cache has canned figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "_run", _measure)
+        yield
+
+
+def _canned(job: BenchmarkJob) -> dict[str, dict[str, Any]]:
+    """A quarter of a millisecond for each file; its nodes as they are in the file."""
+    files = 2 if job.rival else 1
+    nodes = onnx.load(job.file, load_external_data=False).graph.node
+    share = 1 / len(nodes)
+    answer = {
+        MEMORY: {"peak_memory_bytes": 50_000_000},
+        TIME: {"single_ms": [[0.25] * 3] * files, "batch_ms": [[0.5] * 3] * files},
+        PROFILE: {
+            "nodes": [
+                {"name": node.name, "operator": node.op_type, "ms": share, "share_percent": 100 * share}
+                for node in nodes
+            ]
+        },
+        ENERGY: {"joules": 1.0, "images": 100},
+    }
+    return {task: answer[task] for task in job.tasks}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -94,7 +123,7 @@ def no_neighbours(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def make_tiny_config(npz: Path) -> Config:
-    """All four stages on the tiny data, an epoch or two each."""
+    """All four stages on the tiny data, an epoch or two each; a stage that another test computed is taken."""
     return Config(
         data=DataConfig(name="npz", root=str(npz), image_size=8, batch_size=32, crop_padding=1, val_fraction=0.2),
         teacher=TeacherConfig(model="resnet8", epochs=3),
@@ -102,9 +131,14 @@ def make_tiny_config(npz: Path) -> Config:
         distill=DistillConfig(epochs=1),
         quantize=QuantizeConfig(mode="qat", calibration_samples=48, epochs=1),
         measure=MeasureConfig(batch_size=2, repetitions=3),
-        cache=CacheConfig(enabled=False),
+        cache=CacheConfig(str(_shared_stages), enabled=_shared_stages is not None),
         threads=1,
     )
+
+
+def uncached(config: Config) -> Config:
+    """`config` for a test that is about the computing itself, or that changes what is computed behind its back."""
+    return replace(config, cache=CacheConfig(enabled=False))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@
 
 import sys
 from dataclasses import dataclass, field, make_dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -54,12 +53,8 @@ def rescale(artifact: Artifact, config: RescaleConfig, context: Context) -> Arti
 
 
 if __name__ == "__main__":
-    from compress.models import ZOO, Entry
-    from compress.models.cifar_resnet import CifarResNet
-
     schema.Config = Config
     STAGES["rescale"] = STAGE
-    ZOO["resnet8"] = Entry("as in tests/conftest.py", own=partial(CifarResNet, 8), small=None)
 
     from compress.launch.cli import main
 

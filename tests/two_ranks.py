@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,8 +21,7 @@ from compress.data import load_data
 from compress.data.dataset import Batch, Data
 from compress.methods.distillation.losses import label_loss
 from compress.methods.quantization.pt2e import calibrate, freeze_batch_norm, freeze_observers, prepare
-from compress.models import ZOO, Architecture, Entry, build
-from compress.models.cifar_resnet import CifarResNet
+from compress.models import Architecture, build
 from compress.training import step
 from compress.training.checkpoint import Checkpoint
 from compress.training.context import Context
@@ -170,7 +168,6 @@ def die_in_step(at: int) -> None:
 if __name__ == "__main__":
     task, npz, place, *sys.argv[1:] = sys.argv[1:]
     torch.set_num_threads(1)
-    ZOO["resnet8"] = Entry("as in tests/conftest.py", own=partial(CifarResNet, 8), small=None)
     if task == "die":
         die_in_step(2)
     else:

@@ -46,7 +46,7 @@ ZOO = {
     "vgg16_bn": Entry("Simonyan & Zisserman 2014", torchvision="vgg16_bn", small=small_vgg),
     **{
         f"resnet{depth}": Entry("He et al. 2015, section 4.2", own=partial(CifarResNet, depth), small=None)
-        for depth in (20, 32, 44, 56, 110)
+        for depth in (8, 20, 32, 44, 56, 110)
     },
     **{
         f"wrn_{depth}_{width}": Entry("Zagoruyko & Komodakis 2016", own=partial(WideResNet, depth, width), small=None)

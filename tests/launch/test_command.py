@@ -1,24 +1,29 @@
 """The command line: a mistake ends in one line that helps, and a killed run goes on to the same weights."""
 
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from compress.launch.cli import main
 from compress.models import Architecture, build
 from compress.utils.files import MODEL, STAGE, digest_of_file
 from tests.conftest import tiny_arrays
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["01_teacher", "02_prune", "03_distill", "04_quantize"]
+
+Run = Callable[..., subprocess.CompletedProcess]  # (folder, *arguments)
 
 
 def command(*arguments: str) -> list[str]:
@@ -36,10 +41,35 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Iterator[Run]:
+    """As `run`, in this process: what a run sets for all of it is as it was behind the test."""
+    loggers = [logging.getLogger(name) for name in (None, "compress")]
+    before = [(logger.handlers[:], logger.level, logger.propagate, logger.disabled) for logger in loggers]
+    threads = torch.get_num_threads()
+    monkeypatch.chdir(ROOT)
+
+    def run_here(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+        line = ["compress", *arguments, f"hydra.run.dir={folder}"]
+        monkeypatch.setattr(sys, "argv", line[:])
+        capfd.readouterr()
+        status = main()
+        return subprocess.CompletedProcess(line, status, *capfd.readouterr())
+
+    with mock.patch.dict(os.environ):
+        yield run_here
+    torch.set_num_threads(threads)
+    for logger, (handlers, level, propagate, disabled) in zip(loggers, before, strict=True):
+        for handler in set(logger.handlers) - set(handlers):
+            handler.close()
+        logger.handlers[:], logger.propagate, logger.disabled = handlers, propagate, disabled
+        logger.setLevel(level)
+
+
 def tiny(npz: Path) -> list[str]:
     return [
         "recipe=mobilenet_int8", "data=npz", f"data.root={npz}", "data.image_size=8", "data.batch_size=32",
-        "teacher.model=resnet20", "teacher.epochs=1", "prune.round_to=1", "prune.epochs=1",
+        "teacher.model=resnet8", "teacher.epochs=1", "prune.round_to=1", "prune.epochs=1",
         "prune.reconstruction_samples=32", "distill.epochs=1", "quantize.epochs=1", "quantize.calibration_samples=32",
         "measure.repetitions=3", "measure.batch_size=2", "threads=1", "cache.enabled=false",
     ]  # fmt: skip
@@ -57,10 +87,23 @@ def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
         assert part in last
 
 
+# One that Hydra finds, and one that the run finds.
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
         (["recipe=nope"], ["'recipe/nope'", "expected one of fashion_mobilenet_int8, mobilenet_int8"]),
+        (["recipe=mobilenet_int8", "data=npz", "data.root=nowhere.npz"], ["data.root=nowhere.npz"]),
+    ],
+    ids=lambda value: "-".join(value[-1:]) if isinstance(value, list) else None,
+)
+def test_a_process_ends_with_the_mistake(tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
+    assert_refused(run(tmp_path / "run", *arguments), *parts)
+    assert not list(tmp_path.glob("run/0*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
         ([], ["You must specify 'recipe'"]),
         (["recipe=mobilenet_int8", "prune.ratio=1.5"], ["prune.ratio=1.5", "from 0.0 to 0.95"]),
         (["recipe=mobilenet_int8", "prune.ratio=half"], ["prune.ratio", "could not be converted to Float"]),
@@ -70,31 +113,32 @@ def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
         (["recipe=mobilenet_int8", "stages=[teacher,shrink]"], ["shrink", "teacher, prune, distill, quantize"]),
         (["recipe=mobilenet_int8", "teacher.model=resnet19"], ["teacher.model=resnet19", "mobilenet_v2"]),
         (["recipe=mobilenet_int8", "distill.student=nope"], ["distill.student=nope"]),
-        (["recipe=mobilenet_int8", "data=npz", "data.root=nowhere.npz"], ["data.root=nowhere.npz"]),
         (["recipe=mobilenet_int8", "data=imagefolder"], ["data.root=None"]),
         (["recipe=resnet56_cifar_int8"], ["teacher.epochs=0", "teacher.checkpoint=FILE"]),
     ],
     ids=lambda value: "-".join(value[-1:]) if isinstance(value, list) else None,
 )
-def test_a_mistake_ends_in_one_line(tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
-    assert_refused(run(tmp_path / "run", *arguments), *parts)
+def test_a_mistake_ends_in_one_line(run_here: Run, tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
+    assert_refused(run_here(tmp_path / "run", *arguments), *parts)
     assert not list(tmp_path.glob("run/0*"))
 
 
-def test_data_that_cannot_be_used_ends_in_one_line(tmp_path: Path) -> None:
+def test_data_that_cannot_be_used_ends_in_one_line(run_here: Run, tmp_path: Path) -> None:
     one_class = tiny_arrays() | {"train_labels": np.zeros(120, np.int64), "test_labels": np.zeros(45, np.int64)}
     np.savez(tmp_path / "bad.npz", **one_class)
-    assert_refused(run(tmp_path / "run", *tiny(tmp_path / "bad.npz")), "one class only")
+    assert_refused(run_here(tmp_path / "run", *tiny(tmp_path / "bad.npz")), "one class only")
 
 
-def test_a_checkpoint_of_another_architecture_leaves_no_stage(tmp_path: Path, tiny_npz: Path) -> None:
+def test_a_checkpoint_of_another_architecture_leaves_no_stage(run_here: Run, tmp_path: Path, tiny_npz: Path) -> None:
     torch.save(build(Architecture("resnet8", "small", 1, 3)).state_dict(), tmp_path / "other.pth")
-    done = run(tmp_path / "run", *tiny(tiny_npz), f"teacher.checkpoint={tmp_path}/other.pth")
+    done = run_here(
+        tmp_path / "run", *tiny(tiny_npz), "teacher.model=resnet20", f"teacher.checkpoint={tmp_path}/other.pth"
+    )
     assert_refused(done, "other.pth", "lacks layer1.1")
     assert not list(tmp_path.glob(f"run/*/{STAGE}"))
 
 
-def test_a_corrupt_image_leaves_no_stage(tmp_path: Path) -> None:
+def test_a_corrupt_image_leaves_no_stage(run_here: Run, tmp_path: Path) -> None:
     for split in ("train", "test"):
         for label, colour in (("red", 200), ("dark", 10)):
             (tmp_path / "data" / split / label).mkdir(parents=True)
@@ -104,13 +148,13 @@ def test_a_corrupt_image_leaves_no_stage(tmp_path: Path) -> None:
                 )
     (tmp_path / "data" / "test" / "red" / "5.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     arguments = [*tiny(tmp_path), "data=imagefolder", f"data.root={tmp_path}/data", "data.workers=1"]
-    assert_refused(run(tmp_path / "run", *arguments), "test/red/5.png")
+    assert_refused(run_here(tmp_path / "run", *arguments), "test/red/5.png")
     assert not list(tmp_path.glob(f"run/*/{STAGE}"))
 
 
-def test_a_folder_that_cannot_be_written_ends_in_one_line(tmp_path: Path, tiny_npz: Path) -> None:
+def test_a_folder_that_cannot_be_written_ends_in_one_line(run_here: Run, tmp_path: Path, tiny_npz: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert_refused(run(tmp_path / "file" / "run", *tiny(tiny_npz)), "Not a directory")
+    assert_refused(run_here(tmp_path / "file" / "run", *tiny(tiny_npz)), "Not a directory")
 
 
 @pytest.fixture
@@ -130,7 +174,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_ends_in_one_line_and_leaves_no_stage_to_trust(small_disk: Path, tiny_npz: Path) -> None:
-    (small_disk / "ballast").write_bytes(bytes(3_400_000))
+    (small_disk / "ballast").write_bytes(bytes(4_000_000))
     done = run(small_disk / "run", *tiny(tiny_npz), "stages=[teacher]")
     assert_refused(done, "No space left on device")
     assert not list(small_disk.glob(f"run/*/{STAGE}"))
@@ -162,9 +206,9 @@ def kill_when(folder: Path, sign: str, *arguments: str) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def test_a_run_killed_in_its_stages_ends_as_one_that_was_not(tmp_path: Path, tiny_npz: Path) -> None:
+def test_a_run_killed_in_its_stages_ends_as_one_that_was_not(run_here: Run, tmp_path: Path, tiny_npz: Path) -> None:
     arguments = tiny(tiny_npz)
-    whole = run(tmp_path / "whole", *arguments)
+    whole = run_here(tmp_path / "whole", *arguments)
     assert whole.returncode == 0, whole.stderr
     for done, sign in ((1, "prune: starts"), (3, "quantize: epoch 1")):  # tests/faults kills at any moment
         kill_when(tmp_path / "killed", sign, *arguments)

@@ -10,6 +10,7 @@ from compress.config.schema import Config
 from compress.pipeline.run import run_pipeline
 from compress.utils.errors import UserError
 from compress.utils.files import MODEL, OUTPUTS, STAGE, finish_stage, read_json
+from tests.conftest import uncached
 from tests.own_networks import Plain
 
 
@@ -17,7 +18,7 @@ from tests.own_networks import Plain
 def config(tiny_config: Config) -> Config:
     tiny_config.teacher = replace(tiny_config.teacher, factory="tests.own_networks:plain", epochs=0)
     tiny_config.stages = ["teacher"]
-    return tiny_config
+    return uncached(tiny_config)
 
 
 def test_a_change_that_no_key_holds_ends_the_run(

@@ -27,7 +27,7 @@ from compress.stages import STAGES, check_order
 from compress.tasks import CLASSIFICATION
 from compress.utils.errors import UserError
 from compress.utils.files import MODEL, ONNX, SENSITIVITY, SENSITIVITY_PLOT, STAGE, digest_of_file, read_json
-from tests.conftest import make_tiny_config
+from tests.conftest import make_tiny_config, real_measure, uncached
 from tests.data.test_data import image_folder
 from tests.stages.test_stages import spoil
 
@@ -39,7 +39,8 @@ CPU = torch.device("cpu")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_npz: Path) -> Path:
     """One undisturbed run of all four stages."""
     folder = tmp_path_factory.mktemp("run")
-    run_pipeline(make_tiny_config(tiny_npz), folder)
+    with real_measure():
+        run_pipeline(uncached(make_tiny_config(tiny_npz)), folder)
     return folder
 
 
@@ -164,7 +165,7 @@ def test_the_int8_file_holds_int8_weights_between_q_and_dq(finished: Path) -> No
 
 
 def test_two_runs_with_one_seed_are_one(finished: Path, tiny_npz: Path, tmp_path: Path) -> None:
-    run_pipeline(make_tiny_config(tiny_npz), tmp_path)
+    run_pipeline(uncached(make_tiny_config(tiny_npz)), tmp_path)
     assert weights(tmp_path) == weights(finished)
     for name in FOLDERS:
         assert digest_of_file(tmp_path / name / ONNX) == digest_of_file(finished / name / ONNX)
@@ -189,7 +190,7 @@ def test_other_settings_run_that_stage_and_all_after_it(
     finished: Path, tiny_npz: Path, tmp_path: Path, monkeypatch, change: str, kept: int
 ) -> None:
     folder = shutil.copytree(finished, tmp_path / "run")
-    config = make_tiny_config(tiny_npz)
+    config = uncached(make_tiny_config(tiny_npz))
     setting = {"data": "crop_padding", "prune": "ratio", "distill": "alpha", "quantize": "alpha"}[change]
     setattr(getattr(config, change), setting, 0 if change == "data" else 0.25)
     ran = []
@@ -212,7 +213,7 @@ def test_a_damaged_stage_is_computed_again_and_ends_the_same(
     content = bytearray(path.read_bytes())
     content[-3] ^= 4
     path.write_bytes(content)
-    run_pipeline(make_tiny_config(tiny_npz), folder)
+    run_pipeline(uncached(make_tiny_config(tiny_npz)), folder)
     assert weights(folder) == weights(finished)
 
 
@@ -227,7 +228,7 @@ def test_the_test_split_is_read_once_a_stage(tiny_npz: Path, tmp_path: Path, mon
         return data
 
     monkeypatch.setattr(compute, "load_data", counted)
-    config = make_tiny_config(tiny_npz)
+    config = uncached(make_tiny_config(tiny_npz))
     config.stages = ["teacher", "prune"]
     run_pipeline(config, tmp_path)
     assert len(reads) == 2
@@ -368,7 +369,7 @@ def mixed(finished: Path, tiny_npz: Path, tmp_path_factory: pytest.TempPathFacto
     teacher = restore(finished / "01_teacher", CPU)
     spoil(teacher.network)
     write_tensors(folder / "teacher.safetensors", teacher.tensors())
-    config = make_tiny_config(tiny_npz)
+    config = uncached(make_tiny_config(tiny_npz))
     config.stages = ["teacher", "quantize"]
     config.teacher = TeacherConfig(model="resnet8", checkpoint=str(folder / "teacher.safetensors"), epochs=0)
     config.quantize.mode, config.quantize.max_drop_points = "ptq", 5.0
@@ -420,7 +421,7 @@ def test_a_mixed_run_is_taken_as_it_is_until_the_drop_changes(mixed: tuple[Path,
 
 def test_a_file_for_another_cpu_is_remarked(tiny_npz: Path, tmp_path: Path, monkeypatch, caplog) -> None:
     monkeypatch.setattr(stage_runner, "cpu_flags", lambda: ["avx2"])
-    config = make_tiny_config(tiny_npz)
+    config = uncached(make_tiny_config(tiny_npz))
     config.stages, config.quantize.mode, config.quantize.target = ["teacher", "quantize"], "ptq", "x86_vnni"
     run_pipeline(config, tmp_path)
     assert "saturate here" in caplog.text

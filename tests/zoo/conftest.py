@@ -29,7 +29,7 @@ def shallow_mobilevit(in_channels: int, classes: int) -> nn.Module:
 
 
 ZOO["mobilevit_shallow"] = replace(ZOO["mobilevit_xxs"], own=shallow_mobilevit)
-NAMES = [name for name in ZOO if name != "resnet8"]  # which other tests bring in
+NAMES = list(ZOO)
 
 
 def needs(*names: str) -> list[pytest.MarkDecorator]:

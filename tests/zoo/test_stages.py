@@ -127,7 +127,14 @@ def test_a_calibrated_network_is_exported(
 PAIRS = list(zip(NAMES, NAMES[7:] + NAMES[:7], strict=True))
 
 
-@pytest.mark.parametrize(("teacher", "student"), [pytest.param(*pair, marks=needs(*pair)) for pair in PAIRS])
+QUICK = ("depthwise", "squeezenet1_1", "resnet20")  # teachers whose pairs are not long
+
+
+def marks(teacher: str, student: str) -> list[pytest.MarkDecorator]:
+    return needs(teacher, student) + [pytest.mark.long] * (teacher not in QUICK)
+
+
+@pytest.mark.parametrize(("teacher", "student"), [pytest.param(*pair, marks=marks(*pair)) for pair in PAIRS])
 def test_a_network_learns_from_one_of_another_family(
     teacher: str, student: str, context: Context, settled: Callable[[str], Artifact]
 ) -> None:

@@ -23,7 +23,7 @@ LOGITS = "its outputs are the logits"
 KEPT = {
     "shufflenet": ({"view"}, 1.9),
     "mobilevit": ({"reshape", "LayerNorm"}, 1.9),
-    **{f"resnet{depth}": ({"zero-padded"}, 1.9) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": ({"zero-padded"}, 1.9) for depth in (8, 20, 32, 44, 56, 110)},
 }
 NOTHING = (set(), 3.4)
 
