@@ -3,6 +3,9 @@
 Batch norm cancels a filter's length in what the two compute together, but a step of SGD turns a filter by the
 learning rate over its length squared (van Laarhoven 2017, arXiv:1706.05350). The length of filters depends on how a
 network was trained, on whether its batch norm was folded, and on a refit, which makes them up to 18 times shorter.
+
+Depthwise filters keep their length. No refit changes it, and trainings from scratch hold it at 0.06 to 0.6 and let
+these filters turn faster than others: with length 1 a halved MobileNetV3-small lost 1.5 points (tests/benchmarks).
 """
 
 import torch
@@ -16,10 +19,10 @@ _SHORTEST = 1e-6  # a shorter filter is dead: scaling it up would only scale up 
 
 @torch.no_grad()
 def set_unit_length(network: nn.Module, image: Tensor) -> list[str]:
-    """Scales each filter that only batch norm reads to length 1, in place; returns the names of their layers.
+    """Scales each filter that only batch norm reads to length 1, in place, except depthwise ones.
 
-    Batch norm's statistics and weight absorb the scale, so in eval mode the network computes the same. `image`
-    (1, C, H, W) decides the branches of a network that branches on shapes.
+    Returns the names of the layers that it changed. Batch norm's statistics and weight absorb the scale, so in eval
+    mode the network computes the same. `image` (1, C, H, W) decides the branches of a network that branches on shapes.
     """
     changed = []
     for layer_name, layer, norm in _normalized_layers(network, image):
@@ -38,11 +41,17 @@ def _normalized_layers(network: nn.Module, image: Tensor) -> list[tuple[str, nn.
         layer, norm_name = network.get_submodule(node.target), batch_norm_at(network, only_user(node))
         if not isinstance(layer, nn.Conv2d) or norm_name is None or calls.count(node.target) > 1:
             continue
+        if _is_depthwise(layer):
+            continue
         norm = network.get_submodule(norm_name)
         whole = norm.affine and norm.running_mean is not None and calls.count(norm_name) <= 1
         if whole and not computes_weight(layer):
             found.append((node.target, layer, norm))
     return found
+
+
+def _is_depthwise(layer: nn.Conv2d) -> bool:
+    return layer.groups > 1 and layer.groups == layer.in_channels
 
 
 def _scale(layer: nn.Conv2d, norm: nn.BatchNorm2d, scale: Tensor) -> None:

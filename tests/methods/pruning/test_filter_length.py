@@ -50,6 +50,15 @@ def test_the_network_computes_the_same(name: str, training: bool) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-2 if training else 1e-4, atol=1e-2 if training else 1e-4)
 
 
+def test_depthwise_filters_keep_their_length() -> None:
+    network = trained("mobilenet_v2")
+    convolutions = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    depthwise = {name for name, layer in convolutions.items() if layer.groups > 1}
+    before = {name: layer.weight.detach().clone() for name, layer in convolutions.items()}
+    assert set(set_unit_length(network, torch.randn(1, *SHAPE))) == set(convolutions) - depthwise
+    assert {name for name, layer in convolutions.items() if torch.equal(layer.weight, before[name])} == depthwise
+
+
 def test_dead_filters_layers_with_two_readers_and_those_without_batch_norm_stay_as_they_are() -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:
