@@ -64,7 +64,8 @@ def _from_torchvision(name: str) -> tuple[nn.Module, int]:
     weights = torchvision.models.get_model_weights(name).DEFAULT
     options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
     network = torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **options)
-    return network, weights.transforms().crop_size[0]
+    # The weights of a vision transformer may be for another size than the one that it is built for.
+    return network, getattr(network, "image_size", weights.transforms().crop_size[0])
 
 
 def _from_timm(name: str) -> tuple[nn.Module, int]:
