@@ -21,6 +21,8 @@ from tests.launch.test_command import tiny
 from tests.rescale import STAGE as RESCALE
 from tests.rescale import Config
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).resolve().parents[2]
 ORDER = ["teacher", "prune", "rescale", "quantize"]
 
