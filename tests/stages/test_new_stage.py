@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from compress.config.schema import CacheConfig
-from compress.launch.search.results import BEST, PARETO
 from compress.models.artifact import read_tensors
 from compress.pipeline import compute
 from compress.pipeline.preflight import run_preflight
@@ -86,6 +85,9 @@ def test_its_place_is_checked_as_that_of_others() -> None:
 
 
 def test_a_search_varies_its_settings(tmp_path: Path, tiny_npz: Path) -> None:
+    pytest.importorskip("optuna", reason="the extra search is not installed")
+    from compress.launch.search.results import BEST, PARETO
+
     typed = [text for text in tiny(tiny_npz) if not text.startswith("cache.")]
     done = subprocess.run(
         [
