@@ -16,6 +16,8 @@ from compress.models import Architecture, build
 from compress.pipeline.run import run_pipeline
 from tests.conftest import real_measure, tiny_arrays
 
+pytestmark = pytest.mark.e2e
+
 SMALL = [
     "cache.enabled=false", "data.image_size=16", "data.batch_size=32", "threads=1", "prune.reconstruction_samples=48",
     "quantize.calibration_samples=48", "measure.repetitions=3", "measure.batch_size=2",

@@ -19,6 +19,8 @@ from tests.conftest import make_tiny_config
 
 from .conftest import need_extra
 
+pytestmark = pytest.mark.e2e
+
 FOLDERS = ["01_teacher", "02_quantize"]
 FILES = {"executorch": {"model.pte"}, "openvino": {"model.xml", "model.bin"}}
 

@@ -35,6 +35,7 @@ def test_a_run_ends_and_the_next_one_takes_its_stage(
     caplog.set_level("INFO", "compress")
     config = make_tiny_config(tiny_npz)
     config = replace(config, stages=["teacher"], cache=CacheConfig(str(tmp_path / "cache")))
+    config.teacher.model = "plain"
     config.train.checkpoint_minutes = 1e-6
     run_pipeline(config, tmp_path / "first")
     run_pipeline(config, tmp_path / "second")

@@ -11,6 +11,8 @@ from compress.pipeline.run import run_pipeline
 from compress.utils.files import STAGE, finished_stage, read_json
 from tests.conftest import make_tiny_config
 
+pytestmark = pytest.mark.e2e
+
 FAULTS = 200
 
 
@@ -20,6 +22,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory, tiny_npz: Path) -> dict[Pat
     folder = tmp_path_factory.mktemp("damage")
     config = make_tiny_config(tiny_npz)
     config = replace(config, quantize=replace(config.quantize, mode="ptq"), cache=CacheConfig(str(folder / "cache")))
+    config.teacher.model = "plain"
     run_pipeline(config, folder / "run")
     found = {path.parent: read_json(path)["key"] for path in sorted(folder.rglob(STAGE))}
     assert len(found) == 8

@@ -49,6 +49,7 @@ def result(tmp_path_factory: pytest.TempPathFactory, network: torch.nn.Module) -
     return run(network, folder / "run", folder / "cache")
 
 
+@pytest.mark.e2e
 def test_the_network_is_taken_as_it_is_and_stays_as_it_was(result: Result, network: torch.nn.Module) -> None:
     saved = restore_float_as(result.folder / "01_teacher", network)
     for name, value in network.state_dict().items():
@@ -67,6 +68,7 @@ def restore_float_as(stage: Path, network: torch.nn.Module) -> torch.nn.Module:
         del USER_MODELS[name]
 
 
+@pytest.mark.e2e
 def test_what_it_predicts_is_what_the_file_predicts(result: Result) -> None:
     image = tiny_arrays()["test_images"][0]
     wanted = compress.load(result.folder).predict([Image.fromarray(image)])
@@ -78,6 +80,7 @@ def test_what_it_predicts_is_what_the_file_predicts(result: Result) -> None:
         result.predict([image.astype(np.float32)])
 
 
+@pytest.mark.e2e
 def test_nothing_is_left_known(result: Result) -> None:
     """A name in a stranger's model.json must not find a network that an earlier call used."""
     assert [name for name in USER_MODELS if "@" in name] == []  # tests of functions leave theirs
@@ -86,6 +89,7 @@ def test_nothing_is_left_known(result: Result) -> None:
         restore_float(result.folder / "01_teacher")
 
 
+@pytest.mark.e2e
 def test_the_same_network_is_computed_once_and_another_anew(
     result: Result, network: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

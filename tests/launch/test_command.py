@@ -20,6 +20,8 @@ from compress.models import Architecture, build
 from compress.utils.files import MODEL, STAGE, digest_of_file
 from tests.conftest import tiny_arrays
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["01_teacher", "02_prune", "03_distill", "04_quantize"]
 

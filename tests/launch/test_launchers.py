@@ -75,6 +75,7 @@ def wait_until_gone(group: int) -> None:
     pytest.fail(f"processes of {group} are left")
 
 
+@pytest.mark.e2e
 @needs("joblib")
 def test_a_joblib_sweep_that_was_killed_goes_on(tmp_path: Path, tiny_npz: Path) -> None:
     """Its workers end with it. Three jobs share a teacher, the second one cannot be."""
@@ -99,6 +100,7 @@ def test_a_joblib_sweep_that_was_killed_goes_on(tmp_path: Path, tiny_npz: Path) 
         assert digest_of_file(folder / job / "01_teacher" / MODEL) == teacher
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("launcher", [pytest.param(name, marks=needs(name)) for name in ("ray", "submitit_local")])
 def test_a_job_that_fails_stops_no_other(tmp_path: Path, tiny_npz: Path, launcher: str) -> None:
     done = finish(sweep(tmp_path, launcher, *tiny(tiny_npz), "threads=0", "stages=[teacher]", "teacher.lr=99,0.02"))

@@ -20,13 +20,15 @@ from compress.utils.errors import EarlyStopped, UserError
 from compress.utils.files import CONTROLS, METRICS, MODEL, PREDICTIONS, REPEATS, SPEC, STAGE, digest_of_file, read_json
 from tests.conftest import make_tiny_config
 
+pytestmark = pytest.mark.e2e
+
 CONTROL_NAMES = ["random_pruned", "finetuned_without_distillation", "dense_from_scratch"]
 
 
 def config_for(npz: Path, cache: Path) -> Config:
     config = replace(make_tiny_config(npz), cache=CacheConfig(str(cache)))
     config.quantize = replace(config.quantize, mode="ptq")
-    config.teacher.epochs = 1
+    config.teacher.model, config.teacher.epochs = "plain", 1
     config.repeat.seeds = [3]
     config.controls = True
     return config

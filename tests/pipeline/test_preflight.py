@@ -22,6 +22,7 @@ def own(config: Config, function: str) -> Config:
     return config
 
 
+@pytest.mark.e2e
 def test_what_it_expects_is_what_the_run_finds(tmp_path: Path, tiny_config: Config) -> None:
     """On a network of the user's own, named by its function."""
     config = own(tiny_config, "plain")

@@ -429,12 +429,13 @@ def test_a_signal_that_the_process_ignores_stays_ignored(handlers: list) -> None
     signal.signal(signal.SIGINT, handlers[1])
 
 
+@pytest.mark.e2e
 def test_a_terminated_run_says_how_to_go_on_and_ends_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Terminated as a job scheduler does it, with all its processes: those that decode the images too."""
     image_folder(tmp_path / "images", count=24)
     arguments = [
         "recipe=mobilenet_int8", "stages=[teacher]", "data=imagefolder", f"data.root={tmp_path}/images",
-        "data.image_size=16", "data.batch_size=16", "data.workers=1", "teacher.model=resnet20", "teacher.epochs=10",
+        "data.image_size=16", "data.batch_size=16", "data.workers=1", "teacher.model=resnet8", "teacher.epochs=10",
         "measure.repetitions=3", "measure.batch_size=2", "threads=1", "cache.enabled=false",
         "train.precision=float32",  # as the tests' own process
     ]  # fmt: skip

@@ -31,6 +31,8 @@ from tests.conftest import make_tiny_config, real_measure, uncached
 from tests.data.test_data import image_folder
 from tests.stages.test_stages import spoil
 
+pytestmark = pytest.mark.e2e
+
 FOLDERS = ["01_teacher", "02_prune", "03_distill", "04_quantize"]
 CPU = torch.device("cpu")
 
@@ -422,6 +424,7 @@ def test_a_mixed_run_is_taken_as_it_is_until_the_drop_changes(mixed: tuple[Path,
 def test_a_file_for_another_cpu_is_remarked(tiny_npz: Path, tmp_path: Path, monkeypatch, caplog) -> None:
     monkeypatch.setattr(stage_runner, "cpu_flags", lambda: ["avx2"])
     config = uncached(make_tiny_config(tiny_npz))
+    config.teacher.model = "plain"
     config.stages, config.quantize.mode, config.quantize.target = ["teacher", "quantize"], "ptq", "x86_vnni"
     run_pipeline(config, tmp_path)
     assert "saturate here" in caplog.text

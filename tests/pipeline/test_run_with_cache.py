@@ -16,11 +16,15 @@ from compress.utils.errors import UserError
 from compress.utils.files import METRICS, MODEL, STAGE, digest_of_file, finished_stage, read_json
 from tests.conftest import make_tiny_config
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture
 def config(tiny_npz: Path, tmp_path: Path) -> Config:
     stages = ["teacher", "prune"]
-    return replace(make_tiny_config(tiny_npz), stages=stages, cache=CacheConfig(str(tmp_path / "cache")))
+    config = replace(make_tiny_config(tiny_npz), stages=stages, cache=CacheConfig(str(tmp_path / "cache")))
+    config.teacher.model = "plain"
+    return config
 
 
 @pytest.fixture

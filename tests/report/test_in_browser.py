@@ -9,7 +9,10 @@ from compress.report.write import write_report
 from tests.report.browser import CHROMIUM, Page, browser
 from tests.report.tiny_run import write_tiny_run
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian's package: chromium)")
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian's package: chromium)"),
+]
 
 LONG = "a_class_with_a_name_that_no_line_of_a_phone_can_hold_and_that_has_no_space"
 PICTURES = "[...document.images].map(image => image.complete && image.naturalWidth > 0)"

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from compress.config.schema import CacheConfig
-from compress.launch.search.results import BEST, PARETO
 from compress.models.artifact import read_tensors
 from compress.pipeline import compute
 from compress.pipeline.preflight import run_preflight
@@ -20,6 +19,8 @@ from tests.conftest import make_tiny_config
 from tests.launch.test_command import tiny
 from tests.rescale import STAGE as RESCALE
 from tests.rescale import Config
+
+pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDER = ["teacher", "prune", "rescale", "quantize"]
@@ -84,6 +85,9 @@ def test_its_place_is_checked_as_that_of_others() -> None:
 
 
 def test_a_search_varies_its_settings(tmp_path: Path, tiny_npz: Path) -> None:
+    pytest.importorskip("optuna", reason="the extra search is not installed")
+    from compress.launch.search.results import BEST, PARETO
+
     typed = [text for text in tiny(tiny_npz) if not text.startswith("cache.")]
     done = subprocess.run(
         [

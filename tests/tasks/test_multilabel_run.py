@@ -16,6 +16,8 @@ from compress.tasks import TASKS
 from compress.utils.files import METRICS, PREDICTIONS, SENSITIVITY, SPEC, read_json
 from tests.conftest import labelled_arrays, make_tiny_config
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:

@@ -24,6 +24,8 @@ from tests import two_ranks
 from tests.config.test_config import composed
 from tests.launch.test_command import ROOT, tiny
 
+pytestmark = pytest.mark.e2e
+
 STAGES = ["01_teacher", "02_prune", "03_distill", "04_quantize"]
 
 

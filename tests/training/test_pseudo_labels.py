@@ -58,6 +58,7 @@ def test_the_teachers_answers_are_the_labels(tmp_path: Path, tiny_config: Config
     assert bool((data.train.labels == NO_LABEL).all())  # what was read stays as it was
 
 
+@pytest.mark.e2e
 def test_a_run_learns_from_them(tmp_path: Path, tiny_config: Config, teacher: torch.nn.Module) -> None:
     """It ends with the weights that the same images give when the teacher's answers are written beside them."""
     config = unlabelled(tiny_config, tmp_path, teacher)

@@ -22,6 +22,8 @@ from compress.training.context import Context
 
 from .conftest import NAMES, needs, networks
 
+pytestmark = pytest.mark.e2e
+
 STEP = {"epochs": 1, "lr": 1e-5}  # two steps teach nothing: they change next to nothing
 PRUNE = PruneConfig(reconstruction_samples=24, **STEP)
 QUANTIZE = {"calibration_samples": 24, "target": "x86_avx2"}

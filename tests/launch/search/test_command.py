@@ -26,6 +26,8 @@ from compress.pipeline.run import run_pipeline
 from compress.utils.files import METRICS, MODEL, STAGE, digest_of_file, read_json
 from tests.launch.test_command import assert_refused, command, tiny
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).resolve().parents[3]
 LAST = "03_distill"
 
