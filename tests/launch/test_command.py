@@ -1,6 +1,6 @@
 """The command line: a mistake ends in one line that helps, and a killed run goes on to the same weights."""
 
-import logging
+import json
 import os
 import shutil
 import signal
@@ -8,14 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from compress.launch.cli import main
 from compress.models import Architecture, build
 from compress.utils.files import MODEL, STAGE, digest_of_file
 from tests.conftest import tiny_arrays
@@ -43,29 +41,28 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.fixture(scope="module")
+def forks() -> Iterator[subprocess.Popen]:
+    """A process that forks for each command line."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.forked_commands"],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+    ) as process:  # fmt: skip
+        yield process
+        process.stdin.close()
+
+
 @pytest.fixture
-def run_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Iterator[Run]:
-    """As `run`, in this process: what a run sets for all of it is as it was behind the test."""
-    loggers = [logging.getLogger(name) for name in (None, "compress")]
-    before = [(logger.handlers[:], logger.level, logger.propagate, logger.disabled) for logger in loggers]
-    threads = torch.get_num_threads()
-    monkeypatch.chdir(ROOT)
+def run_forked(forks: subprocess.Popen, tmp_path: Path) -> Run:
+    """As `run`, in a fork of a process that has imported the package."""
 
-    def run_here(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-        line = ["compress", *arguments, f"hydra.run.dir={folder}"]
-        monkeypatch.setattr(sys, "argv", line[:])
-        capfd.readouterr()
-        status = main()
-        return subprocess.CompletedProcess(line, status, *capfd.readouterr())
+    def run_forked(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+        words, outputs = [*arguments, f"hydra.run.dir={folder}"], [tmp_path / "stdout", tmp_path / "stderr"]
+        forks.stdin.write(json.dumps([words, *map(str, outputs)]) + "\n")
+        status = int(forks.stdout.readline())
+        return subprocess.CompletedProcess(words, status, *(path.read_text() for path in outputs))
 
-    with mock.patch.dict(os.environ):
-        yield run_here
-    torch.set_num_threads(threads)
-    for logger, (handlers, level, propagate, disabled) in zip(loggers, before, strict=True):
-        for handler in set(logger.handlers) - set(handlers):
-            handler.close()
-        logger.handlers[:], logger.propagate, logger.disabled = handlers, propagate, disabled
-        logger.setLevel(level)
+    return run_forked
 
 
 def tiny(npz: Path) -> list[str]:
@@ -120,27 +117,27 @@ def test_a_process_ends_with_the_mistake(tmp_path: Path, arguments: list[str], p
     ],
     ids=lambda value: "-".join(value[-1:]) if isinstance(value, list) else None,
 )
-def test_a_mistake_ends_in_one_line(run_here: Run, tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
-    assert_refused(run_here(tmp_path / "run", *arguments), *parts)
+def test_a_mistake_ends_in_one_line(run_forked: Run, tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
+    assert_refused(run_forked(tmp_path / "run", *arguments), *parts)
     assert not list(tmp_path.glob("run/0*"))
 
 
-def test_data_that_cannot_be_used_ends_in_one_line(run_here: Run, tmp_path: Path) -> None:
+def test_data_that_cannot_be_used_ends_in_one_line(run_forked: Run, tmp_path: Path) -> None:
     one_class = tiny_arrays() | {"train_labels": np.zeros(120, np.int64), "test_labels": np.zeros(45, np.int64)}
     np.savez(tmp_path / "bad.npz", **one_class)
-    assert_refused(run_here(tmp_path / "run", *tiny(tmp_path / "bad.npz")), "one class only")
+    assert_refused(run_forked(tmp_path / "run", *tiny(tmp_path / "bad.npz")), "one class only")
 
 
-def test_a_checkpoint_of_another_architecture_leaves_no_stage(run_here: Run, tmp_path: Path, tiny_npz: Path) -> None:
+def test_a_checkpoint_of_another_architecture_leaves_no_stage(run_forked: Run, tmp_path: Path, tiny_npz: Path) -> None:
     torch.save(build(Architecture("resnet8", "small", 1, 3)).state_dict(), tmp_path / "other.pth")
-    done = run_here(
+    done = run_forked(
         tmp_path / "run", *tiny(tiny_npz), "teacher.model=resnet20", f"teacher.checkpoint={tmp_path}/other.pth"
     )
     assert_refused(done, "other.pth", "lacks layer1.1")
     assert not list(tmp_path.glob(f"run/*/{STAGE}"))
 
 
-def test_a_corrupt_image_leaves_no_stage(run_here: Run, tmp_path: Path) -> None:
+def test_a_corrupt_image_leaves_no_stage(run_forked: Run, tmp_path: Path) -> None:
     for split in ("train", "test"):
         for label, colour in (("red", 200), ("dark", 10)):
             (tmp_path / "data" / split / label).mkdir(parents=True)
@@ -150,13 +147,13 @@ def test_a_corrupt_image_leaves_no_stage(run_here: Run, tmp_path: Path) -> None:
                 )
     (tmp_path / "data" / "test" / "red" / "5.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     arguments = [*tiny(tmp_path), "data=imagefolder", f"data.root={tmp_path}/data", "data.workers=1"]
-    assert_refused(run_here(tmp_path / "run", *arguments), "test/red/5.png")
+    assert_refused(run_forked(tmp_path / "run", *arguments), "test/red/5.png")
     assert not list(tmp_path.glob(f"run/*/{STAGE}"))
 
 
-def test_a_folder_that_cannot_be_written_ends_in_one_line(run_here: Run, tmp_path: Path, tiny_npz: Path) -> None:
+def test_a_folder_that_cannot_be_written_ends_in_one_line(run_forked: Run, tmp_path: Path, tiny_npz: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert_refused(run_here(tmp_path / "file" / "run", *tiny(tiny_npz)), "Not a directory")
+    assert_refused(run_forked(tmp_path / "file" / "run", *tiny(tiny_npz)), "Not a directory")
 
 
 @pytest.fixture
@@ -208,9 +205,9 @@ def kill_when(folder: Path, sign: str, *arguments: str) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def test_a_run_killed_in_its_stages_ends_as_one_that_was_not(run_here: Run, tmp_path: Path, tiny_npz: Path) -> None:
+def test_a_run_killed_in_its_stages_ends_as_one_that_was_not(run_forked: Run, tmp_path: Path, tiny_npz: Path) -> None:
     arguments = tiny(tiny_npz)
-    whole = run_here(tmp_path / "whole", *arguments)
+    whole = run_forked(tmp_path / "whole", *arguments)
     assert whole.returncode == 0, whole.stderr
     for done, sign in ((1, "prune: starts"), (3, "quantize: epoch 1")):  # tests/faults kills at any moment
         kill_when(tmp_path / "killed", sign, *arguments)
