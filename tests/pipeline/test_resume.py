@@ -343,7 +343,7 @@ def test_the_key_does_not_depend_on_how_often_is_saved(chain: Chain) -> None:
     often = replace(chain.config, train=replace(chain.config.train, checkpoint_minutes=0.5))
     other = replace(chain.config, train=replace(chain.config.train, momentum=0.5))
     runs = (
-        compute.Run(config, chain.data, torch.device("cpu"), 1, ProcessGroup(), None)
+        compute.RunContext(config, chain.data, torch.device("cpu"), 1, ProcessGroup(), None)
         for config in (chain.config, often, other)
     )
     found, same, changed = (compute.stage_inputs("teacher", run, None) for run in runs)
