@@ -41,9 +41,10 @@ def first_run(figures: dict[str, Record]) -> str:
     ]
     lines.insert(1, " " + "─" * (len(lines[0]) - 1))
     table = "\n".join(lines)
+    beside = "alone" if record["jobs"] == 1 else f"one of {record['jobs']} runs at once"
     return (
         f"```\n{table}\n```\n\n"
-        f"That took {run['minutes']:.1f} minutes as `{record['command']} seed=0`, one of {record['jobs']} runs at once "
+        f"That took {run['minutes']:.1f} minutes as `{record['command']} seed=0`, {beside}, "
         f"on {record['cores']} cores of {record['cpu']}, at commit {record['commit']} ({record['date']}); another CPU "
         "gives other digits."
     )
