@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from compress.export.onnx_graph import constant, producer, required_input
 from compress.export.onnx_rewrites import (
     add_fourth_channel,
     add_initializer,
@@ -69,10 +70,10 @@ class _Graph:
                 self._add_kernel(node)
 
     def _add_quantize(self, node: ir.Node) -> None:
-        source = _input(node, 0).producer()
+        source = required_input(node, 0).producer()
         while source is not None and source.op_type in CLAMPS | MOVES:
-            source = _input(source, 0).producer()
-        before = self._tensor(_input(node, 0))
+            source = required_input(source, 0).producer()
+        before = self._tensor(required_input(node, 0))
         if before is not None and same_grid(before, node):
             self.first_quantize[node] = before
             return
@@ -81,44 +82,36 @@ class _Graph:
 
     def _add_kernel(self, node: ir.Node) -> None:
         if node.op_type in LAYERS:
-            values = [_input(node, 0)]
+            values = [required_input(node, 0)]
         else:
             values = [value for value in node.inputs if value is not None and not _is_constant(value)]
         tensors = [tensor for tensor in map(self._tensor, values) if tensor is not None]
         if len(tensors) < len(values):  # it reads a float tensor
             return
         if node.op_type in LAYERS:
-            weight = _input(node, 1).producer()
-            if weight is None or weight.op_type != "DequantizeLinear" or not _is_constant(_input(node, 1)):
+            weight = producer(node.inputs[1], "DequantizeLinear")
+            if weight is None or constant(weight.inputs[0]) is None:
                 return
-            self.layers[node] = str(_input(weight, 0).name).removesuffix(".weight")
+            self.layers[node] = str(required_input(weight, 0).name).removesuffix(".weight")
         self.inputs[node] = tensors
 
     def _tensor(self, value: ir.Value) -> ir.Node | None:
         """Returns the quantized tensor that `value` is, at once or after moves; None for a float one."""
         node = value.producer()
         while node is not None and node.op_type in MOVES | {"DequantizeLinear"}:
-            node = _input(node, 0).producer()
+            node = required_input(node, 0).producer()
         return None if node is None else self.first_quantize.get(node)
-
-
-def _input(node: ir.Node, position: int) -> ir.Value:
-    """Returns the input at `position`. Raises ValueError where the node lacks it."""
-    value = node.inputs[position]
-    if value is None:
-        raise ValueError(f"received {node.op_type} {node.name} without input {position}; expected a file that has it")
-    return value
 
 
 def _is_constant(value: ir.Value) -> bool:
     """Whether the value is dequantized from an initializer."""
-    node = value.producer()
-    return node is not None and node.op_type == "DequantizeLinear" and _input(node, 0).const_value is not None
+    node = producer(value, "DequantizeLinear")
+    return node is not None and constant(node.inputs[0]) is not None
 
 
 def _remove_quantize(model: ir.Model, quantize: ir.Node) -> None:
     """Lets the readers of the dequantized values of `quantize` read its input instead."""
-    value = _input(quantize, 0)
+    value = required_input(quantize, 0)
     for reader in list(quantize.outputs[0].consumers()):
         if reader.op_type == "Pad":  # it pads integers with the zero point
             reader.replace_input_with(0, value)

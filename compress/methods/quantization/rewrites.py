@@ -15,6 +15,7 @@ from compress.models.graph.aten_patterns import (
     is_call,
     is_float,
     is_move,
+    replace_call,
     tensor_of,
     weighted_calls,
 )
@@ -30,9 +31,8 @@ def split_gated_activations(module: GraphModule) -> None:
         with module.graph.inserting_before(node):
             gate = module.graph.call_function(GATE_OF[node.target], (node.args[0],))
             product = module.graph.call_function(aten.mul.Tensor, (node.args[0], gate))
-        gate.meta, product.meta = dict(node.meta), dict(node.meta)
-        node.replace_all_uses_with(product)
-        module.graph.erase_node(node)
+        gate.meta = dict(node.meta)
+        replace_call(module, node, product)
     module.recompile()
 
 
@@ -175,9 +175,7 @@ def hard_sigmoid_as_sum(module: GraphModule) -> None:
             sixth = module.graph.call_function(DEQUANTIZE, (x.args[0], x.args[1] / 6, *x.args[2:]))
             half = module.graph.call_function(DEQUANTIZE, (module.graph.get_attr(name), 0.5 / 255, *HALF_GRID))
             total = module.graph.call_function(aten.add.Tensor, (sixth, half))
-        total.meta = dict(node.meta)  # with the module that calls it
-        node.replace_all_uses_with(total)
-        module.graph.erase_node(node)
+        replace_call(module, node, total)
     module.graph.eliminate_dead_code()
     module.recompile()
 

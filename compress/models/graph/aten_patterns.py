@@ -1,4 +1,4 @@
-"""Lists the operators that ONNX Runtime can run in int8, and reads their nodes in an exported graph."""
+"""Lists the operators that ONNX Runtime can run in int8; reads and replaces their nodes in an exported graph."""
 
 from collections.abc import Callable
 from typing import Any, TypeGuard, overload
@@ -171,3 +171,10 @@ def line_of(node: Node) -> str:
     """Returns " (net.py, line 12)" for the innermost line outside the libraries that calls `node`; "" if unknown."""
     line = innermost_line(node.meta.get("stack_trace"))
     return f" ({line})" if line else ""
+
+
+def replace_call(module: GraphModule, node: Node, replacement: Node) -> None:
+    """Replaces `node` by `replacement`, in place, which takes over the shape and the layer that `node` records."""
+    replacement.meta = dict(node.meta)
+    node.replace_all_uses_with(replacement)
+    module.graph.erase_node(node)

@@ -20,6 +20,7 @@ from compress.models.graph.aten_patterns import (
     is_dropout,
     only_user,
     place_of,
+    replace_call,
     tensor_of,
 )
 from compress.utils.errors import UserError
@@ -115,9 +116,7 @@ def lower_conv_batch_norm(module: GraphModule) -> None:
                 weight_node = module.graph.call_module(f"{node.target}.weight_quantizer", (weight_node,))
             operator = aten.conv1d.default if weight.dim() == 3 else aten.conv2d.default
             conv = module.graph.call_function(operator, (node.args[0], weight_node, bias_node, *block.options.values()))
-        conv.meta = dict(node.meta)
-        node.replace_all_uses_with(conv)
-        module.graph.erase_node(node)
+        replace_call(module, node, conv)
     _tidy(module)
 
 
@@ -164,9 +163,7 @@ def _call_module(module: GraphModule, node: Node, name: str, replacement: nn.Mod
     module.set_submodule(name, replacement)
     with module.graph.inserting_before(node):
         call = module.graph.call_module(name, inputs)
-    call.meta = dict(node.meta)
-    node.replace_all_uses_with(call)
-    module.graph.erase_node(node)
+    replace_call(module, node, call)
 
 
 def _tidy(module: GraphModule) -> None:

@@ -15,6 +15,7 @@ from compress.models.graph.aten_patterns import (
     aten,
     is_call,
     is_move,
+    replace_call,
     tensor_of,
 )
 
@@ -87,9 +88,7 @@ def pad_by_numbers(module: GraphModule) -> None:
             conv = module.graph.call_function(
                 _PADDED_BY_NAME[node.target], (x, weight, bias, stride, half, dilation, groups)
             )
-        conv.meta = dict(node.meta)
-        node.replace_all_uses_with(conv)
-        module.graph.erase_node(node)
+        replace_call(module, node, conv)
     module.recompile()
 
 
@@ -117,9 +116,7 @@ def products_as_linear(module: GraphModule) -> None:
         with module.graph.inserting_before(node):
             turned = _call(module, aten.t.default, (matrix,), node)
             linear = module.graph.call_function(aten.linear.default, (x, turned))
-        linear.meta = dict(node.meta)
-        node.replace_all_uses_with(linear)
-        module.graph.erase_node(node)
+        replace_call(module, node, linear)
     module.recompile()
 
 
@@ -143,9 +140,7 @@ def attention_with_heads(module: GraphModule) -> None:
             options = dict(node.kwargs)
             attention = _call(module, node.target, tuple(operands), node, options)
             flat = module.graph.call_function(aten.squeeze.dim, (attention, 1))
-        flat.meta = dict(node.meta)
-        node.replace_all_uses_with(flat)
-        module.graph.erase_node(node)
+        replace_call(module, node, flat)
     module.recompile()
 
 
@@ -159,9 +154,7 @@ def _flatten_windows(module: GraphModule, node: Node) -> None:
         attention = _call(module, node.target, (*operands, *node.args[3:]), node, dict(node.kwargs))
         shape = [-1, *(int(size) for size in node.meta["val"].shape[1:])]
         whole = module.graph.call_function(aten.view.default, (attention, shape))
-    whole.meta = dict(node.meta)
-    node.replace_all_uses_with(whole)
-    module.graph.erase_node(node)
+    replace_call(module, node, whole)
 
 
 @torch.no_grad()
@@ -281,13 +274,11 @@ def _call(module: GraphModule, target: Callable, arguments: tuple, like: Node, o
 
 
 def global_pools_as_means(module: GraphModule) -> None:
-    """Write an average pooling to one pixel as a mean over height and width, in place, as torch decomposes it."""
+    """Writes an average pooling to one pixel as a mean over height and width, in place, as torch decomposes it."""
     for node in list(module.graph.nodes):
         if not is_call(node, {aten.adaptive_avg_pool2d.default}) or node.args[1] not in (1, [1], [1, 1]):
             continue
         with module.graph.inserting_before(node):
             mean = module.graph.call_function(aten.mean.dim, (node.args[0], [-1, -2], True))
-        mean.meta = dict(node.meta)
-        node.replace_all_uses_with(mean)
-        module.graph.erase_node(node)
+        replace_call(module, node, mean)
     module.recompile()
