@@ -1,7 +1,6 @@
 """Recommends a setting where int8 loses accuracy, from the ranges of the channels."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,20 +14,15 @@ from compress.models.graph.capture import capture
 _WIDE = 16  # times the median range: an ordinary channel then has 16 of the 256 steps
 
 
-class AccuracyDrop(Protocol):
-    """Percentage points of top-1 that int8 loses on some images, with the 95 % interval."""
+@dataclass(frozen=True)
+class AccuracyDrop:
+    """Points of the validation metric that int8 loses, with the 95 % interval."""
 
-    @property
-    def points(self) -> float: ...
-
-    @property
-    def low(self) -> float: ...
-
-    @property
-    def high(self) -> float: ...
-
-    @property
-    def images(self) -> int: ...
+    points: float
+    low: float
+    high: float
+    images: int
+    metric: str  # as a report calls it, "top-1" for instance
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ def widest_spread(network: nn.Module, images: Tensor) -> Spread | None:
 def advise(network: nn.Module, images: Tensor, config: QuantizeConfig, drop: AccuracyDrop) -> str:
     """Returns a sentence: the accuracy that int8 lost against the float `network`, a likely cause, and what to set."""
     lost = (
-        f"int8 lost {drop.points:.2f} points of validation top-1 against the float network "
+        f"int8 lost {drop.points:.2f} points of validation {drop.metric} against the float network "
         f"(95 % interval {drop.low:.2f} to {drop.high:.2f}, {drop.images} images)"
     )
     spread = widest_spread(network, images)

@@ -1,5 +1,6 @@
 """Where int8 loses accuracy, the run says which setting would help, from the ranges of the channels."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ from torch import nn
 
 from compress.config.schema import QuantizeConfig
 from compress.evaluation import int8_loss
-from compress.evaluation.int8_loss import Loss, validation_loss
-from compress.methods.quantization.advice import advise, widest_spread
+from compress.evaluation.int8_loss import validation_loss
+from compress.methods.quantization.advice import AccuracyDrop, advise, widest_spread
 
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-LOSS = Loss(points=30.0, low=20.0, high=40.0, images=100)
+LOSS = AccuracyDrop(points=30.0, low=20.0, high=40.0, images=100, metric="top-1")
 
 
 def network(times: float) -> nn.Module:
@@ -53,6 +54,11 @@ def test_what_is_set_already_is_not_advised(times: float, settings: dict, named:
     assert not any(part in text for part in unnamed), text
 
 
+def test_the_metric_is_that_of_the_task() -> None:
+    text = advise(network(1), IMAGES, QuantizeConfig(), replace(LOSS, metric="AUROC"))
+    assert text.startswith("int8 lost 30.00 points of validation AUROC against the float network")
+
+
 @pytest.mark.parametrize(("wrong", "told"), [(0, False), (1, False), (30, True)])
 def test_a_loss_is_told_beyond_chance_only(wrong: int, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = torch.arange(60) % 3
@@ -73,3 +79,4 @@ def test_a_loss_is_told_beyond_chance_only(wrong: int, told: bool, monkeypatch: 
     if loss:
         assert loss.points == pytest.approx(50)
         assert 0 < loss.low < 50 < loss.high
+        assert loss.metric == "top-1"
