@@ -11,7 +11,7 @@ from torch import nn
 
 from compress.models.seeds import seeded
 from compress.utils.errors import UserError
-from compress.utils.user_code import to_user_error
+from compress.utils.user_code import error_in_user_code
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _EXPECTED = "package.module:function, a function that returns a torch.nn.Module"
@@ -51,10 +51,10 @@ def call_factory(name: str, shape: tuple[int, int, int], classes: int, seed: int
             except TypeError as error:
                 refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
                 if refused is None or refused[1] not in spare:
-                    raise to_user_error(f"teacher.factory={name}", error) from error
+                    raise error_in_user_code(f"teacher.factory={name}", error) from error
                 spare = _without(refused[1], spare)
             except (Exception, SystemExit) as error:
-                raise to_user_error(f"teacher.factory={name}", error) from error
+                raise error_in_user_code(f"teacher.factory={name}", error) from error
     if not isinstance(network, nn.Module):
         raise UserError(
             f"teacher.factory={name}, which returned {type(network).__name__}", _EXPECTED, "return a network"
@@ -72,14 +72,14 @@ def _find(name: str) -> Any:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise to_user_error(f"teacher.factory={name}", error) from error
+                raise error_in_user_code(f"teacher.factory={name}", error) from error
             raise UserError(
                 f"teacher.factory={name}: {error}",
                 _EXPECTED,
                 "mend the name, or start where the module lies, or put its folder into PYTHONPATH",
             ) from error
         except (Exception, SystemExit) as error:
-            raise to_user_error(f"teacher.factory={name}", error) from error
+            raise error_in_user_code(f"teacher.factory={name}", error) from error
     if not hasattr(module, function):
         near = difflib.get_close_matches(function, [key for key in vars(module) if not key.startswith("_")], 3, 0.5)
         raise UserError(

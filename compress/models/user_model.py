@@ -17,7 +17,7 @@ from compress.models.identity import user_model_digest
 from compress.models.outputs import difference, fixed_images, outputs_digest
 from compress.models.seeds import seeded
 from compress.utils.errors import UserError
-from compress.utils.user_code import to_user_error
+from compress.utils.user_code import error_in_user_code
 
 __all__ = ["USER_MODELS", "identity", "register_user_model", "user_model", "user_model_digest"]
 
@@ -157,7 +157,7 @@ def _forward(network: nn.Module, name: str, images: torch.Tensor, expected: str)
         with torch.no_grad():
             return network(images)
     except Exception as error:
-        fault = to_user_error(f"{name}, which fails on such images", error)
+        fault = error_in_user_code(f"{name}, which fails on such images", error)
         expected = expected or f"a network that takes images (N, {', '.join(map(str, images.shape[1:]))})"
         raise UserError(
             fault.received.replace(", which raises", ":", 1), expected, "mend it, or set data.image_size"

@@ -45,7 +45,7 @@ def user_line(error: BaseException) -> str | None:
     return None
 
 
-def to_user_error(received: str, error: BaseException) -> UserError:
+def error_in_user_code(received: str, error: BaseException) -> UserError:
     """Returns `error`, which the user's code raised, as a UserError with its file and line.
 
     Where it passed no line of the user's code, the place is the last call in a library.
