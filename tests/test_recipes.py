@@ -1,6 +1,7 @@
 """Every recipe runs to its end on tiny data, in its own combination of settings."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,24 +42,32 @@ OTHERS = sorted({path.stem for path in RECIPES.glob("*.yaml")} - {WHOLE})
 
 def test_the_first_recipe_runs_to_its_end_on_its_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with real_measure():
-        run_to_its_end(WHOLE, tmp_path, monkeypatch)
+        summary, config = run_small(WHOLE, tmp_path, monkeypatch)
+    assert_compressed(summary, config)
+    assert (tmp_path / "04_quantize" / "model.onnx").is_file()
 
 
 @pytest.mark.parametrize("recipe", OTHERS)
 def test_a_recipe_runs_to_its_end(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_to_its_end(recipe, tmp_path, monkeypatch)
+    summary, config = run_small(recipe, tmp_path, monkeypatch)
+    assert_compressed(summary, config)
+    assert (tmp_path / "04_quantize" / "model.onnx").is_file()
 
 
-def run_to_its_end(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_small(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], Config]:
+    """The summary of a recipe on tiny data, and the config that it ran with."""
     for name in ARRAYS:
         monkeypatch.setitem(data_sets.ARRAYS, name, lambda config, name=name: tiny_source(3 if name == "npz" else 1))
     config = small_config(recipe, tmp_path)
-    summary = run_pipeline(config, tmp_path)
+    return run_pipeline(config, tmp_path), config
+
+
+def assert_compressed(summary: dict[str, Any], config: Config) -> None:
+    """Every stage is there, and the last file is as much smaller as int8 and the ratio of filters make it."""
     assert [row["stage"] for row in summary["stages"]] == ["01_teacher", "02_prune", "03_distill", "04_quantize"]
     last = summary["stages"][-1]
     assert last["times_smaller"] > 4
     assert last["times_fewer_macs"] > 0.95 / (1 - config.prune.ratio)
-    assert (tmp_path / "04_quantize" / "model.onnx").is_file()
 
 
 def small_config(recipe: str, folder: Path) -> Config:

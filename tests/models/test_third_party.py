@@ -33,16 +33,27 @@ FAMILIES = {
 }  # fmt: skip
 
 
+def logits_shape(name: str, shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """Of what a network for seven classes returns for two images; without values where it is built without any."""
+    device = torch.device("cpu") if "regnet" in name else META
+    with device, torch.no_grad():
+        network = build(Architecture(name, "imagenet", shape[0], 7, shape[1])).eval()
+        return tuple(network(torch.zeros(2, *shape)).shape)
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_family_takes_the_classes_and_channels_that_are_asked_for(name: str, channels: int) -> None:
-    require_model_fits(f"torchvision/{name}", "teacher.model", (channels, FAMILIES[name], FAMILIES[name]), 7)
+    shape = (channels, FAMILIES[name], FAMILIES[name])
+    require_model_fits(f"torchvision/{name}", "teacher.model", shape, 7)
+    assert logits_shape(f"torchvision/{name}", shape) == (2, 7)
 
 
 @needs_timm
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_mambaout"])
 def test_timms_networks_take_them_too(name: str) -> None:
     require_model_fits(f"timm/{name}", "teacher.model", (1, 64, 64), 7)
+    assert logits_shape(f"timm/{name}", (1, 64, 64)) == (2, 7)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tests import own_outputs
 from tests.own_outputs import Small, WithAuxiliaryHead
 
 ALL = ["teacher", "prune", "distill", "quantize"]
+PASSED = "tried untrained, through all stages"
 
 
 def attempt(config: Config, network: nn.Module, stages: list[str] = ALL, **changes: object) -> None:
@@ -35,8 +36,12 @@ def attempt(config: Config, network: nn.Module, stages: list[str] = ALL, **chang
 
 
 @pytest.mark.parametrize("mode", ["ptq", "qat"])
-def test_a_network_with_an_auxiliary_head_passes_all_stages(tiny_config: Config, mode: str) -> None:
-    attempt(tiny_config, WithAuxiliaryHead(lambda *both: both), mode=mode)
+def test_a_network_with_an_auxiliary_head_passes_all_stages(
+    tiny_config: Config, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        attempt(tiny_config, WithAuxiliaryHead(lambda *both: both), mode=mode)
+    assert PASSED in caplog.text
 
 
 REFUSED = {
@@ -60,6 +65,7 @@ def test_a_line_that_only_train_mode_reaches_is_passed_by(
 ) -> None:
     with caplog.at_level(logging.INFO):
         attempt(tiny_config, Small(own_outputs.fails_in_train_mode), ["teacher"])
+    assert PASSED in caplog.text
 
 
 def test_a_layer_that_fails_in_train_mode_is_refused_with_its_line(tiny_config: Config) -> None:

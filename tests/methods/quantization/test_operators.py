@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from compress.export.onnx import export_onnx
 from compress.export.onnx_inspect import executed_operators
 from compress.methods.quantization.float_share import read_float_share
 from compress.methods.quantization.pt2e import calibrate, convert, prepare
+from compress.models.graph.aten_patterns import QUANTIZE, is_call
 from compress.models.graph.capture import capture
 
 SHAPE = (3, 12, 12)
@@ -271,13 +273,23 @@ def test_parts_of_a_concatenation_share_the_range_of_all(qat: bool, tmp_path, ru
     network = Net(lambda net, x: net.both(torch.cat([x.mean((2, 3)), net.wide(x).mean((2, 3))], 1)), wide=wide)
     network.both = nn.Linear(16, 5)
     quantized(network, tmp_path / "model.onnx", run_onnx, qat)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    stored = {value.name: float(onnx.numpy_helper.to_array(value)) for value in graph.initializer if not value.dims}
+    makers = {output: node for node in graph.node for output in node.output}
+    (concatenation,) = (node for node in graph.node if node.op_type == "Concat")
+    parts = [makers[name] for name in concatenation.input]
+    assert [part.op_type for part in parts] == ["DequantizeLinear"] * 2
+    assert len({stored[part.input[1]] for part in parts}) == 1
 
 
 def test_a_moved_table_of_positions_stays_as_it_is(tmp_path, run_onnx) -> None:
     """A view of whole numbers that no operator made: attention looks up its biases by one."""
     network = Net(pooled(lambda net, x: net.a(x) + net.table[torch.arange(8).view(-1)].view(1, 8, 1, 1)), a=conv())
     network.table = nn.Parameter(torch.rand(8))
-    quantized(network, tmp_path / "model.onnx", run_onnx)
+    converted = quantized(network, tmp_path / "model.onnx", run_onnx)
+    sources = [node.args[0].meta["val"] for node in converted.graph.nodes if is_call(node, {QUANTIZE})]
+    assert sources
+    assert all(value.is_floating_point() for value in sources)
 
 
 def test_attention_in_windows_is_written_as_attention(tmp_path, run_onnx) -> None:
@@ -291,6 +303,9 @@ def test_attention_in_windows_is_written_as_attention(tmp_path, run_onnx) -> Non
 
     network = Net(windows, a=conv(), out=nn.Linear(8, 5))
     quantized(network, tmp_path / "model.onnx", run_onnx)
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    nodes = [node for node in capture(network, IMAGES[:1]).graph.nodes if node.target is attention]
+    assert [node.meta["val"].dim() for node in nodes] == [4]
 
 
 def transformers() -> dict[str, nn.Module]:
