@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from compress.config.schema import Config, TrainConfig
+from compress.config.schema import Config
 from compress.data import load_data
-from compress.data.augmentation import ShardFn
 from compress.data.dataset import Batch, Data
 from compress.methods.distillation.losses import label_loss
 from compress.models.artifact import Artifact, write_model
@@ -29,80 +28,15 @@ from compress.training import checkpoint as checkpoint_module
 from compress.training.checkpoint import Checkpoint
 from compress.training.context import Context
 from compress.training.distributed import ProcessGroup
-from compress.training.loop import LossFn, TrainSettings, train
+from compress.training.loop import LossFn
 from compress.training.tensorboard import TensorBoardWriter
-from compress.utils.errors import Interrupted, UserError
+from compress.utils.errors import UserError
 from compress.utils.files import MODEL, SPEC, STAGE, TRAINING, digest_of_file, training_file
-from compress.utils.signals import deferred_signals
 from tests.config.test_config import composed
 from tests.conftest import make_tiny_config
 from tests.data.test_data import image_folder
 from tests.launch.test_command import ROOT, command
-
-CPU = torch.device("cpu")
-EPOCHS, STEPS = 3, 3  # of the small training; each epoch is saved after every step, one validation batch and its end
-SAVINGS = EPOCHS * (STEPS + 2)
-
-
-class Killed(BaseException):
-    """What a SIGKILL is to a process."""
-
-
-def dying(path: Path, savings: int, key: str = "key") -> Checkpoint:
-    """A checkpoint of every step whose process dies behind the last of so many `savings`."""
-    checkpoint = Checkpoint(path, key, 0)
-    save, done = checkpoint.save, []
-
-    def save_and_die(*state) -> None:
-        save(*state)
-        done.append(1)
-        if len(done) == savings:
-            raise Killed
-
-    checkpoint.save = save_and_die
-    return checkpoint
-
-
-@pytest.fixture
-def data(tiny_config: Config) -> Data:
-    tiny_config.data.flip = True
-    return load_data(tiny_config.data, 0)
-
-
-def small_network(seed: int) -> nn.Module:
-    """Batch norm, dropout and filters in channels_last: all that a state can hold."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 3, padding=1),
-        nn.BatchNorm2d(6),
-        nn.ReLU(),
-        nn.Conv2d(6, 8, 3, stride=2),
-        nn.Flatten(),
-        nn.Dropout(0.3),
-        nn.Linear(72, 3),
-    )
-
-
-def small_training(
-    data: Data,
-    folder: Path,
-    checkpoint: Checkpoint | None,
-    loss: LossFn | None = None,
-    seed: int = 0,
-    **settings: float | str,
-) -> tuple[nn.Module, list[dict[str, float]]]:
-    """The network and the history; `seed` is that of the weights and of every global random number."""
-    network = small_network(seed)
-    random.seed(seed)
-    np.random.seed(seed)
-    with TensorBoardWriter(folder) as curves:
-        context = Context(data, None, TrainConfig(**settings), CPU, 5, curves, checkpoint)
-        return network, train(network, loss or label_loss(0.0), context, TrainSettings("test", EPOCHS, 0.05))
-
-
-def assert_equal(network: nn.Module, wanted: nn.Module) -> None:
-    found, state = network.state_dict(), wanted.state_dict()
-    assert [name for name in state if not torch.equal(found[name], state[name])] == []
+from tests.pipeline.small_training import CPU, EPOCHS, SAVINGS, STEPS, Killed, assert_equal, dying, small_training
 
 
 def randoms() -> tuple[float, float, float]:
@@ -348,85 +282,6 @@ def test_the_key_does_not_depend_on_how_often_is_saved(chain: Chain) -> None:
     )
     found, same, changed = (compute.stage_inputs("teacher", run, None) for run in runs)
     assert found == same != changed
-
-
-@pytest.fixture
-def handlers() -> Iterator[list]:
-    """Those of SIGTERM and SIGINT, which must be as before at the end."""
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    yield before
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_training_behind_its_step(data: Data, tmp_path: Path, handlers: list, number: int) -> None:
-    calls = []
-
-    def loss(network: nn.Module, examples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        calls.append(1)
-        if len(calls) == 5:
-            signal.raise_signal(number)
-        return label_loss(0.0)(network, examples)
-
-    wanted, _ = small_training(data, tmp_path / "curves", None)
-    checkpoint = Checkpoint(tmp_path / "state", "key", 10)
-    with pytest.raises(
-        Interrupted, match=f"received {signal.Signals(number).name} after step 5 of 9 of test; its state"
-    ):
-        small_training(data, tmp_path / "curves", checkpoint, loss)
-    assert len(calls) == len(checkpoint.load()[0]["losses.steps"]) == 5
-    found, _ = small_training(data, tmp_path / "curves", checkpoint)
-    assert_equal(found, wanted)
-
-
-def test_a_signal_while_the_last_epoch_is_validated_is_not_lost(data: Data, tmp_path: Path, handlers: list) -> None:
-    batches, reads = data.val.batches, []
-
-    def signalled(part: ShardFn) -> Iterator:
-        reads.append(1)
-        if len(reads) == EPOCHS:
-            signal.raise_signal(signal.SIGTERM)
-        return batches(part)
-
-    data.val.batches = signalled
-    checkpoint = Checkpoint(tmp_path / "state", "key", 10)
-    with pytest.raises(Interrupted, match="after step 9 of 9"):
-        small_training(data, tmp_path / "curves", checkpoint)
-    data.val.batches = batches
-    assert len(checkpoint.load()[0]["losses.steps"]) == EPOCHS * STEPS
-    found, _ = small_training(data, tmp_path / "curves", checkpoint)
-    assert_equal(found, small_training(data, tmp_path / "curves", None)[0])
-
-
-def test_a_second_interrupt_ends_at_once(handlers: list) -> None:
-    def interrupted() -> None:
-        with deferred_signals() as received:
-            for number in (signal.SIGTERM, signal.SIGTERM):
-                signal.raise_signal(number)
-            assert received == [signal.SIGTERM, signal.SIGTERM]
-            signal.raise_signal(signal.SIGINT)
-            pytest.fail("the interrupt was only noted")
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-
-
-def test_a_signal_that_nobody_looked_at_does_what_it_does_outside(handlers: list) -> None:
-    def overlooked() -> None:
-        with deferred_signals() as received:
-            signal.raise_signal(signal.SIGINT)
-            assert received == [signal.SIGINT]
-
-    with pytest.raises(KeyboardInterrupt):
-        overlooked()
-
-
-def test_a_signal_that_the_process_ignores_stays_ignored(handlers: list) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts in the background
-    with deferred_signals() as received:
-        signal.raise_signal(signal.SIGINT)
-    assert received == []
-    signal.signal(signal.SIGINT, handlers[1])
 
 
 @pytest.mark.e2e

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,40 +9,25 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams import metadata
 
-from compress.config.schema import Config, TeacherConfig
+from compress.config.schema import Config
 from compress.data import load_data
 from compress.evaluation.inference import onnx_runner
-from compress.export.onnx_inspect import require_quantized
 from compress.export.onnx_session import open_session
 from compress.methods.restore import restore
-from compress.models.artifact import write_tensors
 from compress.pipeline import compute, stage_runner
 from compress.pipeline import run as pipeline
 from compress.pipeline.run import run_pipeline
 from compress.stages import STAGES, check_order
-from compress.tasks import CLASSIFICATION
 from compress.utils.errors import UserError
-from compress.utils.files import MODEL, ONNX, SENSITIVITY, SENSITIVITY_PLOT, STAGE, digest_of_file, read_json
-from tests.conftest import make_tiny_config, real_measure, uncached
+from compress.utils.files import MODEL, ONNX, STAGE, digest_of_file, read_json
+from tests.conftest import make_tiny_config, uncached
 from tests.data.test_data import image_folder
-from tests.stages.test_stages import spoil
 
 pytestmark = pytest.mark.e2e
 
 FOLDERS = ["01_teacher", "02_prune", "03_distill", "04_quantize"]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_npz: Path) -> Path:
-    """One undisturbed run of all four stages."""
-    folder = tmp_path_factory.mktemp("run")
-    with real_measure():
-        run_pipeline(uncached(make_tiny_config(tiny_npz)), folder)
-    return folder
 
 
 def weights(folder: Path) -> dict[str, str]:
@@ -285,55 +269,6 @@ def test_impossible_orders_are_refused(stages: list[str], message: str) -> None:
         check_order(stages)
 
 
-def tensorboard(folder: Path, name: str) -> EventAccumulator:
-    """One run of a folder's TensorBoard."""
-    return EventAccumulator(str(folder / "tensorboard" / name)).Reload()
-
-
-def test_tensorboard_has_the_curves_of_each_stage_and_the_filters_left(finished: Path) -> None:
-    for name, trained in zip(FOLDERS, (3, 1, 1, 1), strict=True):
-        events = tensorboard(finished, name)
-        tags = events.Tags()
-        assert {"step/loss", "step/learning_rate", "epoch/val_loss", "epoch/val_top1_percent"} <= set(tags["scalars"])
-        assert len(events.Scalars("epoch/val_loss")) == trained
-        others = {tag for tag in tags["scalars"] if not tag.startswith(("epoch/", "step/"))}
-        assert others == ({"summary_by_layer/filters_left_percent"} if name == "02_prune" else set())  # no lone dots
-        assert tags["images"] == []  # the pictures are the page's
-    left = [event.value for event in tensorboard(finished, "02_prune").Scalars("summary_by_layer/filters_left_percent")]
-    assert all(0 < value <= 100 for value in left)
-    assert min(left) < 100
-
-
-def test_tensorboard_has_each_figure_as_a_line_over_the_stages(finished: Path) -> None:
-    events = tensorboard(finished, "stages")
-    metrics = [read_json(finished / name / "metrics.json") for name in FOLDERS]
-    for tag in ("summary/deployed_top1_percent", "summary/size_bytes", "summary/latency_ms_p50", "summary_more/macs"):
-        points = events.Scalars(tag)
-        assert [point.step for point in points] == [1, 2, 3, 4]
-        wanted = [row[tag.partition("/")[2]] for row in metrics]
-        assert [point.value for point in points] == pytest.approx(wanted)
-
-
-def test_tensorboards_groups_begin_with_the_curves(finished: Path) -> None:
-    """TensorBoard orders its groups of cards by name."""
-    tags = {tag for name in (*FOLDERS, "stages") for tag in tensorboard(finished, name).Tags()["scalars"]}
-    groups = sorted({tag.partition("/")[0] for tag in tags})
-    assert groups == ["epoch", "step", "summary", "summary_by_layer", "summary_more"]
-
-
-def test_a_run_is_a_row_of_tensorboards_table(finished: Path) -> None:
-    events = tensorboard(finished, "stages")
-    assert hparams(events)["prune.ratio"].number_value == 0.5
-    assert {name.split(".")[0] for name in hparams(events)} >= {"teacher", "prune", "distill", "quantize"}
-    assert metadata.EXPERIMENT_TAG not in events.summary_metadata  # TensorBoard makes it, of all runs
-
-
-def hparams(events: EventAccumulator) -> dict:
-    """The settings in a run's row of TensorBoard's table."""
-    content = events.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
-    return dict(metadata.parse_session_start_info_plugin_data(content).hparams)
-
-
 def test_a_run_ends_with_its_report(finished: Path) -> None:
     page, text = ((finished / name).read_text() for name in ("report.html", "report.md"))
     top1 = read_json(finished / "04_quantize" / "metrics.json")["deployed_top1_percent"]
@@ -362,63 +297,6 @@ def test_predictions_agree_with_the_metrics(finished: Path) -> None:
         assert 100 * np.mean(found["deployed_top1"] == found["labels"]) == pytest.approx(
             metrics["deployed_top1_percent"]
         )
-
-
-@pytest.fixture(scope="module")
-def mixed(finished: Path, tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
-    """A finished run whose last layer must stay float, and its settings."""
-    folder = tmp_path_factory.mktemp("mixed")
-    teacher = restore(finished / "01_teacher", CPU)
-    spoil(teacher.network)
-    write_tensors(folder / "teacher.safetensors", teacher.tensors())
-    config = uncached(make_tiny_config(tiny_npz))
-    config.stages = ["teacher", "quantize"]
-    config.teacher = TeacherConfig(model="resnet8", checkpoint=str(folder / "teacher.safetensors"), epochs=0)
-    config.quantize.mode, config.quantize.max_drop_points = "ptq", 5.0
-    run_pipeline(config, folder)
-    return folder, config
-
-
-def test_a_layer_kept_in_float_is_in_every_record(mixed: tuple[Path, Config]) -> None:
-    folder, stage = mixed[0], mixed[0] / "02_quantize"
-    record, table = read_json(stage / STAGE), read_json(stage / SENSITIVITY)
-    for name in (SENSITIVITY, SENSITIVITY_PLOT):
-        assert record["files"][name] == digest_of_file(stage / name)
-    assert read_json(stage / "model.json")["quantization"]["float_layers"] == ["linear"]
-    assert [row["layer"] for row in table["layers"] if row["kept_float"]] == ["linear"]
-    assert [row["layer"] for row in record["left_out"]] == ["linear"]
-    assert "kept in float for accuracy" in record["left_out"][0]["reason"]
-    require_quantized(stage / ONNX, ("linear",))
-    teacher, last = (read_json(path / "metrics.json") for path in (folder / "01_teacher", stage))
-    assert last["deployed_top1_percent"] > teacher["deployed_top1_percent"] - 10
-    assert "What each layer costs as int8" in (stage / SENSITIVITY_PLOT).read_text()
-    costs = tensorboard(folder, "02_quantize").Scalars("summary_by_layer/int8_kl_nats")
-    assert [cost.value for cost in costs] == pytest.approx([row["kl_nats"] for row in table["layers"]])
-    settings = hparams(tensorboard(folder, "stages"))
-    assert {name.split(".")[0] for name in settings} >= {"teacher", "quantize"}
-    assert not any(name.startswith(("prune.", "distill.")) for name in settings)  # which did not run
-
-
-def test_a_mixed_network_is_restored_as_it_was_measured(mixed: tuple[Path, Config], tiny_npz: Path) -> None:
-    """What was chosen on the edited file holds for the file that ships, and for the network made of model.json."""
-    stage, config = mixed[0] / "02_quantize", mixed[1]
-    val = compute.load_data(config.data, config.seed).val
-    images = torch.cat([images for images, _ in val.batches()])
-    logits = torch.from_numpy(open_session(stage / ONNX, 1).run(["logits"], {"image": images.numpy()})[0])
-    assert CLASSIFICATION.score(logits, val.labels) == read_json(stage / SENSITIVITY)["chosen_top1_percent"]
-    with torch.no_grad():
-        first, second = (restore(stage, CPU).network(images) for _ in range(2))
-    assert torch.equal(first, second)
-    assert (first - logits).abs().max() < 0.1 * logits.abs().max()
-
-
-def test_a_mixed_run_is_taken_as_it_is_until_the_drop_changes(mixed: tuple[Path, Config], monkeypatch) -> None:
-    folder, config = mixed
-    monkeypatch.setattr(pipeline, "_compute_stage", None)  # a stage that were run would fail
-    run_pipeline(config, folder)
-    config = replace(config, quantize=replace(config.quantize, max_drop_points=6.0))
-    with pytest.raises(TypeError):
-        run_pipeline(config, folder)
 
 
 def test_a_file_for_another_cpu_is_remarked(tiny_npz: Path, tmp_path: Path, monkeypatch, caplog) -> None:

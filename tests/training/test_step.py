@@ -23,7 +23,7 @@ from compress.training.out_of_memory import is_out_of_memory
 from compress.training.step import LossFn
 from compress.training.tensorboard import TensorBoardWriter
 from compress.utils.errors import UserError
-from tests.pipeline.test_resume import Killed, dying, small_network
+from tests.pipeline.small_training import Killed, dying, small_network
 
 CPU = torch.device("cpu")
 
