@@ -80,14 +80,14 @@ def shared_stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     _shared_stages = None
 
 
-_measure = benchmark._run
+_measure = benchmark.run_job
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_measure() -> Iterator[None]:
     """Canned figures in place of a measuring process: few tests look at time and memory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "_run", _canned)
+        patch.setattr(benchmark, "run_job", _canned)
         yield
 
 
@@ -95,7 +95,7 @@ def quick_measure() -> Iterator[None]:
 def real_measure() -> Iterator[None]:
     """The measuring process itself; a run in here is `uncached`, for what is in the shared cache has canned figures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "_run", _measure)
+        patch.setattr(benchmark, "run_job", _measure)
         yield
 
 

@@ -13,16 +13,22 @@ from compress.config.options import option
 class DataConfig:
     """Which images, how they are split, and how they reach the network."""
 
-    name: str = option("digits", "the data set", choices=("digits", "fashion_mnist", "cifar10", "imagefolder", "npz"))
+    name: str = option(
+        "digits",
+        "the data set",
+        choices=("digits", "fashion_mnist", "cifar10", "imagefolder", "npz", "voc", "coco"),
+    )
     root: Optional[str] = option(None, "its folder, or the .npz file")
     task: str = option(
         "classification",
-        "classification: one class an image; multilabel: any number of labels, rows of 0 and 1 (npz)",
-        choices=("classification", "multilabel"),
+        "classification: one class an image; multilabel: any number of labels, rows of 0 and 1 (npz); detection: boxes "
+        "(voc, coco)",
+        choices=("classification", "multilabel", "detection"),
     )
     image_size: Optional[int] = option(
         None,
-        "images are resized to this many pixels a side; null: that of teacher.weights, else 224 (imagefolder) or 32",
+        "images are resized to this many pixels a side; null: that of teacher.weights, else 320 (detection), 224 "
+        "(imagefolder) or 32",
         low=8,
         high=1024,
     )
@@ -34,7 +40,7 @@ class DataConfig:
     )
     interpolation: Optional[str] = option(
         None,
-        "imagefolder: how images are resized; null: that of teacher.weights, else bilinear",
+        "image files: how they are resized; null: that of teacher.weights, else bilinear",
         choices=("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"),
     )
     channels: Optional[int] = option(
@@ -48,20 +54,35 @@ class DataConfig:
         choices=("train", "test"),
     )
     val_fraction: float = option(0.1, "share of that split that becomes validation", low=0.01, high=0.5)
+    test_fraction: float = option(
+        0.2, "voc and coco without test or val images: share of train that becomes the test split", low=0.01, high=0.5
+    )
     mean: Optional[list[float]] = option(
         None, "a channel each, of pixels in [0, 1]; null: that of teacher.weights, else of the train split"
     )
     std: Optional[list[float]] = option(None, "as mean")
-    crop_padding: int = option(2, "augmentation: random crops from an image padded by this many pixels", low=0, high=64)
-    flip: bool = option(False, "augmentation: random left-right flips")
-    workers: int = option(2, "processes that decode files (imagefolder)", low=0, high=64)
+    crop_padding: int = option(
+        2, "augmentation: random crops from an image padded by this many pixels; not for boxes", low=0, high=64
+    )
+    flip: bool = option(False, "augmentation: random left-right flips; not for boxes")
+    box_augmentation: str = option(
+        "ssd",
+        "augmentation of images with boxes: hflip: left-right flips; ssdlite: crops around boxes too; ssd: also "
+        "smaller images on a plain ground, and changed colours",
+        choices=("none", "hflip", "ssdlite", "ssd"),
+    )
+    workers: int = option(2, "processes that decode files (imagefolder, voc, coco)", low=0, high=64)
 
 
 @dataclass
 class TeacherConfig:
     """The network to compress."""
 
-    model: str = option("mobilenet_v2", "a name of python -m compress.models, or torchvision/NAME or timm/NAME")
+    model: str = option(
+        "mobilenet_v2",
+        "a name of python -m compress.models, or torchvision/NAME or timm/NAME; boxes: ssdlite/NAME, or "
+        "ssdlite320_mobilenet_v3_large",
+    )
     factory: Optional[str] = option(
         None, "package.module:function that returns a network of your own, in place of teacher.model"
     )
@@ -74,7 +95,19 @@ class TeacherConfig:
     checkpoint_key: Optional[str] = option(
         None, "which weights of a checkpoint with several; null: the averaged ones (EMA), or the only ones"
     )
-    weights: Optional[str] = option(None, "pretrained weights: torchvision's name, e.g. IMAGENET1K_V1, or timm's tag")
+    weights: Optional[str] = option(
+        None,
+        "pretrained weights: torchvision's name, e.g. IMAGENET1K_V1, or timm's tag; a detector's backbone has them",
+    )
+    backbone_checkpoint: Optional[str] = option(
+        None, "boxes: weights of a classifier for the backbone of ssdlite/NAME, a file as in teacher.checkpoint"
+    )
+    anchor_scales: list[float] = option(
+        [0.2, 0.95],
+        "boxes: sides of the anchors as shares of the image's: the smallest and the largest, evenly spaced over the "
+        "feature maps, or one for each map and one more",
+    )
+    anchor_ratios: list[float] = option([2.0, 3.0], "boxes: aspect ratios of the anchors beside squares, both ways")
     epochs: int = option(12, "0 with a checkpoint: the teacher is taken as it is", low=0, high=10000)
     lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
     freeze_epochs: int = option(
@@ -184,6 +217,9 @@ class ExportConfig:
         ["onnx"],
         "model.onnx, always, and files for other runtimes; each needs its extra installed",
         choices=("onnx", "executorch", "openvino"),
+    )
+    nms: bool = option(
+        False, "boxes: write model_nms.onnx, too, which ends in non-maximum suppression and returns final boxes"
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from compress.config.options import as_typed, check_ranges
-from compress.config.schema import DataConfig, ExportConfig, QuantizeConfig, RepeatConfig, TeacherConfig
+from compress.config.schema import Config, DataConfig, ExportConfig, QuantizeConfig, RepeatConfig, TeacherConfig
 from compress.utils.errors import UserError
 
 
@@ -18,6 +18,8 @@ def _check_together(config: Any) -> None:
     for item in fields(config):
         if is_dataclass(getattr(config, item.name)):
             _check_together(getattr(config, item.name))
+    if isinstance(config, Config):
+        _check_boxes(config)
     if isinstance(config, DataConfig):
         _check_normalisation(config)
         _check_crop(config)
@@ -36,6 +38,16 @@ def _check_together(config: Any) -> None:
             "teacher.epochs=0 and no weights",
             "a trained teacher, or epochs to train one",
             "set teacher.checkpoint=FILE, teacher.weights=NAME or teacher.epochs",
+        )
+
+
+def _check_boxes(config: Config) -> None:
+    """Raises UserError for settings of boxes where classes are predicted."""
+    if config.export.nms and config.data.task != "detection":
+        raise UserError(
+            f"export.nms=true with data={config.data.name}",
+            "images with boxes",
+            "set data=voc or data=coco, or leave export.nms out",
         )
 
 
@@ -66,12 +78,14 @@ def _check_normalisation(data: DataConfig) -> None:
 
 
 def _check_crop(data: DataConfig) -> None:
-    asked = {"crop_share": data.crop_share, "interpolation": data.interpolation}
-    for name, value in asked.items():
-        if value is not None and data.name != "imagefolder":
+    boxes = data.task == "detection"
+    allowed = {"crop_share": data.name == "imagefolder", "interpolation": data.name == "imagefolder" or boxes}
+    for name, value in (("crop_share", data.crop_share), ("interpolation", data.interpolation)):
+        if value is not None and not allowed[name]:
+            why = "images with boxes are not cropped" if boxes else "arrays come as they are"
             raise UserError(
                 f"data.{name}={value} with data={data.name}",
-                "null: arrays come as they are, only images in folders are cropped",
+                f"null: {why}, only images in folders are",
                 f"leave data.{name} out",
             )
 

@@ -1,23 +1,33 @@
 """Loads a data set by name: train, validation and test, split by the seed, normalised and fingerprinted."""
 
 import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from compress.config.schema import DataConfig
-from compress.data.augmentation import Augmentation
+from compress.data.augmentation import Augmentation, BatchAugmentation
+from compress.data.box_augmentation import BoxAugmentation
 from compress.data.builtin import ARRAYS, Arrays, to_memory
+from compress.data.coco import coco
 from compress.data.dataset import Data, Pixels, Split, digest, stratified_split
 from compress.data.defaults import square_of
-from compress.data.image_folder import imagefolder
+from compress.data.image_folder import Files, imagefolder
 from compress.data.labels import warn_of_missing_classes
 from compress.data.targets import TARGETS
+from compress.data.voc import voc
 from compress.utils.errors import UserError
 
 log = logging.getLogger("compress")
 
 _STATISTICS_IMAGES = 4096  # enough for a mean to three digits, and quick where files must be decoded
+
+_FILES: dict[str, Callable[[DataConfig], tuple[dict[str, Files], list[str], list[str]]]] = {
+    "imagefolder": imagefolder,
+    "voc": voc,
+    "coco": coco,
+}
 
 
 class _Source(NamedTuple):
@@ -31,7 +41,7 @@ class _Source(NamedTuple):
 
 def load_data(config: DataConfig, seed: int) -> Data:
     """Returns the data set `config.name`. Raises UserError for files or labels that cannot be used."""
-    splits, classes, digests, channels = _read_files(config) if config.name == "imagefolder" else _read_arrays(config)
+    splits, classes, digests, channels = _read_files(config) if config.name in _FILES else _read_arrays(config)
     labels = {name: part.labels for name, part in splits.items()}
     TARGETS[config.task].check(labels, len(classes), str(config.root or config.name))
     if config.task == "classification":
@@ -52,9 +62,10 @@ def load_data(config: DataConfig, seed: int) -> Data:
         test=test,
         classes=classes,
         shape=(channels, how.size, how.size),
-        augmentation=Augmentation(config.crop_padding, config.flip),
+        augmentation=_augmentation(config, train.mean),
         crop_share=how.crop_share,
         interpolation=how.interpolation,
+        resize="stretch" if how.stretch else "crop",
         fingerprint=digest(*digests, *(part.index.numpy() for part in (train, val, test))),
         val_from=val_from,
         task=config.task,
@@ -62,7 +73,7 @@ def load_data(config: DataConfig, seed: int) -> Data:
 
 
 def _read_files(config: DataConfig) -> _Source:
-    splits, classes, digests = imagefolder(config)
+    splits, classes, digests = _FILES[config.name](config)
     return _Source({**splits}, classes, digests, config.channels or 3)
 
 
@@ -78,6 +89,12 @@ def _read_arrays(config: DataConfig) -> _Source:
             f"data.channels={config.channels} for arrays with {channels}", "image files", "leave data.channels out"
         )
     return _Source({**splits}, classes, digests, channels)
+
+
+def _augmentation(config: DataConfig, mean: torch.Tensor) -> BatchAugmentation:
+    if config.task == "detection":
+        return BoxAugmentation(config.box_augmentation, (mean.flatten() * 255).round().int().tolist())
+    return Augmentation(config.crop_padding, config.flip)
 
 
 def _hold_out(config: DataConfig, labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

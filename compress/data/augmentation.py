@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn import functional as F
@@ -13,6 +14,26 @@ ShardFn = Callable[[torch.Tensor], torch.Tensor]
 def all_rows(rows: torch.Tensor) -> torch.Tensor:
     """Returns the shard of a process that trains alone: the whole batch."""
     return rows
+
+
+class BatchAugmentation(Protocol):
+    """Changes a batch of images at random, and their labels with them."""
+
+    @property
+    def changes(self) -> bool:
+        """Returns whether an image differs from epoch to epoch."""
+        ...
+
+    def __call__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        generator: torch.Generator,
+        shard: ShardFn = all_rows,
+        batch_size: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the augmented images (N, C, H, W), the `shard` of a batch of `batch_size`, and their labels."""
+        ...
 
 
 @dataclass
@@ -28,9 +49,14 @@ class Augmentation:
         return self.crop_padding > 0 or self.flip
 
     def __call__(
-        self, images: torch.Tensor, generator: torch.Generator, shard: ShardFn = all_rows, batch_size: int | None = None
-    ) -> torch.Tensor:
-        """Returns augmented images (N, C, H, W), uint8 or float32.
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        generator: torch.Generator,
+        shard: ShardFn = all_rows,
+        batch_size: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns augmented images (N, C, H, W), uint8 or float32, and the labels as they are.
 
         `images` are the `shard` of a batch of `batch_size`. Random numbers are drawn for all of them, so that each
         image gets the same crop and flip however many processes share the batch.
@@ -42,7 +68,7 @@ class Augmentation:
         if self.flip:
             flipped = shard(torch.rand(count, generator=generator)) < 0.5
             images = torch.where(flipped[:, None, None, None], images.flip(3), images)
-        return images
+        return images, labels
 
 
 def crop(images: torch.Tensor, padding: int, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:

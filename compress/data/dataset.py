@@ -8,17 +8,17 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from compress.data.augmentation import Augmentation, ShardFn, all_rows
+from compress.data.augmentation import BatchAugmentation, ShardFn, all_rows
 from compress.utils.errors import UserError
 
-LabelledImages = tuple[torch.Tensor, torch.Tensor]  # images (N, C, H, W) and labels (N,)
+LabelledImages = tuple[torch.Tensor, torch.Tensor]  # images (N, C, H, W) and labels (N, ...)
 
 
 class Batch(NamedTuple):
     """A training batch, or a part of it."""
 
     images: torch.Tensor  # (N, C, H, W), normalised
-    labels: torch.Tensor  # (N,)
+    labels: torch.Tensor  # (N, ...): classes (N,), rows of labels (N, K) or boxes (N, M, 6)
     positions: torch.Tensor  # (N,), the images' positions in `Split.pixels`
 
 
@@ -28,17 +28,17 @@ NO_LABEL = -1  # the label of an image whose class is unknown
 class Pixels(Protocol):
     """Labelled images, in memory or decoded when they are read."""
 
-    labels: torch.Tensor  # (N,) int64
+    labels: torch.Tensor  # (N, ...)
 
     def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[LabelledImages]:
-        """Yields the images (N, C, H, W) and the labels (N,) of each batch of positions (N,).
+        """Yields the images (N, C, H, W) and the labels (N, ...) of each batch of positions (N,).
 
         Pixels are uint8, or float32 from 0 to 255 where they have more than 8 bits.
         """
         ...
 
     def with_labels(self, labels: torch.Tensor) -> "Pixels":
-        """Returns the same images with other labels (N,)."""
+        """Returns the same images with other labels (N, ...)."""
         ...
 
 
@@ -72,11 +72,11 @@ class Split:
 
     @property
     def labels(self) -> torch.Tensor:
-        """Returns the labels (N,), in the order in which `batches` yields them."""
+        """Returns the labels (N, ...), in the order in which `batches` yields them."""
         return self.pixels.labels[self.index]
 
     def batches(self, shard: ShardFn = all_rows) -> Iterator[LabelledImages]:
-        """Yields every image once, in order: the `shard` of each batch, float32 (N, C, H, W), and its labels (N,).
+        """Yields every image once, in order: the `shard` of each batch, float32 (N, C, H, W), and its labels (N, ...).
 
         Batches whose shard has no image are skipped.
         """
@@ -92,7 +92,7 @@ class Split:
         self,
         order: torch.Tensor,
         generator: torch.Generator,
-        augmentation: Augmentation,
+        augmentation: BatchAugmentation,
         done: int = 0,
         shard: ShardFn = all_rows,
     ) -> Iterator[tuple[Batch, int]]:
@@ -104,8 +104,8 @@ class Split:
         batches = [batch for batch in order.split(self.batch_size)[done:] if len(batch) >= self.smallest_batch()]
         streamed = self.pixels.stream([shard(batch) for batch in batches])
         for (images, labels), batch in zip(streamed, batches, strict=True):
-            images = self._normalise(augmentation(images, generator, shard, len(batch)))
-            yield Batch(images, labels, shard(batch)), len(batch)
+            images, labels = augmentation(images, labels, generator, shard, len(batch))
+            yield Batch(self._normalise(images), labels, shard(batch)), len(batch)
 
     def smallest_batch(self) -> int:
         """Returns the number of images in the smallest batch that `augmented` may yield."""
@@ -135,11 +135,12 @@ class Data:
     test: Split
     classes: list[str]
     shape: tuple[int, int, int]  # (C, H, W)
-    augmentation: Augmentation
+    augmentation: BatchAugmentation
     fingerprint: str  # of every image, every label and which split each is in
     val_from: str = "own"  # the split that validation was held out of, train or test; own: the data set has one
     crop_share: float = 1.0  # how image files were cropped, see `center_crop`
     interpolation: str = "bilinear"
+    resize: str = "crop"  # crop: to a square by `crop_share`; stretch: to a square, whatever the proportions
     task: str = "classification"  # a name in `compress.tasks`
 
     @property

@@ -5,13 +5,14 @@ from dataclasses import replace
 from compress.config.schema import DataConfig
 from compress.utils.images import Square
 
-_FOLDERS_SIZE, _OTHER_SIZE = 224, 32  # pixels a side, for photos in folders and for small arrays
+_OTHER_SIZE = 32  # pixels a side, for small arrays
 
 
 def square_of(data: DataConfig) -> Square:
     """Returns how the images become squares: with a usual size, crop and interpolation where `data` sets none."""
-    usual = _FOLDERS_SIZE if data.name == "imagefolder" else _OTHER_SIZE
-    return Square(data.image_size or usual, data.crop_share or 1.0, data.interpolation or "bilinear")
+    detection = data.task == "detection"
+    usual = 320 if detection else 224 if data.name == "imagefolder" else _OTHER_SIZE  # SSDlite's, ImageNet's
+    return Square(data.image_size or usual, data.crop_share or 1.0, data.interpolation or "bilinear", stretch=detection)
 
 
 def with_defaults(data: DataConfig) -> DataConfig:

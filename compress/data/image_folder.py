@@ -49,6 +49,10 @@ class Files:
     def with_labels(self, labels: torch.Tensor) -> "Files":
         return replace(self, labels=labels)
 
+    def part(self, positions: torch.Tensor) -> "Files":
+        """Returns the images at `positions` (N,) alone."""
+        return replace(self, paths=[self.paths[at] for at in positions.tolist()], labels=self.labels[positions])
+
 
 def imagefolder(config: DataConfig) -> tuple[dict[str, Files], list[str], list[str]]:
     """Reads `root/train/<class>/*`, `root/test/<class>/*` and perhaps `root/val/<class>/*`.

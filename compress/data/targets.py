@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from compress.data.boxes import check_boxes, rarest_class, refuse_arrays, refuse_names
 from compress.data.dataset import check_labels
 from compress.data.labels import match_classes, to_labels
 from compress.data.multilabel import check_rows, name_labels, rarest, to_rows
@@ -26,4 +27,5 @@ class Targets:
 TARGETS = {
     "classification": Targets(to_labels, match_classes, check_labels, lambda labels: labels),
     "multilabel": Targets(to_rows, name_labels, check_rows, rarest),
+    "detection": Targets(refuse_arrays, refuse_names, check_boxes, rarest_class),
 }

@@ -39,7 +39,7 @@ def benchmark(
     """
     no_energy = no_energy or no_counter(counters)
     tasks = (MEMORY, TIME, PROFILE, *(() if no_energy else (ENERGY,)))
-    answer = _run(_job(tasks, path, teacher, shape, config, threads, counters))
+    answer = run_job(_job(tasks, path, teacher, shape, config, threads, counters))
     joules = Unavailable(no_energy) if no_energy else _joule_per_image(answer[ENERGY], counters)
     profile = {
         "runtime": "onnxruntime",
@@ -58,7 +58,7 @@ def time_and_memory(
 
     Raises RuntimeError where the process fails.
     """
-    return _time_and_memory(path, _run(_job((MEMORY, TIME), path, teacher, shape, config, threads)), config)
+    return _time_and_memory(path, run_job(_job((MEMORY, TIME), path, teacher, shape, config, threads)), config)
 
 
 def _job(
@@ -97,8 +97,11 @@ def _joule_per_image(counted: dict[str, float], counters: Path) -> float | Unava
     return counted["joules"] / counted["images"]
 
 
-def _run(job: BenchmarkJob) -> dict[str, dict[str, Any]]:
-    """Starts the measuring process and returns its output: a record for each task."""
+def run_job(job: BenchmarkJob) -> dict[str, dict[str, Any]]:
+    """Starts the measuring process and returns its output, a record for each task.
+
+    Raises RuntimeError where the process fails.
+    """
     command, environment = worker_command(job)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:

@@ -12,16 +12,18 @@ from compress.evaluation.benchmark import benchmark
 from compress.evaluation.concurrent_runs import count_concurrent_runs
 from compress.evaluation.cuda import cuda_latency
 from compress.evaluation.environment import environment
+from compress.evaluation.example_boxes import example_boxes
 from compress.evaluation.example_images import ExampleImages
 from compress.evaluation.flops import count_cost
 from compress.evaluation.inference import onnx_runner, predict, validation_figures
 from compress.evaluation.runtimes import target_figures
+from compress.evaluation.with_nms import nms_figures
 from compress.export import TARGETS, load_target
 from compress.methods.restore import float_network, restore, restore_float
 from compress.models.artifact import read_tensors
 from compress.tasks import TASKS
-from compress.tasks.base import Task
-from compress.utils.files import METRICS, ONNX, PREDICTIONS, read_json
+from compress.tasks.base import Predictions, Task
+from compress.utils.files import METRICS, NMS_ONNX, ONNX, PREDICTIONS, read_json
 from compress.utils.missing import with_causes
 
 
@@ -54,7 +56,7 @@ class Evaluation:
 def evaluate_stage(
     stage: StageFolder, data: Data, config: MeasureConfig, device: torch.device, threads: int
 ) -> Evaluation:
-    """Measures every figure of a stage. This is the only place that reads the test split, and it does so once."""
+    """Measures every figure of a stage. This is the only place that reads the test split."""
     folder, teacher = stage.folder, stage.teacher
     concurrent_runs = count_concurrent_runs()
     saved = restore(folder, device)
@@ -65,13 +67,14 @@ def evaluate_stage(
     task = TASKS[data.task]
     examples = ExampleImages(reference["deployed_top1"]) if reference and "deployed_top1" in reference else None
     add_examples = (lambda images, labels, logits: examples.add(images, labels, logits.argmax(1))) if examples else None
-    outputs = predict(saved.network, runners, data.test, device, add_examples)
+    outputs = predict(saved.network, runners, data.test, device, task, add_examples)
     validation = validation_figures(runners["onnx"], data.val, task, _teacher_val_percent(stage, task))
     del runners  # with their threads, before anything is timed
     predictions = task.predictions(outputs.targets, outputs.logits, outputs.deployed)
     params, macs = count_cost(float_network(saved.spec), data.shape)
     no_energy = f"{concurrent_runs} other runs drew from the same counters" if concurrent_runs else None
     measured = benchmark(folder / ONNX, teacher / ONNX, data.shape, config, threads, no_energy=no_energy)
+    has_nms = (folder / NMS_ONNX).is_file()
     figures = {
         "metric": task.metric.key,
         **task.figures(outputs.logits, outputs.deployed["onnx"], outputs.targets),
@@ -81,15 +84,29 @@ def evaluate_stage(
         "macs": macs,
         **measured.figures,
         "targets": target_figures(folder, stage.skipped_layers, outputs, task, data.shape, config, threads),
+        **({"with_nms": nms_figures(folder, data.test, len(data.classes), config, threads)} if has_nms else {}),
         **cuda_latency(folder, data.shape, device, config.repetitions),
         **stage.training_cost,
         "environment": environment(threads) | {"runs_beside": max(concurrent_runs, count_concurrent_runs())},
     }
-    images = None
-    if examples:
-        networks = restore_float(teacher), restore_float(folder)
-        images = examples.tensors(*networks, data.test, predictions["deployed_top1"])
+    images = _example_images(stage, data, examples, predictions, reference)
     return Evaluation(with_causes(figures), predictions, measured.profile, images)
+
+
+def _example_images(
+    stage: StageFolder,
+    data: Data,
+    examples: ExampleImages | None,
+    predictions: Predictions,
+    reference: Predictions | None,
+) -> Predictions | None:
+    """Returns the content of examples.safetensors; None for the teacher and for a task without such images."""
+    if examples:
+        networks = restore_float(stage.teacher), restore_float(stage.folder)
+        return examples.tensors(*networks, data.test, predictions["deployed_top1"])
+    if reference and "deployed_detections" in reference:
+        return example_boxes(data.test, predictions, reference)
+    return None
 
 
 def _teacher_val_percent(stage: StageFolder, task: Task) -> float | None:

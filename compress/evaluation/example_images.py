@@ -41,9 +41,8 @@ class ExampleImages:
             return {}
         index = torch.tensor([position for position, _ in chosen])
         images = torch.stack([image for _, image in chosen])
-        pixels = (images * split.std + split.mean).mul(255).round().clamp(0, 255).to(torch.uint8)
         found = {
-            "images": pixels.permute(0, 2, 3, 1).contiguous(),
+            "images": to_bytes(images, split),
             "index": index,
             "labels": split.labels[index],
             "teacher_top1": self.teacher_top1[index],
@@ -54,6 +53,12 @@ class ExampleImages:
         if theirs is None or own is None:
             return found
         return found | {"teacher_heatmap": _bytes(theirs), "heatmap": _bytes(own)}
+
+
+def to_bytes(images: Tensor, split: Split) -> Tensor:
+    """Returns the normalised `images` (N, C, H, W) of `split` as uint8 (N, H, W, C)."""
+    pixels = (images * split.std + split.mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous()
 
 
 def _bytes(maps: Tensor) -> Tensor:

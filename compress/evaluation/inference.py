@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,17 +19,17 @@ class Outputs:
     """The target of every test image, in order, and the outputs of the network and its files."""
 
     targets: torch.Tensor  # (N, ...)
-    logits: torch.Tensor  # (N, K), the torch network's
-    deployed: dict[str, torch.Tensor]  # (N, K) of each file, model.onnx's under "onnx"
+    logits: torch.Tensor  # (N, K) or (N, A, 9 + K + 1), the torch network's
+    deployed: dict[str, torch.Tensor]  # the same of each file, model.onnx's under "onnx"
 
 
 def onnx_runner(path: Path, threads: int) -> Runner:
     """Returns the runner of model.onnx in ONNX Runtime."""
     session = open_session(path, threads)
-    return lambda images: session.run(["logits"], {"image": images})[0]
+    return lambda images: session.run(None, {"image": images})
 
 
-# Called with each batch: images (N, C, H, W), targets (N, ...), and the logits (N, K) of model.onnx.
+# Called with each batch: images (N, C, H, W), targets (N, ...), and the outputs (N, ...) of model.onnx.
 AfterBatch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
@@ -39,6 +38,7 @@ def predict(
     runners: dict[str, Runner],
     split: Split,
     device: torch.device,
+    task: Task,
     after_batch: AfterBatch | None = None,
 ) -> Outputs:
     """Reads `split` once; each batch goes to `network`, to all `runners`, `onnx` among them, then to `after_batch`."""
@@ -49,15 +49,15 @@ def predict(
             targets.append(truth)
             logits.append(network(to_device(images, device)).float().cpu())
             for name, run in runners.items():
-                deployed[name].append(torch.from_numpy(np.asarray(run(images.numpy()))))
+                deployed[name].append(task.outputs(run(images.numpy())))
             if after_batch is not None:
                 after_batch(images, truth, deployed["onnx"][-1])
     return Outputs(torch.cat(targets), torch.cat(logits), {name: torch.cat(parts) for name, parts in deployed.items()})
 
 
-def split_outputs(run: Runner, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the logits (N, K) of a file on all images of `split`, and their targets (N, ...)."""
-    pairs = [(torch.from_numpy(np.asarray(run(images.numpy()))), targets) for images, targets in split.batches()]
+def split_outputs(run: Runner, split: Split, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the outputs (N, ...) of a file on all images of `split`, and their targets (N, ...)."""
+    pairs = [(task.outputs(run(images.numpy())), targets) for images, targets in split.batches()]
     logits, targets = zip(*pairs, strict=True)
     return torch.cat(logits), torch.cat(targets)
 
@@ -67,7 +67,7 @@ def validation_figures(run: Runner, val: Split, task: Task, teacher_percent: flo
 
     `teacher_percent` is the metric of the teacher's file, None for the teacher itself.
     """
-    percent = task.score(*split_outputs(run, val))
+    percent = task.score(*split_outputs(run, val, task))
     delta = 0.0 if teacher_percent is None else percent - teacher_percent
     return {
         f"deployed_val_{task.metric.key}_percent": percent,

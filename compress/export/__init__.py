@@ -15,6 +15,8 @@ from compress.utils.errors import UserError
 if TYPE_CHECKING:  # the measuring process imports this module, and must not load torch where its runtime does not
     from torch import Tensor, nn
 
+    from compress.export.file_outputs import FileOutputs
+
 # target -> its files; the runtime opens the first one. The module here, the extra and the package that it installs all
 # have the target's name. The module has export(source), which writes the files and returns the skipped layers with
 # reasons, input_shape(shape), which returns the shape that the file takes, and open_runner(path, threads).
@@ -23,7 +25,7 @@ TARGETS = {
     "openvino": ("model.xml", "model.bin"),
 }
 
-Runner = Callable[[np.ndarray], np.ndarray]  # images float32 (N, C, H, W) -> logits (N, K)
+Runner = Callable[[np.ndarray], list[np.ndarray]]  # images float32 (N, C, H, W) -> the file's outputs, in order
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Source:
     network: "nn.Module"  # the float network, in eval mode; for a quantized stage, the network that was quantized
     calibration: "list[Tensor] | None"  # normalised batches (N, C, H, W) for the runtime's own int8; None: float
     shape: tuple[int, int, int]  # (C, H, W)
+    outputs: "FileOutputs"  # those of model.onnx, which the target has too
 
 
 def module_name(target: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from compress.export import TARGETS, Runner, Source
+from compress.export.file_outputs import append_computation
 from compress.models.graph.aten_patterns import (
     CONVOLUTIONS,
     DEQUANTIZE_CHANNELS,
@@ -45,6 +46,8 @@ def export(source: Source) -> list[dict[str, str]]:
         if source.calibration is not None:
             module = _quantize(module, source.calibration)
             floats = [node.name for node in module.graph.nodes if _is_float_layer(node)]
+        if source.outputs.compute is not None:
+            append_computation(module, source.outputs.compute, image)
         program = to_edge_transform_and_lower(torch.export.export(module, (image,)), partitioner=[XnnpackPartitioner()])
         outside = [node for node in program.exported_program().graph.nodes if _runs_outside_xnnpack(node)]
         _require_whole_layers(outside)
@@ -69,11 +72,13 @@ def open_runner(path: Path, threads: int) -> Runner:
             portable_lib._unsafe_reset_threadpool(threads)  # there is no other way; programs with the old pool break
         forward = Runtime.get().load_program(path).load_method("forward")
 
-    def run(images: np.ndarray) -> np.ndarray:
-        # Copied, because every call writes its result to the same memory.
-        return np.concatenate(
-            [forward.execute([image])[0].numpy().copy() for image in torch.from_numpy(images).split(1)]
-        )
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        # Copied, because every call writes its results to the same memory.
+        found = [
+            [output.numpy().copy() for output in forward.execute([image])]
+            for image in torch.from_numpy(images).split(1)
+        ]
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
     return run
 

@@ -14,6 +14,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 from torch.fx import GraphModule
 
+from compress.export.file_outputs import LOGITS, FileOutputs, append_computation
 from compress.export.onnx_names import name_by_layer, name_uniquely
 from compress.export.onnx_rewrites import (
     add_fourth_channel,
@@ -32,12 +33,14 @@ from compress.models.graph.normal_forms import global_pools_as_means
 OPSET = 18  # the exporter's native one; has every operator that ONNX Runtime fuses
 
 
-def export_onnx(module: nn.Module, path: Path, input_shape: tuple[int, int, int]) -> None:
+def export_onnx(
+    module: nn.Module, path: Path, input_shape: tuple[int, int, int], outputs: FileOutputs = LOGITS
+) -> None:
     """Writes `module`, a float network or what `convert` returned, to `path` with its weights inside.
 
-    `input_shape` is (C, H, W). The file's input is `image`, float32 (N, C, H, W) with N free; its output is `logits`.
-    Batch norm is folded, nodes have the names of the layers. The same module gives the same bytes; no path or stack
-    trace of this machine goes in.
+    `input_shape` is (C, H, W). The file's input is `image`, float32 (N, C, H, W) with N free. Batch norm is folded, and
+    nodes have the names of the layers. The same module gives the same bytes; no path or stack trace of this machine
+    goes in.
     """
     example = torch.zeros(2, *input_shape)
     # After weights in channels_last the exporter writes average pooling as a gather of strided elements.
@@ -47,6 +50,8 @@ def export_onnx(module: nn.Module, path: Path, input_shape: tuple[int, int, int]
         lift_modules(module)
         lower_conv_batch_norm(module)
     global_pools_as_means(module)
+    if outputs.compute is not None:
+        append_computation(module, outputs.compute, example)
     module.eval()  # a dropout in training mode would go into the file: ONNX Runtime passes over it, others refuse it
     with torch.no_grad(), _silence(), kept_registry(), no_needless_decomposition(), paused_garbage_collection():
         program = torch.onnx.export(
@@ -55,7 +60,7 @@ def export_onnx(module: nn.Module, path: Path, input_shape: tuple[int, int, int]
             dynamo=True,
             opset_version=OPSET,
             input_names=["image"],
-            output_names=["logits"],
+            output_names=list(outputs.names),
             dynamic_shapes=({0: "N"},),
             verbose=False,
         )

@@ -51,18 +51,39 @@ def inspect_quantization(path: Path) -> list[Layer]:
 
 def executed_operators(path: Path) -> Counter:
     """Returns how often ONNX Runtime executes each operator of the file, after all its optimizations for this CPU."""
+    return Counter(node.op_type for node in _executed_nodes(path))
+
+
+def float_operators(path: Path, decodes: bool = False) -> dict[str, int]:
+    """Returns how often ONNX Runtime executes in float each operator that is neither convolution nor matrix product.
+
+    A file that `decodes` ends in arithmetic on the network's outputs, which is float by intention and is not counted.
+    """
+    nodes = _executed_nodes(path)
+    if decodes:
+        nodes = _before_int8(nodes)
+    executed = Counter(node.op_type for node in nodes)
+    return {operator: executed[operator] for operator in _OTHER_FLOAT if executed[operator]}
+
+
+def _executed_nodes(path: Path) -> list[onnx.NodeProto]:
+    """Returns the nodes that ONNX Runtime executes, in order."""
     with tempfile.TemporaryDirectory() as folder:
         options = session_options()  # hides the warning that the optimized file suits this CPU only, which is wanted
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         open_session(path, options=options)
-        nodes = onnx.load(options.optimized_model_filepath).graph.node
-    return Counter(node.op_type for node in nodes)
+        return list(onnx.load(options.optimized_model_filepath).graph.node)
 
 
-def float_operators(path: Path) -> dict[str, int]:
-    """Returns how often ONNX Runtime executes in float each operator that is neither convolution nor matrix product."""
-    executed = executed_operators(path)
-    return {operator: executed[operator] for operator in _OTHER_FLOAT if executed[operator]}
+def _before_int8(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Returns the nodes on which a layer in int8 depends, and these layers."""
+    needed: set[str] = set()
+    found = []
+    for node in reversed(nodes):
+        if node.op_type in INT8_LAYERS or needed.intersection(node.output):
+            needed.update(node.input)
+            found.append(node)
+    return found[::-1]
 
 
 def require_quantized(path: Path, float_layers: tuple[str, ...] = ()) -> None:

@@ -46,10 +46,10 @@ def open_runner(path: Path, threads: int) -> Runner:
     """Returns a runner of the IR at `path`, compiled anew for each number of images, as OpenVINO advises."""
     compiled: dict[int, Any] = {}
 
-    def run(images: np.ndarray) -> np.ndarray:
+    def run(images: np.ndarray) -> list[np.ndarray]:
         if len(images) not in compiled:
             compiled[len(images)] = _compile(path, threads, images.shape)
-        return compiled[len(images)]({"image": images})["logits"]
+        return list(compiled[len(images)]({"image": images}).values())
 
     return run
 

@@ -2,13 +2,13 @@
 
 import copy
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from compress.models.initialization import initialize
-from compress.models.registry import LIBRARIES, ZOO, Entry, find_entry
+from compress.models.registry import LIBRARIES, SSDLITE, SSDLITE320, ZOO, Entry, backbone_name, find_entry, is_detector
 from compress.models.stems import set_input_channels
 from compress.models.third_party import (
     build_error,
@@ -39,11 +39,15 @@ class Architecture:
     in_channels: int
     classes: int
     image_size: int | None = None  # pixels a side; None in files of versions that did not record it
+    anchors: dict[str, list[float]] | None = None  # a detector's: scales, as shares of a side, and aspect ratios
 
 
 def check_model(name: str, key: str) -> None:
     """Raises UserError where no registry, library or user has that name, or where its package is missing."""
-    if name in USER_MODELS:
+    if name in USER_MODELS or name == SSDLITE320:
+        return
+    if is_detector(name):
+        check_model(backbone_name(name), key)
         return
     if is_library(name):
         check_library_name(name, key)
@@ -53,7 +57,7 @@ def check_model(name: str, key: str) -> None:
         hint = f"{' or '.join(near)} is near; " if near else ""
         raise UserError(
             f"{key}={name}",
-            f"one of {', '.join(ZOO)}, or torchvision/NAME or timm/NAME",
+            f"one of {', '.join(ZOO)}, or torchvision/NAME or timm/NAME; for boxes {SSDLITE}/NAME or {SSDLITE320}",
             f"{hint}name one of these; python -m compress.models lists them",
         )
     if ZOO[name].timm:
@@ -96,12 +100,17 @@ def stem_for(stem: str, pixels: int) -> str:
 def build(architecture: Architecture, weights: str | None = None) -> nn.Module:
     """Builds a network with new weights, or with its library's pretrained ones.
 
-    The classifier is new where the number of classes differs. A network of the user's own keeps its weights. Raises
-    UserError for an unknown model or unknown weights, and for weights of a network that has none.
+    The classifier is new where the number of classes differs; a detector has pretrained weights in its backbone only.
+    A network of the user's own keeps its weights. Raises UserError for an unknown model or unknown weights, and for
+    weights of a network that has none.
     """
     check_model(architecture.model, "model")
     if architecture.model in USER_MODELS:
         return copy.deepcopy(USER_MODELS[architecture.model])
+    if is_detector(architecture.model):
+        network = _build_detector(architecture, weights)
+        _raise_momentum(network)
+        return network
     entry, classes = find_entry(architecture.model), architecture.classes
     size = architecture.image_size if is_library(architecture.model) else None
     if entry.own:
@@ -121,7 +130,24 @@ def build(architecture: Architecture, weights: str | None = None) -> nn.Module:
         entry.small(network)
     if not (entry.timm and is_library(architecture.model)):  # timm has set them
         set_input_channels(network, architecture.in_channels)
+    _raise_momentum(network)
+    return network
+
+
+def _build_detector(architecture: Architecture, weights: str | None) -> nn.Module:
+    from compress.models.ssd import ssdlite, ssdlite320  # torchvision's detectors take a second
+
+    if architecture.image_size is None or architecture.anchors is None:
+        raise ValueError(f"received {architecture}; expected a detector's image_size and anchors")
+    name, anchors = architecture.model, architecture.anchors
+    shape = (architecture.in_channels, architecture.image_size, architecture.image_size)
+    if name == SSDLITE320:
+        return ssdlite320(shape, architecture.classes, anchors, weights)
+    classifier = build(replace(architecture, model=backbone_name(name), anchors=None), weights)
+    return ssdlite(classifier.eval(), name, shape, architecture.classes, anchors)
+
+
+def _raise_momentum(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
             module.momentum = max(module.momentum, _LEAST_MOMENTUM)
-    return network

@@ -4,7 +4,8 @@ from torch import nn
 
 from compress.config.schema import TeacherConfig
 from compress.models import Architecture, build, is_library, stem_for
-from compress.models.weights import load_checkpoint
+from compress.models.registry import SSDLITE, is_detector
+from compress.models.weights import load_backbone, load_checkpoint
 from compress.utils.errors import UserError
 
 
@@ -23,9 +24,14 @@ def teacher_from_config(
             "auto or imagenet: networks of a library are built as they were published",
             "leave teacher.stem out, or name a network of python -m compress.models",
         )
-    architecture = Architecture(model, stem, shape[0], classes, shape[1])
+    anchors = (
+        {"scales": list(config.anchor_scales), "ratios": list(config.anchor_ratios)} if is_detector(model) else None
+    )
+    architecture = Architecture(model, stem, shape[0], classes, shape[1], anchors)
     network = build(architecture, config.weights)
-    remarks = load_checkpoint(network, config.checkpoint, config.checkpoint_key) if config.checkpoint else []
+    remarks = _load_backbone(network, config, config.backbone_checkpoint) if config.backbone_checkpoint else []
+    if config.checkpoint:
+        remarks += load_checkpoint(network, config.checkpoint, config.checkpoint_key)
     if config.epochs and not any(value.requires_grad for value in network.parameters()):
         raise UserError(
             f"teacher.epochs={config.epochs} and {architecture.model}, whose parameters are all frozen (requires_grad="
@@ -34,3 +40,21 @@ def teacher_from_config(
             "set teacher.epochs=0, or requires_grad_(True) on what is to be trained",
         )
     return network, architecture, remarks
+
+
+def anchors_for(model: str, config: TeacherConfig) -> dict[str, list[float]] | None:
+    """Returns the anchors that the settings describe; None for a network that has none, or its own."""
+    if not is_detector(model):
+        return None
+    return {"scales": list(config.anchor_scales), "ratios": list(config.anchor_ratios)}
+
+
+def _load_backbone(network: nn.Module, config: TeacherConfig, path: str) -> list[str]:
+    """Loads weights of a classifier, the file `path`, into the backbone of SSDlite; returns remarks."""
+    if config.factory or not config.model.startswith(f"{SSDLITE}/"):
+        raise UserError(
+            f"teacher.backbone_checkpoint with {config.factory or config.model}",
+            f"a detector whose backbone is a network of the registry: {SSDLITE}/NAME",
+            "set teacher.checkpoint, or name such a detector",
+        )
+    return load_backbone(network.get_submodule("backbone.features"), path, config.checkpoint_key)

@@ -25,6 +25,8 @@ class Entry:
 
 
 LIBRARIES = ("torchvision", "timm")  # the libraries in LIBRARY/NAME
+SSDLITE = "ssdlite"  # the detector in ssdlite/BACKBONE
+SSDLITE320 = "ssdlite320_mobilenet_v3_large"  # torchvision's detector
 
 ZOO = {
     "depthwise": Entry("Howard et al. 2017 (a short example)", own=Depthwise),
@@ -55,11 +57,22 @@ ZOO = {
 }
 
 
+def is_detector(name: str) -> bool:
+    """Whether `name` is a detector of the registry: ssdlite/BACKBONE, or torchvision's SSDlite."""
+    return name == SSDLITE320 or name.startswith(f"{SSDLITE}/")
+
+
+def backbone_name(name: str) -> str:
+    """Returns the name of the classifier that a detector is built on; any other name as it is."""
+    return "mobilenet_v3_large" if name == SSDLITE320 else name.removeprefix(f"{SSDLITE}/")
+
+
 def find_entry(name: str) -> Entry:
     """Returns the entry of `name`: a name in ZOO, or torchvision/NAME or timm/NAME, which is built as published.
 
-    Raises KeyError for any other name.
+    A detector has the entry of its backbone. Raises KeyError for any other name.
     """
+    name = backbone_name(name)
     library, slash, network = name.partition("/")
     if slash and library == "torchvision":
         return Entry(library, torchvision=network, small=None)

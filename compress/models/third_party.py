@@ -76,7 +76,7 @@ def from_torchvision(name: str, classes: int, weights: str | None, image_size: i
         else:
             network = models.get_model(name, weights=weights, **extra)
     except OSError as error:
-        raise _download_error(weights, error) from error
+        raise download_error(weights, error) from error
     if name == "inception_v3":  # its weights can only be loaded with the auxiliary head
         network.aux_logits, network.AuxLogits = False, None
     _set_classes(network, classes)
@@ -102,7 +102,7 @@ def from_timm(
     except (OSError, RuntimeError) as error:  # huggingface_hub's errors are subclasses
         if not weights:
             raise
-        raise _download_error(weights, error) from error
+        raise download_error(weights, error) from error
 
 
 def require_timm(name: str) -> None:
@@ -196,7 +196,8 @@ def _check_weights(weights: str, known: list[str], name: str) -> None:
         raise UserError(f"teacher.weights={weights}", f"one of {', '.join(known)}", f"name one of these for {name}")
 
 
-def _download_error(weights: str, error: Exception) -> UserError:
+def download_error(weights: str | None, error: Exception) -> UserError:
+    """Returns the error for pretrained weights that cannot be fetched."""
     return UserError(
         f"teacher.weights={weights}: {error}", "a network to fetch them from", "give the file as teacher.checkpoint"
     )

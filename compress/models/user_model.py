@@ -1,7 +1,7 @@
 """Networks of the user's own: named on the command line or given in Python, never by a file."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,18 +29,25 @@ USER_MODELS: dict[str, nn.Module] = {}
 _TOLERANCE = 1e-4  # the largest difference of two forward passes of one network, as a share of the largest output
 
 
-def register_user_model(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> None:
+def register_user_model(
+    name: str, shape: tuple[int, int, int], classes: int, seed: int, task: str = "classification"
+) -> None:
     """Adds the network of teacher.factory=`name` to USER_MODELS, for images (C, H, W).
 
     Raises UserError where `name` is no network or function that returns one, and where the network does not fit.
     """
+    boxes = task == "detection"
     if name not in USER_MODELS or ":" in name:  # a function is called again: its weights depend on the seed
-        USER_MODELS[name] = _call_factory(name, shape, classes, seed)
-        _require_repeatable(name, shape, classes, seed)
+        build = lambda: _call_factory(name, shape, classes, seed, boxes)
+        USER_MODELS[name] = build()
+        _require_repeatable(name, build, shape)
     else:
-        USER_MODELS[name] = _plain_copy(USER_MODELS[name], name, shape, seed)
-    _require_fit(name, shape, classes)
-    USER_MODELS[name] = without_final_activation(USER_MODELS[name], name, shape)
+        USER_MODELS[name] = _with_boxes(_plain_copy(USER_MODELS[name], name, shape, seed), name, shape, classes, boxes)
+    if boxes:
+        _require_same_again(name, fixed_images(shape)[:2], "outputs")
+    else:
+        _require_fit(name, shape, classes)
+        USER_MODELS[name] = without_final_activation(USER_MODELS[name], name, shape)
     for names in _tied(USER_MODELS[name]):
         log.info("%s: %s are one tensor; where pruning changes its shape, each layer gets its own", name, names)
 
@@ -67,8 +74,20 @@ def identity(name: str, shape: tuple[int, int, int]) -> dict[str, Any]:
     return {"parts": user_model_digest(USER_MODELS[name]), "outputs": outputs_digest(USER_MODELS[name], shape)}
 
 
-def _call_factory(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
-    return _plain_copy(call_factory(name, shape, classes, seed), name, shape, seed)
+def _call_factory(name: str, shape: tuple[int, int, int], classes: int, seed: int, boxes: bool) -> nn.Module:
+    network = _plain_copy(call_factory(name, shape, classes, seed), name, shape, seed)
+    return _with_boxes(network, name, shape, classes, boxes)
+
+
+def _with_boxes(network: nn.Module, name: str, shape: tuple[int, int, int], classes: int, boxes: bool) -> nn.Module:
+    """Returns the network, for `boxes` as a detector; a network that was given in Python may be one already."""
+    if not boxes:
+        return network
+    from compress.models.user_detector import DETECTORS, to_detector  # torchvision's detectors take seconds
+
+    if isinstance(network, DETECTORS):
+        return network
+    return to_detector(network, name, shape, classes)
 
 
 def _plain_copy(network: nn.Module, name: str, shape: tuple[int, int, int], seed: int) -> nn.Module:
@@ -107,12 +126,12 @@ def _separate_views(network: nn.Module) -> None:
                 tensors[name] = nn.Parameter(plain, value.requires_grad) if tensors is module._parameters else plain
 
 
-def _require_repeatable(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> None:
+def _require_repeatable(name: str, build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> None:
     """Warns where a second call returns other weights or attributes.
 
     Raises UserError where it computes something else: such a network could not be loaded from the files of a stage.
     """
-    first, second = USER_MODELS[name], _call_factory(name, shape, classes, seed)
+    first, second = USER_MODELS[name], build()
     if user_model_digest(first) == user_model_digest(second):
         state = None
     else:
@@ -173,12 +192,19 @@ def _require_fit(name: str, shape: tuple[int, int, int], classes: int) -> None:
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         received = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(f"{name}, which gives {received} for two images", expected, "mend its head")
-    with seeded(1):
-        again = _forward(network, name, images, expected)
-    if not difference(again, logits) <= _TOLERANCE:
+    _require_same_again(name, images, "logits")
+
+
+def _require_same_again(name: str, images: torch.Tensor, what: str) -> None:
+    """Raises UserError unless the network computes the same for the same images with other random numbers."""
+    network, calls = USER_MODELS[name], []
+    for seed in (0, 1):
+        with seeded(seed):
+            calls.append(_forward(network, name, images, ""))
+    if not difference(calls[1], calls[0]) <= _TOLERANCE:
         raise UserError(
-            f"{name}, which gives other logits for the same images at a second call in eval mode",
-            "the same logits each time",
+            f"{name}, which gives other {what} for the same images at a second call in eval mode",
+            f"the same {what} each time",
             "where it is dropout: write F.dropout(x, p, self.training) or use nn.Dropout; keep what it counts or "
             "averages out of the forward pass",
         )

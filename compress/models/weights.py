@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from compress.models.candidates import Candidate, candidates, choose
+from compress.models.candidates import Candidate, Tensors, candidates, choose
 from compress.utils.errors import UserError
 
 _MAX_NAMES = 3  # a message lists these and counts the rest
@@ -41,6 +41,30 @@ def load_checkpoint(network: nn.Module, path: str, key: str | None = None) -> li
     UserError for a file that is missing or broken, or holds pickled code, quantized weights or another architecture's.
     """
     expected = network.state_dict()
+    chosen, remarks = _choose(expected, path, key)
+    _require_fit(expected, chosen, path)
+    network.load_state_dict(expected | _converted(expected, chosen, path, remarks))
+    return remarks
+
+
+def load_backbone(backbone: nn.Module, path: str, key: str | None = None) -> list[str]:
+    """Loads the tensors of `backbone` from the checkpoint of a classifier, as `load_checkpoint` does.
+
+    The rest of the checkpoint, its classifier, is not read.
+    """
+    expected = backbone.state_dict()
+    chosen, remarks = _choose(expected, path, key)
+    inside = Candidate(chosen.key, {name: v for name, v in chosen.tensors.items() if name in expected})
+    _require_fit(expected, inside, path)
+    backbone.load_state_dict(expected | _converted(expected, inside, path, remarks))
+    left = sorted(chosen.tensors.keys() - expected.keys())
+    if left:
+        remarks.append(f"{path}: {len(left)} tensors of the classifier are no part of the backbone")
+    return remarks
+
+
+def _choose(expected: Tensors, path: str, key: str | None) -> tuple[Candidate, list[str]]:
+    """Returns the set of weights in a file that fits best, and remarks."""
     content = _read(Path(path))
     found = candidates(content, expected)
     if not found:
@@ -50,8 +74,11 @@ def load_checkpoint(network: nn.Module, path: str, key: str | None = None) -> li
             "a dict of tensors",
             "save model.state_dict()",
         )
-    chosen, remarks = choose(found, path, key)
-    _require_fit(expected, chosen, path)
+    return choose(found, path, key)
+
+
+def _converted(expected: Tensors, chosen: Candidate, path: str, remarks: list[str]) -> Tensors:
+    """Returns the chosen tensors in the types of `expected`, and adds a remark on those that were converted."""
     state = {name: chosen.tensors[name] for name in expected if name in chosen.tensors}
     wrong = [fault for name, value in state.items() if (fault := _wrong_kind(name, value, expected[name]))]
     if wrong:
@@ -66,10 +93,9 @@ def load_checkpoint(network: nn.Module, path: str, key: str | None = None) -> li
     bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise UserError(f"{path}: {_some('not finite:', bad)}", "finite weights", "take another checkpoint")
-    network.load_state_dict(expected | state)
     if converted:
         remarks.append(f"{path}: {' and '.join(converted)} converted to float32")
-    return remarks
+    return state
 
 
 def _require_fit(expected: dict[str, torch.Tensor], found: Candidate, path: str) -> None:

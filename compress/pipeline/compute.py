@@ -26,6 +26,7 @@ from compress.pipeline.cache import Cache
 from compress.pipeline.code_digest import code_digest
 from compress.pipeline.preprocessing import with_normalisation, with_preprocessing
 from compress.stages import STAGES, load_stage, networks
+from compress.tasks.coco_metrics import require_detection_packages
 from compress.training.checkpoint import Checkpoint
 from compress.training.context import Context
 from compress.training.distributed import (
@@ -88,6 +89,8 @@ def prepare(config: Config) -> RunContext:
 
     Raises UserError for a missing device, for data that cannot be used, and for more processes than images in a batch.
     """
+    if config.data.task == "detection":
+        require_detection_packages()
     device, threads = prepare_machine(config)
     ranks = join(device)
     torch.set_num_threads(threads)
@@ -114,7 +117,7 @@ def prepare(config: Config) -> RunContext:
 def require_networks_fit(config: Config, data: Data) -> None:
     """Registers the user's own network. Raises UserError for a network that does not fit the images and classes."""
     if config.teacher.factory:
-        register_user_model(config.teacher.factory, data.shape, len(data.classes), config.seed)
+        register_user_model(config.teacher.factory, data.shape, len(data.classes), config.seed, data.task)
     for key, name in networks(config).items():
         require_model_fits(name, key, data.shape, len(data.classes))
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from compress.config.schema import Config
 from compress.data.dataset import Data, Split
 from compress.evaluation.inference import onnx_runner
+from compress.export.file_outputs import FileOutputs
 from compress.export.onnx import export_onnx
 from compress.methods.quantization.float_share import read_float_share, require_int8
 from compress.methods.restore import restore
@@ -24,6 +25,7 @@ from compress.models.artifact import Artifact, write_model
 from compress.models.from_config import teacher_from_config
 from compress.pipeline.dry_run_errors import to_dry_run_error
 from compress.stages import STAGES
+from compress.tasks import TASKS
 from compress.training.context import Context
 from compress.training.pseudo_labels import add_pseudo_labels
 from compress.training.tensorboard import TensorBoardWriter
@@ -103,10 +105,11 @@ def try_stages(config: Config, data: Data, scratch_dir: Path) -> list[DryRunStag
 
 def try_export(network: nn.Module, data: Data, file: Path, model: str) -> None:
     """Writes the float file and runs it. Raises UserError where `network`, named `model`, cannot be exported."""
-    _attempt(lambda: export_onnx(network, file, data.shape), model, "exported", network, data)
+    outputs = TASKS[data.task].files
+    _attempt(lambda: export_onnx(network, file, data.shape, outputs), model, "exported", network, data)
     images = next(data.train.batches())[0][:_IMAGES]
     with torch.no_grad():
-        _compare_file(file, images, network.eval()(images), _DEPLOYED, f"{model} as an ONNX file")
+        _compare_file(file, images, _computed(network.eval()(images), outputs), _DEPLOYED, f"{model} as an ONNX file")
 
 
 def _small_data(data: Data) -> Data:
@@ -179,10 +182,11 @@ def _try_restoring(tried: DryRunStage, model: str, dry_run: _DryRun) -> None:
 
 def _try_int8(tried: DryRunStage, float_layers: list[str], model: str, dry_run: _DryRun) -> None:
     """Raises UserError unless the int8 file runs, agrees with the simulation, and is mostly int8."""
-    network, file = tried.artifact.network, tried.file
-    _attempt(lambda: export_onnx(network, file, dry_run.data.shape), model, "quantized", network, dry_run.data)
+    network, file, outputs = tried.artifact.network, tried.file, TASKS[dry_run.data.task].files
+    _attempt(lambda: export_onnx(network, file, dry_run.data.shape, outputs), model, "quantized", network, dry_run.data)
     with torch.no_grad():
-        _compare_file(file, dry_run.images, network(dry_run.images), _INT8, f"{model} as an int8 file")
+        expected = _computed(network(dry_run.images), outputs)
+        _compare_file(file, dry_run.images, expected, _INT8, f"{model} as an int8 file")
     share = read_float_share(file, network, float_layers)
     require_int8(share, model, dry_run.config.quantize.allow_float)
     tried.stays_float = [{"layer": layer.layer, "reason": layer.reason} for layer in share.layers]
@@ -190,26 +194,31 @@ def _try_int8(tried: DryRunStage, float_layers: list[str], model: str, dry_run: 
         tried.warnings.append(f"quantize: {remark}")
 
 
-def _compare_file(file: Path, images: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    """Raises UserError unless the file runs in ONNX Runtime and its logits are near `expected` (N, K)."""
+def _computed(output: Tensor, outputs: FileOutputs) -> tuple[Tensor, ...]:
+    """Returns what a file makes of a network's output."""
+    return (output,) if outputs.compute is None else outputs.compute(output)
+
+
+def _compare_file(file: Path, images: Tensor, expected: tuple[Tensor, ...], tolerance: float, what: str) -> None:
+    """Raises UserError unless the file runs in ONNX Runtime and its outputs are near `expected`."""
     try:
-        found = torch.from_numpy(np.asarray(onnx_runner(file, 1)(images.numpy())))
+        found = [torch.from_numpy(np.asarray(array)) for array in onnx_runner(file, 1)(images.numpy())]
     except Exception as error:  # the runtime raises many exceptions, whose base class it does not export
         raise UserError(
             f"{what}, which ONNX Runtime refuses: {str(error).strip().splitlines()[0]}",
             "a file that it can run",
             "write that part of the network with other operators",
         ) from error
-    if not bool(found.isfinite().all()):
+    if not all(bool(output.isfinite().all()) for output in found):
         raise UserError(
-            f"{what}, whose logits are not finite in ONNX Runtime",
-            "finite logits",
+            f"{what}, whose outputs are not finite in ONNX Runtime",
+            "finite outputs",
             "look for divisions by zero, logarithms and square roots in its forward pass",
         )
-    difference = _difference(found, expected)
+    difference = max(_difference(one, other) for one, other in zip(found, expected, strict=True))
     if difference > tolerance:
         raise UserError(
-            f"{what}, whose logits differ from the network's by {100 * difference:.0f} % of their spread",
+            f"{what}, whose outputs differ from the network's by {100 * difference:.0f} % of their spread",
             f"at most {100 * tolerance:.0f} %",
             "look for tensors that are written to in place (x[:, 0] = ..., +=) and write them as new tensors",
         )

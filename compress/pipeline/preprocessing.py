@@ -41,7 +41,7 @@ def with_preprocessing(config: Config) -> Config:
     """
     teacher, data = config.teacher, config.data
     published = None
-    if teacher.weights and not teacher.factory:
+    if teacher.weights and not teacher.factory and data.task != "detection":  # a detector has a size of its own
         published = published_preprocessing(teacher.model, teacher.weights)
     if published is None:
         return replace(config, data=with_defaults(data))

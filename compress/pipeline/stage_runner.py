@@ -15,13 +15,16 @@ from compress.evaluation.environment import versions
 from compress.evaluation.evaluate import StageFolder, evaluate_stage
 from compress.evaluation.int8_loss import validation_loss
 from compress.export import TARGETS, Source, load_target
+from compress.export.nms import add_nms
 from compress.export.onnx import export_onnx
 from compress.export.onnx_inspect import float_operators, inspect_quantization, require_quantized
 from compress.methods.quantization.advice import advise
 from compress.methods.quantization.cpu_target import mismatch
 from compress.methods.quantization.float_share import INT8_MACS, read_float_share, require_int8
 from compress.methods.restore import restore_float
+from compress.models import is_library
 from compress.models.artifact import Artifact, write_model, write_tensors
+from compress.models.registry import backbone_name
 from compress.pipeline.compute import RunContext, StageJob, compute_stage, stage_seed
 from compress.report.html import sensitivity_page
 from compress.stages import networks
@@ -54,7 +57,7 @@ def compute_and_evaluate(
         with track_cost(config.measure.country, run.device) as spent:
             result = compute_stage(StageJob(name, stage_dir, list(done), inputs), run, curves)
         write_model(result, stage_dir)
-        export_onnx(result.network.cpu(), stage_dir / files.ONNX, data.shape)
+        export_onnx(result.network.cpu(), stage_dir / files.ONNX, data.shape, TASKS[data.task].files)
         left_out, quantization = result.left_out, result.spec.quantization
         int8: dict[str, Any] = {}
         if quantization:
@@ -101,7 +104,7 @@ def _run_record(inputs: dict[str, Any], run: RunContext, duration_s: float) -> d
 
 def _needs_dry_run(config: Config) -> bool:
     """Whether a run starts with a dry run; the networks of the zoo need none."""
-    return bool(config.teacher.factory) or any("/" in name for name in networks(config).values())
+    return bool(config.teacher.factory) or any(is_library(backbone_name(name)) for name in networks(config).values())
 
 
 def reexport_stage(
@@ -149,10 +152,13 @@ def _export_and_evaluate(
         samples = data.train.take(config.quantize.calibration_samples, stage_seed(config, name))
         calibration = [images for images, _ in samples.batches()]
     for target in targets:
-        source = Source(stage_dir, stage_dir / files.ONNX, restore_float(stage_dir), calibration, data.shape)
+        network, outputs = restore_float(stage_dir), TASKS[data.task].files
+        source = Source(stage_dir, stage_dir / files.ONNX, network, calibration, data.shape, outputs)
         left_out[target] = load_target(target).export(source)
         if left_out[target]:
             log.info("%s: %s leaves out %d layers, named in %s", name, target, len(left_out[target]), files.METRICS)
+    if config.export.nms:
+        add_nms(stage_dir / files.ONNX, stage_dir / files.NMS_ONNX)
     folder = StageFolder(stage_dir, teacher, spent, left_out)
     measured = evaluate_stage(folder, data, config.measure, run.device, run.threads)
     write_tensors(stage_dir / files.PREDICTIONS, measured.predictions)
@@ -171,6 +177,7 @@ def _check_int8(
     Raises ValueError where the runtime runs other layers than expected in float, and UserError where most of the
     arithmetic is float although the user did not allow that.
     """
+    decodes = TASKS[result.spec.task].files.compute is not None
     floats = {layer.name for layer in inspect_quantization(path) if not layer.quantized}
     require_quantized(path, tuple(floats))
     chosen = quantization["float_layers"]
@@ -184,7 +191,7 @@ def _check_int8(
     rows = [{"layer": layer.layer, "reason": layer.reason} for layer in share.layers]
     rows += [
         {"layer": f"{operator} ({count})", "reason": "ONNX Runtime has no int8 kernel for it"}
-        for operator, count in float_operators(path).items()
+        for operator, count in float_operators(path, decodes).items()
     ]
     return rows, {INT8_MACS: share.int8_macs_percent}
 

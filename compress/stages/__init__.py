@@ -41,13 +41,14 @@ class Stage:
 
 
 def _teacher_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Returns the digest of the checkpoint, and the digests of a network of the user's own."""
+    """Returns the digests of the checkpoints, and of a network of the user's own."""
     from compress.models.user_model import identity
     from compress.utils.files import digest_of_file
 
     teacher = config.teacher
     own = {"own": identity(teacher.factory, shape)} if teacher.factory else {}
-    return {"checkpoint": digest_of_file(teacher.checkpoint)} | own
+    backbone = {"backbone": digest_of_file(teacher.backbone_checkpoint)} if teacher.backbone_checkpoint else {}
+    return {"checkpoint": digest_of_file(teacher.checkpoint)} | backbone | own
 
 
 def _quantize_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:

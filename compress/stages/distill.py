@@ -24,6 +24,8 @@ def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Arti
         spec = replace(spec, architecture=asdict(architecture), changes=[])
     network.to(context.device)
     layers, teacher = config.hint_layers, require_teacher(context)
+    if config.student:
+        _check_outputs(network, teacher, config.student, context)
     with record_outputs(network, layers) as student_features, record_outputs(teacher, layers) as teacher_features:
         hints = (student_features, teacher_features)
         _check_hints(network, teacher, hints, context)
@@ -33,6 +35,19 @@ def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Arti
         settings = TrainSettings("distill", config.epochs, config.lr, teacher=teacher if learns_from_teacher else None)
         history = train(network, loss, context, settings)
     return Artifact(network, spec, notes={"history": history})
+
+
+def _check_outputs(network: nn.Module, teacher: nn.Module, name: str, context: Context) -> None:
+    """Raises UserError unless student and teacher return outputs of one shape; detectors may have other anchors."""
+    image = torch.zeros(1, *context.data.shape, device=context.device)
+    with torch.no_grad():
+        shapes = [tuple(one(image).shape) for one in (network.eval(), teacher)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            f"distill.student={name}, whose outputs are {shapes[0]}, the teacher's {shapes[1]}",
+            "outputs of one shape: a detector has an anchor at each place of its feature maps",
+            "name a student with the strides of the teacher",
+        )
 
 
 def _check_hints(

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,10 +11,13 @@ from compress.config.schema import TeacherConfig
 from compress.methods.distillation.losses import label_loss
 from compress.models.artifact import Artifact, Spec
 from compress.models.from_config import teacher_from_config
+from compress.models.identity_norms import identity_norms, set_statistics
 from compress.training.context import Context
 from compress.training.fine_tuning import freeze_backbone, layerwise_lr_scales
 from compress.training.loop import TrainSettings, train
 from compress.utils.errors import UserError
+
+_STATISTICS_IMAGES = 128
 
 log = logging.getLogger("compress")
 
@@ -22,10 +26,15 @@ def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact
     """Builds `config.model` for the data's classes and channels, and trains it on the task's loss."""
     data = context.data
     network, architecture, remarks = teacher_from_config(config, data.shape, len(data.classes))
-    notes = {"frozen_parameters": frozen} if (frozen := _frozen(network)) else {}
+    notes: dict[str, Any] = {"frozen_parameters": frozen} if (frozen := _frozen(network)) else {}
     if remarks:
         notes["checkpoint"] = remarks
         log.info("%s", "\n".join(remarks))
+    if config.epochs and (norms := identity_norms(network)):
+        images = torch.cat([images for images, _ in data.train.take(_STATISTICS_IMAGES, context.seed).batches()])
+        set_statistics(network, norms, images)
+        log.info("teacher: batch norm is folded into the weights of %d layers; it gets statistics again", len(norms))
+        notes["batch_norm"] = f"{len(norms)} were folded into the weights, and got statistics of train images again"
     loss = label_loss(context.train.label_smoothing, context.task)
     if config.freeze_epochs and context.ranks.world > 1:
         raise UserError(
@@ -49,6 +58,7 @@ def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact
             "layout": "NCHW",
             "crop_share": data.crop_share,
             "interpolation": data.interpolation,
+            "resize": data.resize,
         },
         task=data.task,
     )

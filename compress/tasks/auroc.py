@@ -2,8 +2,7 @@
 
 import numpy as np
 
-_RESAMPLES, _SEED = 1000, 0
-_CHUNK = 50  # resamples at a time: their weights need memory for this many numbers an image
+from compress.utils.resampling import resamples
 
 
 def aurocs(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -19,34 +18,11 @@ def aurocs(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 def bootstrap(*scores: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
     """Returns the AUROCs (B, K) of each of `scores` (N, K) on the same B seeded resamples of the images, in percent."""
-    generator, count = np.random.default_rng(_SEED), len(targets)
     parts: list[list[np.ndarray]] = [[] for _ in scores]
-    for _ in range(_RESAMPLES // _CHUNK):
-        weights = generator.multinomial(count, np.full(count, 1 / count), _CHUNK).astype(float)
+    for weights in resamples(len(targets)):
         for part, values in zip(parts, scores, strict=True):
             part.append(_weighted(values, targets, weights))
     return [np.concatenate(part) for part in parts]
-
-
-def mean_auroc(by_label: np.ndarray) -> np.ndarray:
-    """Returns the mean over the labels that have an AUROC, along the last axis; NaN where none has one."""
-    known = ~np.isnan(by_label)
-    total: np.ndarray = np.where(known, by_label, 0).sum(-1)
-    mean: np.ndarray = np.divide(total, known.sum(-1), out=np.full_like(total, np.nan), where=known.any(-1))
-    return mean
-
-
-def interval(values: np.ndarray) -> list[float]:
-    """Returns the 95 % interval of resampled values, along the first axis, without those that are NaN."""
-    known = values[~np.isnan(values)]
-    return [float(value) for value in np.percentile(known, [2.5, 97.5])] if len(known) else [0.0, 100.0]
-
-
-def p_value(differences: np.ndarray) -> float:
-    """Returns the two-sided p-value of resampled differences, for the hypothesis that both networks are equal."""
-    known = differences[~np.isnan(differences)]
-    less = min(int((known <= 0).sum()), int((known >= 0).sum()))
-    return min(1.0, 2 * (less + 1) / (len(known) + 1))
 
 
 def _weighted(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:

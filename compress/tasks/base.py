@@ -1,9 +1,12 @@
 """The interface of a task, by which stages, the training loop and the evaluation handle targets."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
+from compress.export.file_outputs import FileOutputs
 from compress.utils.metric import Metric
 
 Figures = dict[str, Any]  # for metrics.json; a `Unavailable` where a figure could not be measured
@@ -11,10 +14,16 @@ Predictions = dict[str, Tensor]  # for predictions.safetensors: the targets, and
 
 
 class Task(Protocol):
-    """The meaning of outputs (N, K) and targets (N, ...)."""
+    """The meaning of a network's outputs, (N, K) or (N, A, 9 + K + 1), and of targets (N, ...)."""
 
     name: str
     metric: Metric
+    files: FileOutputs  # of every exported file
+    output_dims: int  # the number of dimensions of the network's outputs
+
+    def outputs(self, arrays: Sequence[np.ndarray]) -> Tensor:
+        """Returns a file's outputs in the form of the network's."""
+        ...
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Returns the training loss, a mean over the images, in nats."""

@@ -1,13 +1,18 @@
 """Classification with independent labels: targets are 0 or 1 for each label (N, K), its probability is a sigmoid."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from compress.tasks.auroc import aurocs, bootstrap, interval, mean_auroc, p_value
+from compress.export.file_outputs import LOGITS
+from compress.tasks.auroc import aurocs, bootstrap
 from compress.tasks.base import Figures, Predictions
 from compress.utils.metric import AUROC
 from compress.utils.missing import Unavailable
+from compress.utils.resampling import interval, mean_over_labels, p_value
 
 
 class Multilabel:
@@ -15,6 +20,13 @@ class Multilabel:
 
     name = "multilabel"
     metric = AUROC
+    files = LOGITS
+    output_dims = 2
+
+    def outputs(self, arrays: Sequence[np.ndarray]) -> Tensor:
+        """Returns the logits (N, K)."""
+        (logits,) = arrays
+        return torch.from_numpy(np.asarray(logits))
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Returns binary cross-entropy, a mean over images and labels; `smoothing` moves targets towards one half."""
@@ -39,7 +51,7 @@ class Multilabel:
 
     def score(self, logits: Tensor, targets: Tensor) -> float:
         """Returns the mean AUROC in percent."""
-        return float(mean_auroc(aurocs(*_arrays(logits, targets))))
+        return float(mean_over_labels(aurocs(*_arrays(logits, targets))))
 
     def difference(self, logits: Tensor, reference: Tensor, targets: Tensor) -> tuple[float, tuple[float, float]]:
         """Returns the difference in mean AUROC, in percentage points, with its bootstrapped interval."""
@@ -62,12 +74,12 @@ class Multilabel:
         _, torch_by_label, torch_means, _ = _with_resamples(logits, targets)
         known = [not np.isnan(value) for value in by_label]
         return {
-            "auroc_percent": float(mean_auroc(torch_by_label)),
+            "auroc_percent": float(mean_over_labels(torch_by_label)),
             "auroc_ci95_percent": interval(torch_means),
             "label_accuracy_percent": 100 * (1 - self.mistakes(logits, targets).mean().item()),
             "loss": self.loss(logits, targets).item(),
             "images": len(targets),
-            "deployed_auroc_percent": float(mean_auroc(by_label)),
+            "deployed_auroc_percent": float(mean_over_labels(by_label)),
             "deployed_auroc_ci95_percent": interval(means),
             "deployed_label_accuracy_percent": 100 * (1 - self.mistakes(deployed, targets).mean().item()),
             "deployed_agreement_percent": _agreement(logits, deployed),
@@ -81,7 +93,7 @@ class Multilabel:
         """Returns the mean AUROC of a further target's file, and the share of decisions in which torch agrees."""
         _, by_label, means, _ = _with_resamples(deployed, targets)
         return {
-            "auroc_percent": float(mean_auroc(by_label)),
+            "auroc_percent": float(mean_over_labels(by_label)),
             "auroc_ci95_percent": interval(means),
             "agreement_percent": _agreement(logits, deployed),
         }
@@ -106,15 +118,15 @@ def _with_resamples(logits: Tensor, targets: Tensor) -> tuple[np.ndarray, np.nda
     """Returns scores (N, K), AUROCs (K,), resampled means (B,) and resampled AUROCs (B, K)."""
     scores, labels = _arrays(logits, targets)
     (resampled,) = bootstrap(scores, targets=labels)
-    return scores, aurocs(scores, labels), mean_auroc(resampled), resampled
+    return scores, aurocs(scores, labels), mean_over_labels(resampled), resampled
 
 
 def _difference(logits: Tensor, reference: Tensor, targets: Tensor) -> tuple[float, np.ndarray]:
     """Returns the mean AUROC minus that of `reference`, and the same on each resample, (B,), in percentage points."""
     (scores, labels), (reference_scores, _) = _arrays(logits, targets), _arrays(reference, targets)
     resampled, reference_resampled = bootstrap(scores, reference_scores, targets=labels)
-    delta = float(mean_auroc(aurocs(scores, labels)) - mean_auroc(aurocs(reference_scores, labels)))
-    return delta, mean_auroc(resampled) - mean_auroc(reference_resampled)
+    delta = float(mean_over_labels(aurocs(scores, labels)) - mean_over_labels(aurocs(reference_scores, labels)))
+    return delta, mean_over_labels(resampled) - mean_over_labels(reference_resampled)
 
 
 def _agreement(logits: Tensor, others: Tensor) -> float:

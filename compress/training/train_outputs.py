@@ -25,7 +25,9 @@ _LOGITS = "logits"
 class TrainOutputs:
     """Calls a network in train mode and returns its logits; one object for each training."""
 
-    def __init__(self) -> None:
+    def __init__(self, dims: int = 2) -> None:
+        """Expects outputs of `dims` dimensions."""
+        self._dims = dims
         self._as_in_eval: list[nn.Module] | None = None  # modules whose own forward pass runs as in eval mode
 
     def logits(self, network: nn.Module, images: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ class TrainOutputs:
             if is_out_of_memory(error):
                 raise
             failed, output = error, None
-        if isinstance(output, Tensor) and output.ndim == 2:
+        if isinstance(output, Tensor) and output.ndim == self._dims:
             self._as_in_eval = []
             return output
         inner = _unwrapped(network)

@@ -51,7 +51,7 @@ def validate(
     micro_batches: int = 1,
     task: Task = CLASSIFICATION,
 ) -> Validation:
-    """Evaluates `network` on `split` in float32, each batch in `micro_batches` parts; `teacher_logits` is (N, K).
+    """Evaluates `network` on `split` in float32, each batch in `micro_batches` parts; `teacher_logits` is (N, ...).
 
     Several processes share the images; `after_batch` is then not called, because their numbers of batches may differ.
     """
@@ -66,28 +66,28 @@ def validate(
             found[1, rows] = task.mistakes(logits, labels).double().cpu()
             if teacher_logits is not None:
                 found[2, rows] = task.distance(logits, teacher_logits[rows].to(device)).double().cpu()
-            outputs = torch.zeros(len(split), logits.shape[1]) if outputs is None else outputs
+            outputs = torch.zeros(len(split), *logits.shape[1:]) if outputs is None else outputs
             outputs[rows] = logits.cpu()
             if ranks.world == 1:
                 after_batch()
     losses, mistakes, distances = ranks.all_reduce_tensor(found)
-    score = task.score(_all_outputs(outputs, len(split), ranks), split.labels)
+    score = task.score(_all_outputs(outputs, len(split), task.output_dims, ranks), split.labels)
     return Validation(losses, mistakes, None if teacher_logits is None else distances, score)
 
 
 @torch.no_grad()
 def split_logits(network: nn.Module, split: Split, device: torch.device) -> Tensor:
-    """Returns the logits (N, K) of `network` in eval mode on all images of `split`, float32 on the CPU."""
+    """Returns the outputs (N, ...) of `network` in eval mode on all images of `split`, float32 on the CPU."""
     network.eval()
     return torch.cat([network(to_device(images, device)).float().cpu() for images, _ in split.batches()])
 
 
-def _all_outputs(outputs: Tensor | None, images: int, ranks: ProcessGroup) -> Tensor:
-    """Returns the outputs (N, K) of all processes; `outputs` is None where this one had no image."""
+def _all_outputs(outputs: Tensor | None, images: int, dims: int, ranks: ProcessGroup) -> Tensor:
+    """Returns the outputs (N, ...) of all processes; `outputs` is None where this one had no image."""
     if ranks.world == 1:
         return outputs
-    (width,) = ranks.all_reduce_max(0 if outputs is None else outputs.shape[1])
-    return ranks.all_reduce_tensor(torch.zeros(images, int(width)) if outputs is None else outputs)
+    sizes = ranks.all_reduce_max(*([0] * (dims - 1) if outputs is None else outputs.shape[1:]))
+    return ranks.all_reduce_tensor(torch.zeros(images, *map(int, sizes)) if outputs is None else outputs)
 
 
 def standard_errors_better(scores: Tensor, others: Tensor) -> float:

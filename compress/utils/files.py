@@ -10,6 +10,7 @@ from typing import Any
 from compress.utils.errors import UserError
 
 MODEL, SPEC, ONNX = "model.safetensors", "model.json", "model.onnx"
+NMS_ONNX = "model_nms.onnx"  # a detector's, where export.nms is set
 METRICS, PREDICTIONS, STAGE = "metrics.json", "predictions.safetensors", "stage.json"
 SENSITIVITY, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.html"
 OUTPUTS = "outputs.safetensors"  # the network's outputs for fixed images, checked when it is loaded

@@ -25,6 +25,7 @@ _TURNS = {  # EXIF orientation -> what makes the stored image upright (Exif 2.32
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _UP_TO_16_BITS = ("PNG", "PPM")  # in these formats, mode I holds 16 bits
 _GREY = ("1", "L", "LA", "La", "I", "F", *SIXTEEN_BITS)
@@ -47,19 +48,24 @@ def opened(file: str | Path | BinaryIO, name: str) -> Iterator[Image.Image]:
 
 @dataclass(frozen=True)
 class Square:
-    """How images become squares: the shorter side is resized to `size` / `crop_share`, and the middle is kept."""
+    """How images become squares: the shorter side is resized to `size` / `crop_share`, and the middle is kept.
+
+    With `stretch`, the whole image is resized to the square, whatever its proportions.
+    """
 
     size: int  # pixels a side
     crop_share: float = 1.0
     interpolation: str = "bilinear"  # a name of PIL.Image.Resampling
+    stretch: bool = False
 
 
 def center_crop(image: Image.Image, how: Square) -> Image.Image:
-    """Returns the middle of a resized image, `how.size` pixels a side."""
-    size = how.size
+    """Returns the middle of a resized image, or all of it where `how.stretch` is set, `how.size` pixels a side."""
+    size, resampling = how.size, Image.Resampling[how.interpolation.upper()]
+    if how.stretch:
+        return image if image.size == (size, size) else image.resize((size, size), resampling)
     shorter = math.floor(size / how.crop_share + 1e-6)  # as torchvision's and timm's evaluation do
     scale = shorter / min(image.size)
-    resampling = Image.Resampling[how.interpolation.upper()]
     resized = [max(shorter, round(side * scale)) for side in image.size]
     image = image if image.size == tuple(resized) else image.resize(resized, resampling)
     if image.size == (size, size):
@@ -74,6 +80,15 @@ def upright(image: Image.Image) -> Image.Image:
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     turn = None if orientation is None else _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Returns (width, height) of the image as `upright` would turn it, from its header where the format allows that."""
+    if image.format == "TIFF":
+        image.load()  # turns it
+    width, height = image.size
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    return (height, width) if orientation in _SIDEWAYS else (width, height)
 
 
 def natural_channels(image: Image.Image) -> int:
@@ -100,7 +115,7 @@ def square(pixels: np.ndarray, how: Square) -> np.ndarray:
     """Returns the `center_crop` (S, S, C) of an array (H, W) or (H, W, C) with any number of channels."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     pixels = as_bytes_if_exact(pixels)
-    if pixels.shape[:2] == (how.size, how.size) and how.crop_share == 1:
+    if pixels.shape[:2] == (how.size, how.size) and (how.stretch or how.crop_share == 1):
         return pixels
     if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
         return np.asarray(center_crop(Image.fromarray(pixels), how))
@@ -135,9 +150,12 @@ def to_channels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:
 def preprocess(image: Image.Image | np.ndarray, described: dict[str, Any], name: str = "an image") -> np.ndarray:
     """Returns float32 (C, H, W) from any Pillow image or array, as `described`, model.json's `input`, says."""
     channels, size, _ = described["shape"]
-    how = Square(
-        size, described.get("crop_share", 1.0), described.get("interpolation", "bilinear")
-    )  # not in older files
+    how = Square(  # older files have only the size
+        size,
+        described.get("crop_share", 1.0),
+        described.get("interpolation", "bilinear"),
+        described.get("resize", "crop") == "stretch",
+    )
     if isinstance(image, Image.Image):
         pixels = read(image, channels, how, name)
     else:

@@ -40,7 +40,8 @@ class Metric:
 
 TOP1 = Metric("top1", "top1", "top-1", "top-1 accuracy", "mcnemar_p_value")
 AUROC = Metric("auroc", "label_accuracy", "AUROC", "mean AUROC", "bootstrap_p_value")
-_METRICS = {metric.key: metric for metric in (TOP1, AUROC)}
+MAP50 = Metric("map50", "image_ap50", "mAP50", "mean average precision at an IoU of 0.5", "bootstrap_p_value")
+_METRICS = {metric.key: metric for metric in (TOP1, AUROC, MAP50)}
 
 
 def metric_of(metrics: Mapping[str, Any]) -> Metric:

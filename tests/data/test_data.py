@@ -152,7 +152,7 @@ def test_colour_and_resizing(tmp_path: Path) -> None:
 
 def test_crops_are_windows_of_the_padded_image_and_differ() -> None:
     images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).repeat(128, 1, 1, 1)
-    crops = Augmentation(1, False)(images, torch.Generator().manual_seed(0))
+    crops, _ = Augmentation(1, False)(images, torch.zeros(128), torch.Generator().manual_seed(0))
     padded = torch.nn.functional.pad(images[0, 0], (1, 1, 1, 1))
     windows = [padded[top : top + 8, left : left + 8] for top in range(3) for left in range(3)]
     found = [next(i for i, window in enumerate(windows) if torch.equal(window, crop[0])) for crop in crops]
@@ -161,7 +161,7 @@ def test_crops_are_windows_of_the_padded_image_and_differ() -> None:
 
 def test_flips_are_an_images_own() -> None:
     images = torch.arange(8, dtype=torch.uint8).view(1, 1, 1, 8).repeat(64, 1, 1, 1)
-    flipped = Augmentation(0, True)(images, torch.Generator().manual_seed(0))
+    flipped, _ = Augmentation(0, True)(images, torch.zeros(64), torch.Generator().manual_seed(0))
     backwards = (flipped == images.flip(3)).all(3).flatten()
     assert (backwards | (flipped == images).all(3).flatten()).all()
     assert 16 < int(backwards.sum()) < 48

@@ -53,8 +53,8 @@ def test_the_profile_names_every_node_that_is_executed(file: Path) -> None:
 
 
 def test_one_process_takes_all_figures(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs, run = [], module._run
-    monkeypatch.setattr(module, "_run", lambda job: jobs.append(job) or run(job))
+    jobs, run = [], module.run_job
+    monkeypatch.setattr(module, "run_job", lambda job: jobs.append(job) or run(job))
     benchmark(file, file, SHAPE, QUICK, threads=1)
     assert len(jobs) == 1
 

@@ -87,7 +87,7 @@ def test_joules_are_shared_among_the_images(counters: Path, file: Path, monkeypa
     times = {"single_ms": [[1.0]], "batch_ms": [[1.0]]}
     answer = {MEMORY: {"peak_memory_bytes": 1}, TIME: times, PROFILE: {}, ENERGY: {"joules": 6.0, "images": 4}}
     monkeypatch.setattr(energy, "find_spec", lambda name: "there")
-    monkeypatch.setattr(benchmark, "_run", lambda job: jobs.append(job) or answer)
+    monkeypatch.setattr(benchmark, "run_job", lambda job: jobs.append(job) or answer)
     assert measure(file, counters, threads=3).figures["energy_joule_per_image"] == 1.5
     (job,) = jobs
     assert (job.tasks[-1], job.threads, job.file, job.counters) == (ENERGY, 3, str(file), str(counters))

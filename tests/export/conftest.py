@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.export import Source
+from compress.export.file_outputs import LOGITS
 from compress.export.onnx import export_onnx
 from compress.methods.quantization.pt2e import calibrate, convert, prepare, without_rounding
 from tests.methods.quantization.tiny_networks import Residual, conv_bn, settled
@@ -62,7 +63,7 @@ def source(images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> MakeSour
                 network, deployed = without_rounding(prepared), convert(prepared)
             export_onnx(deployed, folder / "model.onnx", SHAPE)
             calibration = list(images.split(32)) if int8 else None
-            made[name, int8] = Source(folder, folder / "model.onnx", network, calibration, SHAPE)
+            made[name, int8] = Source(folder, folder / "model.onnx", network, calibration, SHAPE, LOGITS)
         return made[name, int8]
 
     return make

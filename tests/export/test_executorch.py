@@ -27,7 +27,7 @@ def exported(source: MakeSource) -> dict[tuple[str, bool], tuple[Source, list[di
 
 
 def logits(source: Source, images: Tensor, threads: int = 1) -> Tensor:
-    return torch.from_numpy(target.open_runner(source.folder / "model.pte", threads)(images.numpy()))
+    return torch.from_numpy(target.open_runner(source.folder / "model.pte", threads)(images.numpy())[0])
 
 
 def test_float_logits_are_torchs(exported, images: Tensor) -> None:

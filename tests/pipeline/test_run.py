@@ -78,7 +78,7 @@ def test_validation_figures_are_of_the_file_on_the_validation_split(finished: Pa
     percents = []
     for name in FOLDERS:
         run = onnx_runner(finished / name / ONNX, 1)
-        right = sum((run(images.numpy()).argmax(1) == labels.numpy()).sum() for images, labels in batches)
+        right = sum((run(images.numpy())[0].argmax(1) == labels.numpy()).sum() for images, labels in batches)
         metrics = read_json(finished / name / "metrics.json")
         percents.append(metrics["deployed_val_top1_percent"])
         assert metrics["val_images"] == len(val) == 24

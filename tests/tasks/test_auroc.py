@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from compress.tasks.auroc import aurocs, bootstrap, interval, mean_auroc, p_value
+from compress.tasks.auroc import aurocs, bootstrap
+from compress.utils.resampling import interval, mean_over_labels, p_value
 
 
 def labelled(images: int, labels: int, gap: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -31,8 +32,8 @@ def test_a_label_that_all_images_have_counts_in_no_mean() -> None:
     targets[:, 1] = 1
     found = aurocs(scores, targets)
     assert np.isnan(found[1])
-    assert mean_auroc(found) == pytest.approx((found[0] + found[2]) / 2)
-    assert np.isnan(mean_auroc(np.array([np.nan, np.nan])))
+    assert mean_over_labels(found) == pytest.approx((found[0] + found[2]) / 2)
+    assert np.isnan(mean_over_labels(np.array([np.nan, np.nan])))
 
 
 def test_order_alone_counts() -> None:
@@ -46,7 +47,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     truth, missed = 76.02, 0
     for seed in range(60):
         scores, targets = labelled(150, 1, 1.0, seed)
-        low, high = interval(mean_auroc(bootstrap(scores, targets=targets)[0]))
+        low, high = interval(mean_over_labels(bootstrap(scores, targets=targets)[0]))
         missed += not low <= truth <= high
     assert missed <= 8
 
@@ -55,13 +56,13 @@ def test_the_same_network_twice_is_no_difference() -> None:
     scores, targets = labelled(100, 3, 1.0)
     first, second = bootstrap(scores, scores, targets=targets)
     assert (first == second).all()
-    assert p_value(mean_auroc(first) - mean_auroc(second)) == 1.0
+    assert p_value(mean_over_labels(first) - mean_over_labels(second)) == 1.0
 
 
 def test_a_better_network_is_better_beyond_chance() -> None:
     scores, targets = labelled(400, 3, 1.0)
     worse = np.random.default_rng(1).normal(size=scores.shape)
     first, second = bootstrap(scores, worse, targets=targets)
-    difference = mean_auroc(first) - mean_auroc(second)
+    difference = mean_over_labels(first) - mean_over_labels(second)
     assert interval(difference)[0] > 0
     assert p_value(difference) < 0.01

@@ -164,12 +164,15 @@ def test_a_process_that_dies_ends_the_run_with_its_own_words(tiny_npz: Path, tmp
 def test_parts_make_up_the_batch(world: int) -> None:
     """With the very crops and flips that one process would have drawn."""
     images = torch.arange(64 * 13, dtype=torch.uint8).view(13, 1, 8, 8)
-    augmentation = Augmentation(2, True)
-    wanted = augmentation(images, torch.Generator().manual_seed(0))
+    labels, augmentation = torch.arange(13), Augmentation(2, True)
+    wanted, _ = augmentation(images, labels, torch.Generator().manual_seed(0))
     parts = [ProcessGroup(rank, world).shard for rank in range(world)]
-    found = [augmentation(part(images), torch.Generator().manual_seed(0), part, len(images)) for part in parts]
-    assert torch.equal(torch.cat(found), wanted)
-    sizes = [len(part) for part in found]
+    found = [
+        augmentation(part(images), part(labels), torch.Generator().manual_seed(0), part, len(images)) for part in parts
+    ]
+    assert torch.equal(torch.cat([images for images, _ in found]), wanted)
+    assert torch.equal(torch.cat([labels for _, labels in found]), labels)
+    sizes = [len(labels) for _, labels in found]
     assert max(sizes) - min(sizes) <= 1
 
 

@@ -1,6 +1,6 @@
 """`python -m compress models [NAME...]`: lists networks with their sizes, so that one can be chosen before training.
 
-Without a name, lists the zoo; torchvision/* and timm/*edge* name networks of the libraries.
+Without a name, lists the zoo; torchvision/* and timm/*edge* name networks of the libraries, ssdlite* detectors.
 """
 
 import argparse
@@ -15,15 +15,18 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
+from compress.config.schema import TeacherConfig
 from compress.evaluation.flops import count_cost
 from compress.models import ZOO, Architecture, build, check_model, stem_for
-from compress.models.registry import LIBRARIES, find_entry
+from compress.models.from_config import anchors_for
+from compress.models.registry import LIBRARIES, SSDLITE, SSDLITE320, find_entry, is_detector
 from compress.models.third_party import timm_names, torchvision_names
 from compress.utils.errors import UserError
 from compress.utils.units import count_text, size_text
 
 _COLOURS = 3
-_MOST_BUILT = 25  # networks; a longer list has names only, because figures need the network to be built
+_ANCHORS = TeacherConfig()  # the default ones
+_MOST_BUILT = 30  # networks; a longer list has names only, because figures need the network to be built
 _BYTES_A_FILTER = 12  # its bias, the scale of its weights and the scale of its bias, 32 bits each
 
 
@@ -50,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"for colour images of {options.image_size} pixels a side and {options.classes} classes; stem={stem}\n"
         "int8: a byte a weight, biases and scales; without the graph around them\n"
-        'torchvision/NAME and timm/NAME too: python -m compress models "timm/*edge*"'
+        'torchvision/NAME and timm/NAME too: python -m compress models "timm/*edge*"; detectors: "ssdlite*"'
     )
     return 0
 
@@ -63,6 +66,8 @@ def _names(patterns: list[str]) -> list[str]:
     for pattern in patterns:
         library, slash, _ = pattern.partition("/")
         known = list(ZOO)
+        if pattern.startswith(SSDLITE):
+            known = [SSDLITE320, *(f"{SSDLITE}/{name}" for name in ZOO)]
         if slash and library in LIBRARIES:
             known = [
                 f"{library}/{name}" for name in (torchvision_names() if library == "torchvision" else timm_names())
@@ -82,12 +87,14 @@ def _row(name: str, stem: str, options: argparse.Namespace) -> list[str]:
     size = options.image_size
     try:
         with torch.device("meta"):  # shapes without values: no weight is drawn, nothing is multiplied
-            network = build(Architecture(name, stem, _COLOURS, options.classes, size)).eval()
+            network = build(
+                Architecture(name, stem, _COLOURS, options.classes, size, anchors_for(name, _ANCHORS))
+            ).eval()
             parameters, macs = count_cost(network, (_COLOURS, size, size))
-    except Exception:  # a library's network may only take other image sizes
+    except Exception:  # a library's network may only take other image sizes, and not each is a backbone
         if name in ZOO:
             raise
-        return [*["-"] * 3, f"not at {size} pixels"]
+        return [*["-"] * 3, "not a backbone" if is_detector(name) else f"not at {size} pixels"]
     return [count_text(parameters), count_text(macs), size_text(int8_bytes(network)), entry.paper]
 
 

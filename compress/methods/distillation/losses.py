@@ -35,7 +35,7 @@ def distillation(
 def label_loss(smoothing: float, task: Task = CLASSIFICATION) -> LossFn:
     """Returns the loss of a network that learns from labels alone; `smoothing` is the share spread over all classes."""
 
-    outputs = TrainOutputs()
+    outputs = TrainOutputs(task.output_dims)
 
     def loss(network: nn.Module, examples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         logits = outputs.logits(network, examples.images)
@@ -64,7 +64,7 @@ def teacher_loss(
     are equal here). All is computed in float32, whatever the networks' precision.
     """
     student_features, teacher_features = hints
-    student = TrainOutputs()
+    student = TrainOutputs(task.output_dims)
 
     def loss(network: nn.Module, examples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         for outputs in hints:

@@ -15,7 +15,7 @@ _MAX_BYTES = 2**30  # larger logits are not cached
 def teacher_function(context: Context) -> TeacherFn:
     """Returns the function that computes the logits of the run's teacher, with batch norm folded, or caches them."""
     teacher, data = fold_batch_norm(require_teacher(context)), context.data
-    if data.augmentation.changes or 4 * len(data.train) * len(data.classes) > _MAX_BYTES:
+    if data.augmentation.changes:
         return compute_logits(teacher)
     return cached_logits(teacher, data.train, context.device)
 
@@ -38,15 +38,30 @@ def compute_logits(teacher: nn.Module) -> TeacherFn:
 
 
 def cached_logits(teacher: nn.Module, train: Split, device: torch.device) -> TeacherFn:
-    """Returns a function that runs `teacher` on all images of `train` at its first call, always in the same order."""
+    """Returns a function that runs `teacher` on all images of `train` at its first call, always in the same order.
+
+    Where the outputs of all images are too large, it runs `teacher` at each call.
+    """
     rows = torch.full((int(train.index.max()) + 1,), -1)
     rows[train.index] = torch.arange(len(train))
-    cached: list[Tensor] = []
+    compute = compute_logits(teacher)
+    cached: list[Tensor | None] = []
 
     @torch.no_grad()
     def look_up(examples: Batch) -> Tensor:
         if not cached:
-            cached.append(torch.cat([teacher(to_device(images, device)).float() for images, _ in train.batches()]))
-        return cached[0][rows[examples.positions].to(device)]
+            cached.append(_all_outputs(teacher, train, device))
+        outputs = cached[0]
+        return compute(examples) if outputs is None else outputs[rows[examples.positions].to(device)]
 
     return look_up
+
+
+def _all_outputs(teacher: nn.Module, train: Split, device: torch.device) -> Tensor | None:
+    """Returns the outputs of all images (N, ...); None where they are too large, as the first of them shows."""
+    parts: list[Tensor] = []
+    for images, _ in train.batches():
+        parts.append(teacher(to_device(images, device)).float())
+        if len(train) * parts[0][0].nbytes > _MAX_BYTES:
+            return None
+    return torch.cat(parts)

@@ -28,6 +28,7 @@ from compress.models.graph.aten_patterns import (
     is_call,
     is_float,
     is_spatial_mean,
+    only_returned,
     only_user,
     origin,
 )
@@ -89,7 +90,7 @@ class RuntimeQuantizer(Quantizer):
         if is_call(node, SUMS | PRODUCTS):
             both = [value for value in node.args[:2] if isinstance(value, Node) and is_float(value)]
             return both if len(both) == 2 and not node.kwargs else []
-        if is_call(node, CONCATENATIONS):
+        if is_call(node, CONCATENATIONS) and not only_returned(node):
             return list(node.args[0])
         if is_spatial_mean(node) or is_call(node, GATES):
             return [node.args[0]]

@@ -15,6 +15,7 @@ from compress.models.graph.aten_patterns import (
     is_call,
     is_float,
     is_move,
+    only_returned,
     replace_call,
     tensor_of,
     weighted_calls,
@@ -113,7 +114,7 @@ def requantize_moves(module: GraphModule) -> None:
         source = node.args[0] if is_move(node) else None
         while isinstance(source, Node) and not is_call(source, {DEQUANTIZE}) and not is_float(source):
             source = source.args[0] if source.args else None
-        if not is_call(source, {DEQUANTIZE}) or not is_float(node) or _only_returned(node):
+        if not is_call(source, {DEQUANTIZE}) or not is_float(node) or only_returned(node):
             continue
         readers = list(node.users)
         with module.graph.inserting_after(node):
@@ -181,8 +182,3 @@ def hard_sigmoid_as_sum(module: GraphModule) -> None:
 
 
 HALF_GRID = (0, 0, 255, torch.uint8)
-
-
-def _only_returned(node: Node) -> bool:
-    """Whether the node reaches only the network's result, through moves."""
-    return all(user.op == "output" or (is_move(user) and _only_returned(user)) for user in node.users)

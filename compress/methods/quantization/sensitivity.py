@@ -60,7 +60,7 @@ class MixedPrecisionFiles:
         """
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "int8.onnx"
-            export_onnx(convert(prepared), path, shape)
+            export_onnx(convert(prepared), path, shape, task.files)
             self._exported = path.read_bytes()
             int8 = {layer.name for layer in inspect_quantization(path) if layer.quantized}
         self.layers = {layer.name: layer for layer in weighted_layers(uncorrected) if layer.name in int8}
@@ -80,7 +80,7 @@ class MixedPrecisionFiles:
     def _measure(self, file: bytes) -> Quality:
         session = open_session(file, torch.get_num_threads())
         pairs = [
-            (torch.from_numpy(session.run(["logits"], {"image": images.numpy()})[0]), labels)
+            (self._task.outputs(session.run(None, {"image": images.numpy()})), labels)
             for images, labels in self._batches()
         ]
         logits, labels = (torch.cat(column) for column in zip(*pairs, strict=True))

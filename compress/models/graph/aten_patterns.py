@@ -153,6 +153,14 @@ def is_dropout(node: Node) -> bool:
     return node.op == "call_module" and str(node.target).startswith(DROPOUT)
 
 
+def only_returned(node: Node) -> bool:
+    """Whether the node reaches only the network's result, through operators that move and join values."""
+    return all(
+        user.op == "output" or ((is_move(user) or is_call(user, CONCATENATIONS)) and only_returned(user))
+        for user in node.users
+    )
+
+
 def origin(node: Node) -> Node:
     """Returns the node that computed the values of `node`, before all moves."""
     while is_move(node):

@@ -64,7 +64,7 @@ def test_a_loss_is_told_beyond_chance_only(wrong: int, told: bool, monkeypatch: 
     labels = torch.arange(60) % 3
     answers = {"float": labels, "int8": torch.cat([(labels[:wrong] + 1) % 3, labels[wrong:]])}
     monkeypatch.setattr(
-        int8_loss, "onnx_runner", lambda path, threads: lambda images: np.eye(3)[answers[path.name].numpy()]
+        int8_loss, "onnx_runner", lambda path, threads: lambda images: [np.eye(3)[answers[path.name].numpy()]]
     )
 
     class Val:
