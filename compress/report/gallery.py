@@ -58,9 +58,9 @@ class Gallery:
 
 
 def gallery(run: RunRecord) -> Gallery | None:
-    """Returns the images that the last stage kept; None where it kept none."""
+    """Returns the images that the last stage kept, each with a class; None where it kept none."""
     examples = run.last.examples
-    if examples is None or not len(examples["images"]):
+    if examples is None or "deployed_top1" not in examples or not len(examples["images"]):
         return None
     cards = [_card(run.last, examples, at) for at in range(len(examples["images"]))]
     ramp = np.tile(np.arange(256, dtype=np.uint8), (1, 1))
@@ -70,7 +70,7 @@ def gallery(run: RunRecord) -> Gallery | None:
         takeaway=disagreement(run) or "How often the two files disagree is not known: the predictions are not there.",
         tiny=max(examples["images"].shape[1:3]) <= _TINY,
         heatmaps="heatmap" in examples,
-        scale=_address(_heat_colours()[ramp]),
+        scale=address(_heat_colours()[ramp]),
     )
 
 
@@ -113,11 +113,11 @@ def _card(stage: StageRecord, examples: dict[str, np.ndarray], at: int) -> Card:
     classes = stage.spec["classes"]
     label, theirs, own = (int(examples[name][at]) for name in ("labels", "teacher_top1", "deployed_top1"))
     image = examples["images"][at]
-    pictures = [Picture(_address(image), "image", f"Test image {int(examples['index'][at])}, class {classes[label]}")]
+    pictures = [Picture(address(image), "image", f"Test image {int(examples['index'][at])}, class {classes[label]}")]
     if "heatmap" in examples:
         for name, caption, said in (("teacher_heatmap", "teacher", theirs), ("heatmap", stage.short, own)):
             alt = f"Where the {caption} network looks for class {classes[said]}"
-            pictures.append(Picture(_address(overlay(image, examples[name][at])), caption, alt))
+            pictures.append(Picture(address(overlay(image, examples[name][at])), caption, alt))
     return Card(
         int(examples["index"][at]),
         classes[label],
@@ -137,11 +137,11 @@ def _visible(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., 0] if channels <= 2 else pixels.mean(-1).round().astype(np.uint8)
 
 
-def _address(pixels: np.ndarray) -> str:
-    """Encodes an image (H, W, C) uint8 as a data: address: as PNG, or as JPEG if it is large."""
+def address(pixels: np.ndarray, largest: int = _LARGEST) -> str:
+    """Encodes an image (H, W, C) uint8 as a data: address: as PNG, or as JPEG of at most `largest` pixels a side."""
     image = Image.fromarray(_visible(pixels))
     form = "PNG" if max(image.size) <= _TINY or image.height == 1 else "JPEG"
-    image.thumbnail((_LARGEST, _LARGEST) if image.height > 1 else image.size)
+    image.thumbnail((largest, largest) if image.height > 1 else image.size)
     content = io.BytesIO()
     image.save(content, form, **({"quality": 85} if form == "JPEG" else {"optimize": True}))
     return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"

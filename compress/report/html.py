@@ -10,13 +10,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from compress.report import verdict
+from compress.report.box_pictures import box_gallery
 from compress.report.classification import class_figures
+from compress.report.detection import box_figures, nms_rows
 from compress.report.gallery import gallery
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
 from compress.report.multilabel import label_figures
 from compress.report.run_files import RunRecord
 from compress.report.settings import changed_settings, command, digests, versions
 from compress.report.stage_table import (
+    AGREEMENTS,
+    TESTS,
     cautions,
     energy_rows,
     kept_epochs,
@@ -41,6 +45,8 @@ def run_page(run: RunRecord) -> str:
         basis=verdict.basis(run),
         key_figures=key_figures(run),
         rows=stage_rows(run),
+        agreement=AGREEMENTS[run.last.metric.key],
+        p_value_test=TESTS[run.last.metric.p_value],
         energy=energy_rows(run),
         cautions=cautions(run),
         kept_epochs=kept_epochs(run),
@@ -51,7 +57,10 @@ def run_page(run: RunRecord) -> str:
         sensitivity=sensitivity_chart(run.last.sensitivity),
         classes=class_figures(run),
         labels=label_figures(run),
+        boxes=box_figures(run),
+        nms=nms_rows(run),
         gallery=gallery(run),
+        box_gallery=box_gallery(run),
         left_out=left_out(run),
         command=command(run),
         settings=changed_settings(run),

@@ -9,9 +9,11 @@ from safetensors import safe_open
 
 from compress.report.run_files import RunRecord, StageRecord
 from compress.utils.files import MODEL
+from compress.utils.metric import MAP50
 from compress.utils.units import threads_text, three_digits
 
 _SHOWN_NODES = 20  # the slowest nodes of a profile; the others are summed
+_DIVERGENCE = "divergence from the float network"
 _LEAST_SHARE = 0.01  # of a file's time; operators with less in both files are summed
 
 
@@ -34,6 +36,7 @@ class Chart:
     takeaway: str
     bars: list[Bar]
     detail: Any = None
+    scale: str = ""  # what the bars measure
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,13 @@ def sensitivity_chart(table: dict[str, Any] | None) -> Chart | None:
     ]
     kept = sum(row["kept_float"] for row in rows)
     figure = next(name.removeprefix("float") for name in table if name.startswith("float_"))  # "_top1_percent" for one
+    boxes = figure == f"_{MAP50.key}_percent"  # the divergence then has a part in pixels
+    unit, scale = ("", f"{_DIVERGENCE}, in classes and boxes") if boxes else (" nats", f"{_DIVERGENCE}, in nats")
     whole, int8, chosen = (f"{table[name + figure]:.2f} %" for name in ("float", "int8", "chosen"))
     return Chart(
         f"{kept} of {len(rows)} layers stay float, to lose at most {table['max_drop_points']:g} points. On "
         f"{table['images']:,} validation images the float network has {whole}, all of it as int8 {int8} "
-        f"({table['int8_kl_nats']:.3g} nats away), the chosen mix {chosen}.",
+        f"({table['int8_kl_nats']:.3g}{unit} away), the chosen mix {chosen}.",
         bars,
+        scale=scale,
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from compress.report import verdict
 from compress.report.classification import class_figures
+from compress.report.detection import box_figures, nms_rows
 from compress.report.gallery import disagreement
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
 from compress.report.multilabel import label_figures
@@ -21,11 +22,12 @@ def run_markdown(run: RunRecord) -> str:
     if run.unfinished:
         parts.append(f"**This run is not finished.** Still to come: {escape(', '.join(run.unfinished))}.")
     parts += [f"**{escape(remark)}**" for remark in (*run.remarks, *cautions(run))]
-    parts += [_stages(run), escape(" ".join(kept_epochs(run))), _energy(run)]
+    parts += [_stages(run), _with_nms(run), escape(" ".join(kept_epochs(run))), _energy(run)]
     parts += [_not_taken(names, cause) for names, cause in unavailable(run)]
     parts += [
         _classes(run),
         _labels(run),
+        _boxes(run),
         escape(disagreement(run)),
         _widths(run),
         _time(run),
@@ -71,10 +73,12 @@ def code(text: str) -> str:
 
 
 def _stages(run: RunRecord) -> str:
+    rows = stage_rows(run)
     heads = (
         "stage",
         f"{run.last.metric.label} %",
         "95 % interval",
+        *(["mAP %"] if rows[0].map_percent else []),
         "points",
         "95 % interval",
         "p",
@@ -88,10 +92,11 @@ def _stages(run: RunRecord) -> str:
         heads,
         (
             (
-                row.name, row.percent, row.percent_interval, row.delta, row.delta_interval, row.p_value,
+                row.name, row.percent, row.percent_interval, *([row.map_percent] if row.map_percent else []),
+                row.delta, row.delta_interval, row.p_value,
                 row.size, row.smaller, row.latency, row.faster, row.macs,
             )
-            for row in stage_rows(run)
+            for row in rows
         ),
     )  # fmt: skip
 
@@ -138,6 +143,39 @@ def _classes(run: RunRecord) -> str:
     return "\n\n".join(parts)
 
 
+def _with_nms(run: RunRecord) -> str:
+    rows = [
+        (f"{row.stage}/{row.file}", row.percent, row.size, row.latency, row.latency_p95, row.latency_without)
+        for row in nms_rows(run)
+    ]
+    heads = ("file with non-maximum suppression", "mAP50 %", "size", "ms", "p95", "model.onnx ms")
+    return table(heads, rows) if rows else ""
+
+
+def _boxes(run: RunRecord) -> str:
+    found = box_figures(run)
+    if found is None:
+        return ""
+    classes = table(
+        ("class", "objects", "AP50 %", "95 % interval", "AP %", "teacher AP50 %", "teacher AP %"),
+        (
+            (row.name, row.objects, row.ap50, row.ap50_interval, row.ap, row.teacher_ap50, row.teacher_ap)
+            for row in found.rows
+        ),
+    )
+    sizes = table(
+        ("class", "size", "objects", "found by the teacher", f"found by {run.last.short}", "lost", "gained"),
+        (
+            (row.name, row.size, row.objects, row.teacher_found, row.found, row.lost, row.gained)
+            for row in found.sizes
+        ),
+        text_columns=2,
+    )  # fmt: skip
+    parts = [escape(found.takeaway), fold("Average precision of each class", classes), escape(found.found_takeaway)]
+    parts += [fold("Objects lost and gained", sizes)] if found.sizes else []
+    return "\n\n".join(parts)
+
+
 def _widths(run: RunRecord) -> str:
     chart = width_chart(run)
     if chart is None:
@@ -159,7 +197,7 @@ def _sensitivity(run: RunRecord) -> str:
     if chart is None:
         return ""
     rows = ((bar.name, bar.note or "int8", bar.value) for bar in chart.bars)
-    layers = fold("What each layer costs as int8", table(("layer", "runs as", "nats"), rows, 2))
+    layers = fold("What each layer costs as int8", table(("layer", "runs as", chart.scale), rows, 2))
     return f"{escape(chart.takeaway)}\n\n{layers}"
 
 

@@ -25,7 +25,7 @@ from compress.utils.files import (
     digest_of_file,
     inside,
 )
-from compress.utils.metric import Metric, metric_of
+from compress.utils.metric import MAP50, Metric, metric_of
 
 SUMMARY, LOG = "summary.json", "compress.log"
 
@@ -216,13 +216,15 @@ def _changes(stage: StageRecord) -> list[str]:
 def _absent(run: RunRecord) -> list[str]:
     """Returns a line for each part of the page for which the run has no file."""
     last, lines = run.last, []
+    boxes = last.metric is MAP50
     if last.predictions is None:
-        lines.append(f"Confusion matrix and classes: {last.name} has no {PREDICTIONS}.")
+        part = "Precision and recall, and lost objects" if boxes else "Confusion matrix and classes"
+        lines.append(f"{part}: {last.name} has no {PREDICTIONS}.")
     if last.profile is None:
         lines.append(f"Where the time goes: {last.name} has no {PROFILE}.")
     if last.examples is None:
-        lines.append(f"Images and heatmaps: {last.name} has no {EXAMPLES}.")
-    elif "heatmap" not in last.examples:
+        lines.append(f"Images{' with boxes' if boxes else ' and heatmaps'}: {last.name} has no {EXAMPLES}.")
+    elif "heatmap" not in last.examples and not boxes:
         lines.append("Heatmaps: the network has no convolution before a global pooling, which Grad-CAM needs.")
     if not last.spec["widths"]:
         lines.append("Widths: no layer was pruned.")

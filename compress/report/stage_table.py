@@ -6,10 +6,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from compress.report.detection import map_text
 from compress.report.run_files import RunRecord, StageRecord
 from compress.report.seen_validation import seen_validation
 from compress.report.svg import Point, scatter
-from compress.report.verdict import interval, percent, signed, times_smaller, times_text
+from compress.report.verdict import interval, percent, short_name, signed, times_smaller, times_text
+from compress.utils.metric import AUROC, MAP50, TOP1, Metric
 from compress.utils.units import count_text, size_text, three_digits
 
 _QUIET = 1.25  # on a quiet machine two measurements of one file differ by less than this factor
@@ -36,6 +38,7 @@ class StageRow:
     name: str
     percent: str  # the task's metric
     percent_interval: str
+    map_percent: str  # at IoUs of 0.5 to 0.95; empty for a task without boxes
     delta: str
     delta_interval: str
     p_value: str
@@ -59,6 +62,27 @@ class EnergyRow:
     image_mj: str  # read from a counter
     training_wh: str  # an estimate
     training_co2_g: str  # an estimate
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What "agreement with the teacher" counts."""
+
+    head: str
+    share: str
+
+
+# By the key of the metric.
+AGREEMENTS = {
+    TOP1.key: Agreement("same class as the teacher", "share of test images"),
+    AUROC.key: Agreement("same labels as the teacher", "share of all labels of test images"),
+    MAP50.key: Agreement("same objects as the teacher", "share of the objects that either finds"),
+}
+# By the key of the p-value.
+TESTS = {
+    TOP1.p_value: "McNemar's test against the teacher on the same images",
+    MAP50.p_value: "that of a bootstrap test against the teacher, on the same resamples of the test images",
+}
 
 
 @dataclass(frozen=True)
@@ -141,6 +165,7 @@ def _row(run: RunRecord, stage: StageRecord) -> StageRow:
         name=stage.name,
         percent=f"{stage.percent:.2f}",
         percent_interval=interval(*stage.percent_interval),
+        map_percent=map_text(stage),
         delta="–" if first else signed(stage.delta),
         delta_interval="" if first else interval(*stage.delta_interval),
         p_value="–" if p_value is None else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
@@ -198,14 +223,14 @@ def byte_scale(sizes: Any) -> tuple[int, str]:
 
 def _chart(run: RunRecord, name: str, key: str, scale: float, x_label: str) -> Markup:
     points = [_point(run, stage, stage.metrics[key] / scale) for stage in run.stages]
-    metric = run.last.metric.name
-    title = f"{metric[0].upper()}{metric[1:]} of each stage's file against its {name}, with 95 % intervals"
+    metric = run.last.metric
+    title = f"{metric.name[0].upper()}{metric.name[1:]} of each stage's file against its {name}, with 95 % intervals"
     return scatter(points, f"chart-{name}", title, x_label, accuracy_label(metric))
 
 
-def accuracy_label(metric: str) -> str:
+def accuracy_label(metric: Metric) -> str:
     """Returns the label of a chart's vertical axis."""
-    return f"{metric}, %, with 95 % interval  (up is better)"
+    return f"{short_name(metric)}, %, with 95 % interval  (up is better)"
 
 
 LATENCY_LABEL = "latency of one image, median, ms  (left is better)"

@@ -1,4 +1,4 @@
-"""Scatter charts as inline SVG. The page's style sets the colours, so that one picture serves light and dark mode."""
+"""Scatter and line charts as inline SVG. The page's style sets the colours, which serves light and dark mode."""
 
 import math
 from collections.abc import Sequence
@@ -26,6 +26,15 @@ class Point:
     note: str  # the tooltip, which screen readers read out
     kind: str = "plain"  # or "teacher", "chosen"; decides the style
     href: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line through points (x, y), the first furthest left."""
+
+    points: Sequence[tuple[float, float]]
+    kind: str  # "teacher" or "chosen"; decides the style
+    note: str  # the tooltip, which screen readers read out
 
 
 @dataclass(frozen=True)
@@ -72,14 +81,23 @@ def scatter(
     if labelled:
         placed = zip(points, place_labels(points, x, y, _stairs(front, x, y)), strict=True)
         parts += [_link(p, _text(at.x, at.y, at.text, f"label {p.kind}", at.anchor)) for p, at in placed]
-    described = "; ".join(point.note for point in points)
-    return Markup(
-        '<svg class="chart" viewBox="0 0 {} {}" role="{}" aria-labelledby="{}-title {}-desc">'
-        '<title id="{}-title">{}</title><desc id="{}-desc">{}</desc>{}</svg>'
-    ).format(
-        _WIDTH, _HEIGHT, "group" if any(point.href for point in points) else "img",
-        name, name, name, title, name, described, Markup("").join(parts),
-    )  # fmt: skip
+    role = "group" if any(point.href for point in points) else "img"
+    return _chart(name, role, title, "; ".join(point.note for point in points), parts)
+
+
+def curves(lines: Sequence[Line], name: str, title: str, x_label: str, y_label: str) -> Markup:
+    """Draws lines of percents, the last in front, each down to 0 at its right end; `name` is unique on the page."""
+    x, y = Axis(0.0, 100.0, _LEFT, _RIGHT), Axis(0.0, 100.0, _BOTTOM, _TOP)
+    parts = [_grid(x, y, x_label, y_label)]
+    for line in lines:
+        steps = "L".join(f"{x.at(at):.1f} {y.at(value):.1f}" for at, value in line.points)
+        if steps:
+            parts.append(
+                Markup('<path class="curve {}" d="M{}V{}"><title>{}</title></path>').format(
+                    line.kind, steps, _BOTTOM, line.note
+                )
+            )
+    return _chart(name, "img", title, "; ".join(line.note for line in lines), parts)
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
@@ -119,10 +137,24 @@ def place_labels(points: Sequence[Point], x: Axis, y: Axis, lines: Sequence[Box]
     for point in points:
         text = point.label if len(point.label) <= _LONGEST else f"{point.label[: _LONGEST - 1]}…"
         places = _places(x.at(point.x), y.at(point.y), _LETTER * len(text))
-        _, box = min(places, key=lambda place: place[0] + sum(_overlap(place[1], other) for other in taken))
+        _, box = min(places, key=lambda place: place[0] + sum(overlap(place[1], other) for other in taken))
         taken.append(box)
         found.append(_label(box, x.at(point.x), text))
     return found
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Returns the area that two boxes share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
+
+
+def _chart(name: str, role: str, title: str, described: str, parts: Sequence[Markup]) -> Markup:
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {} {}" role="{}" aria-labelledby="{}-title {}-desc">'
+        '<title id="{}-title">{}</title><desc id="{}-desc">{}</desc>{}</svg>'
+    ).format(_WIDTH, _HEIGHT, role, name, name, name, title, name, described, Markup("").join(parts))
 
 
 def _grid(x: Axis, y: Axis, x_label: str, y_label: str) -> Markup:
@@ -187,12 +219,6 @@ def _places(x: float, y: float, width: float) -> list[tuple[float, Box]]:
         found += [(cost, (left, top, left + width, top + _LINE)) for left, top in corners]
     inside = [(c, b) for c, b in found if b[0] >= _LEFT and b[2] <= _WIDTH and b[1] >= 20 and b[3] <= _BOTTOM]
     return inside or found[:1]
-
-
-def _overlap(one: Box, other: Box) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, width) * max(0.0, height)
 
 
 def _link(point: Point, drawn: Markup) -> Markup:

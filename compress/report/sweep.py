@@ -15,7 +15,7 @@ from compress.report.stage_table import LATENCY_LABEL, TradeOff, accuracy_label,
 from compress.report.svg import Point, pareto_front, scatter
 from compress.report.verdict import interval, percent, signed, times_smaller, times_text
 from compress.utils.errors import UserError
-from compress.utils.metric import TOP1
+from compress.utils.metric import TOP1, Metric
 from compress.utils.units import count_text, setting_text, size_text, threads_text, three_digits
 
 _BETTER = {"latency": "faster", "size": "smaller"}
@@ -228,14 +228,14 @@ def _trade_offs(sweep: Sweep) -> list[TradeOff]:
     scale, unit = byte_scale(entry.size_bytes for entry in sweep.entries)
     fast = [_point(entry, entry.latency_ms) for entry in sweep.entries]
     small = [_point(entry, entry.size_bytes / scale) for entry in sweep.entries]
-    metric = sweep.entries[0].run.last.metric.name
+    metric = sweep.entries[0].run.last.metric
     return [
         _trade_off("latency", fast, LATENCY_LABEL, metric),
         _trade_off("size", small, size_label(unit), metric),
     ]
 
 
-def _trade_off(name: str, points: list[Point], x_label: str, metric: str) -> TradeOff:
+def _trade_off(name: str, points: list[Point], x_label: str, metric: Metric) -> TradeOff:
     front = pareto_front(points)
     chosen = {point.label for point in front}
     drawn = [
@@ -249,7 +249,7 @@ def _trade_off(name: str, points: list[Point], x_label: str, metric: str) -> Tra
         f"{_BETTER[name]} than one of these.",
         scatter(
             drawn, f"chart-{name}",
-            f"{metric[0].upper()}{metric[1:]} of each run's file against its {name}, with 95 % intervals",
+            f"{metric.name[0].upper()}{metric.name[1:]} of each run's file against its {name}, with 95 % intervals",
             x_label, accuracy_label(metric), front, labelled=len(points) <= _LABELLED,
         ),
     )  # fmt: skip

@@ -3,8 +3,10 @@
 from typing import Any
 
 from compress.report.run_files import RunRecord, StageRecord
+from compress.utils.metric import Metric
 from compress.utils.units import threads_text
 
+_LONGEST_NAME = 20  # letters
 _SAME = 0.05  # a ratio this near to 1 is called the same
 
 
@@ -12,7 +14,7 @@ def verdict(run: RunRecord) -> str:
     """Returns a sentence that compares the last stage's file with the teacher's: size, latency and accuracy."""
     if len(run.stages) == 1:
         return (
-            f"The teacher's file has {percent(run.last.percent)} {run.last.metric.name} "
+            f"The teacher's file has {percent(run.last.percent)} {short_name(run.last.metric)} "
             f"(95 % interval {interval(*run.last.percent_interval)}); nothing has been compressed yet."
         )
     smaller = times_text(times_smaller(run, run.last), "smaller", "larger", "as large")
@@ -31,10 +33,15 @@ def points_text(stage: StageRecord) -> str:
     delta, (low, high) = stage.delta, stage.delta_interval
     word, sign = ("lost", -1) if delta <= 0 else ("gained", 1)
     span = interval(*sorted((sign * low, sign * high)))
-    text = f"{sign * delta + 0.0:.2f} points of {stage.metric.name} {word} (95 % interval {span})"
+    text = f"{sign * delta + 0.0:.2f} points of {short_name(stage.metric)} {word} (95 % interval {span})"
     if low <= 0 <= high:
         return f"{text}: on {stage.metrics['images']:,} test images no difference can be told"
     return text
+
+
+def short_name(metric: Metric) -> str:
+    """Returns the name of a metric for a headline and for a chart's axis: its label where its name is long."""
+    return metric.name if len(metric.name) <= _LONGEST_NAME else metric.label
 
 
 def basis(run: RunRecord) -> str:
