@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
-    from compress.export.predict import Classifier
+    from compress.export.predict import Classifier, Detector
     from compress.launch.api import Result
 
 __version__ = version("compress")
@@ -25,11 +25,11 @@ def run(recipe: str, **settings: "Any") -> "Result":
     return run(recipe, **settings)
 
 
-def load(run: "str | Path") -> "Classifier":
-    """Returns the classifier of a run's int8 file, or of a stage's file; `run` is the folder of either.
+def load(run: "str | Path") -> "Classifier | Detector":
+    """Returns what predicts with a run's int8 file, or with a stage's file; `run` is the folder of either.
 
-    See `compress.export.predict`. ONNX Runtime is imported here: the command line imports the package first, and need
-    not wait for it.
+    It is a Classifier, or a Detector where the run's task is detection: see `compress.export.predict`. ONNX Runtime is
+    imported here: the command line imports the package first, and need not wait for it.
     """
     from compress.export.predict import load
 

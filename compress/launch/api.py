@@ -15,7 +15,7 @@ from compress.config.overrides import override_value
 from compress.config.schema import Config
 from compress.data.in_memory import in_memory_arrays, user_data
 from compress.data.targets import TARGETS
-from compress.export.predict import Classifier, load
+from compress.export.predict import Classifier, Detection, Detector, load
 from compress.models.user_model import user_model
 from compress.pipeline.experiment import run_experiment
 from compress.utils.errors import UserError
@@ -28,7 +28,7 @@ class Result:
 
     folder: Path
     summary: dict[str, Any]  # summary.json: a row for each stage, compared with the teacher
-    classifier: Classifier
+    predictor: Classifier | Detector
 
     @property
     def path(self) -> Path:
@@ -36,9 +36,12 @@ class Result:
         last: str = self.summary["stages"][-1]["stage"]
         return self.folder / last / ONNX
 
-    def predict(self, images: Sequence[str | Path | Image.Image]) -> list[dict[str, float]]:
-        """Returns every class with its probability for each image: a file, an array (H, W[, C]) or a Pillow image."""
-        return self.classifier.predict(images)
+    def predict(self, images: Sequence[str | Path | Image.Image]) -> list[dict[str, float]] | list[list[Detection]]:
+        """Returns every class with its probability, or the objects found, for each image.
+
+        An image is a file, an array (H, W[, C]) or a Pillow image.
+        """
+        return self.predictor.predict(images)
 
 
 def run(

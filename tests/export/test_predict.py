@@ -96,6 +96,15 @@ def test_mistakes_are_one_line(
         assert "expected" in line
 
 
+@pytest.mark.parametrize("option", ["--min-score=0.3", "--draw=drawn", "--video=0"])
+def test_options_of_boxes_are_refused(
+    run: Path, images: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [] if "video" in option else images
+    assert main([str(run), *given, option]) == 2
+    assert f"{option.split('=')[0]} with" in capsys.readouterr().err
+
+
 def test_a_changed_file_is_not_used(run: Path, tmp_path: Path) -> None:
     stage = tmp_path / "02_quantize"
     stage.mkdir()
