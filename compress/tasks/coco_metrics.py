@@ -27,7 +27,8 @@ def coco_figures(detections: np.ndarray, targets: np.ndarray, classes: int) -> C
     require_detection_packages()
     from torchmetrics.detection import MeanAveragePrecision
 
-    metric = MeanAveragePrecision(backend="faster_coco_eval", extended_summary=True)
+    # Without synchronization: the first of several processes alone measures, and the others would never answer.
+    metric = MeanAveragePrecision(backend="faster_coco_eval", extended_summary=True, sync_on_compute=False)
     metric.update(
         [_predicted(rows[rows[:, 0] >= 0]) for rows in detections], [_true(rows[rows[:, 0] >= 0]) for rows in targets]
     )

@@ -243,3 +243,14 @@ def test_found_objects_and_false_detections_are_told_apart() -> None:
     found, false = found_objects(np.array([rows], np.float32), targets)
     assert found.tolist() == [[True, False, True]]
     assert false.tolist() == [[True, False, False, True, False, False]]
+
+
+def test_one_of_several_processes_measures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others train with it and wait: a question to them would never be answered."""
+    torchmetrics = pytest.importorskip("torchmetrics", reason="the extra detection is not installed")
+    asked: list[object] = []
+    monkeypatch.setattr(torchmetrics.metric, "jit_distributed_available", lambda: True)
+    monkeypatch.setattr(torchmetrics.metric.Metric, "_sync_dist", lambda *_, **__: asked.append(None))
+    detections, targets = np.full((1, 1, 6), -2.0), np.array([[[0.0, 0, 0, 9, 9, 0]]])
+    assert coco_figures(detections, targets, 1)["map50"] == 0
+    assert not asked
