@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from compress.config.schema import TeacherConfig
@@ -15,6 +15,7 @@ from compress.models.graph.tracing import trace
 from compress.models.identity_norms import identity_norms, set_statistics
 from compress.models.user_detector import to_detector
 from compress.utils.errors import UserError
+from tests.own_networks import GridDetector
 
 ANCHORS = {"scales": [0.2, 0.95], "ratios": [2.0, 3.0]}
 SIDE = 64
@@ -139,28 +140,11 @@ def test_folded_batch_norm_gets_statistics_and_the_network_computes_the_same() -
     assert not identity_norms(network.backbone.features)
 
 
-class OwnDetector(nn.Module):
-    """A detector as a user may write one: a grid of one anchor a place."""
-
-    def __init__(self, classes: int = 3, named: bool = False):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU())
-        self.boxes, self.logits = nn.Conv2d(8, 4, 1), nn.Conv2d(8, classes + 1, 1)
-        corner = torch.cartesian_prod(torch.arange(0.0, SIDE, 4), torch.arange(0.0, SIDE, 4)).flip(1)
-        self.anchors = torch.cat([corner, corner + 12], 1)
-        self.named = named
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
-        features = self.body(images)
-        boxes, logits = (layer(features).flatten(2).transpose(1, 2) for layer in (self.boxes, self.logits))
-        return {"bbox_regression": boxes, "cls_logits": logits} if self.named else (boxes, logits)
-
-
 @pytest.mark.parametrize("named", [False, True])
 def test_a_users_own_detector_becomes_rows(named: bool) -> None:
-    network = OwnDetector(named=named).eval()
-    detector = to_detector(network, "own:build", (3, SIDE, SIDE), 3)
-    images = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    network = GridDetector(3, named).eval()
+    detector = to_detector(network, "own:build", (3, 32, 32), 3)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         rows, outputs = detector(images), network(images)
     regression, logits = outputs.values() if named else outputs
@@ -179,7 +163,7 @@ def test_a_detector_that_is_none_is_refused() -> None:
     with pytest.raises(UserError, match="no tensor `anchors`"):
         to_detector(nn.Conv2d(3, 4, 3), "own:build", (3, SIDE, SIDE), 3)
     with pytest.raises(UserError, match="logits of 4 classes"):
-        to_detector(OwnDetector(), "own:build", (3, SIDE, SIDE), 5)
+        to_detector(GridDetector(3), "own:build", (3, 32, 32), 5)
     wrong = nn.Conv2d(3, 4, 3)
     wrong.anchors = torch.zeros(7, 4)
     with pytest.raises(UserError, match=r"returns a tensor \(2, 4, 62, 62\)"):
