@@ -13,7 +13,7 @@ def check_early_stopping(stage: str, curve: list[float], min_val_metric: list[fl
         best = max(curve[:epoch])
         if best < floor:
             raise EarlyStopped(
-                f"{best:.2f} % of validation top-1 as the best of {epoch} epochs of {stage}",
+                f"{best:.2f} % of the validation metric as the best of {epoch} epochs of {stage}",
                 f"{floor:.2f} % by then (stop_below.{stage})",
                 f"lower stop_below.{stage}, or set it to []",
             )

@@ -8,7 +8,7 @@ from compress.launch.search.pareto import is_feasible
 from compress.launch.search.trials import COMPLETE, Trial
 
 _ENOUGH = 5  # finished trials to judge by; the default of Optuna's MedianPruner
-_LEAST_POINTS = 1.0  # of validation top-1: on few images one point is an image or two
+_LEAST_POINTS = 1.0  # of the validation metric: on few images one point is an image or two
 
 
 def stop_thresholds(trials: list[Trial], goals: Goals, epochs: dict[str, int]) -> dict[str, list[float]]:

@@ -23,6 +23,12 @@ _BETTER = {
         "auroc_delta_points",
         "deployed_label_accuracy_percent",
         "label_accuracy_percent",
+        "deployed_val_map50_percent",
+        "deployed_map50_percent",
+        "map50_percent",
+        "map50_delta_points",
+        "deployed_map_percent",
+        "map_percent",
         "teacher_agreement_percent",
         "agreement_percent",
         "throughput_images_per_s",
@@ -47,12 +53,16 @@ _BETTER = {
 }
 DIRECTIONS = {name: direction for direction, names in _BETTER.items() for name in names}
 
-_ON_VALIDATION = ("deployed_val_top1_percent", "deployed_val_auroc_percent", "deployed_val_delta_points")
+_ON_VALIDATION = (
+    "deployed_val_top1_percent", "deployed_val_auroc_percent", "deployed_val_map50_percent",
+    "deployed_val_delta_points",
+)  # fmt: skip
 _ACCURACIES = (
     *_ON_VALIDATION,
     *("deployed_top1_percent", "top1_percent", "top5_percent", "top1_delta_points", "deployed_agreement_percent"),
     *("deployed_auroc_percent", "auroc_percent", "auroc_delta_points"),
     *("deployed_label_accuracy_percent", "label_accuracy_percent"),
+    *("deployed_map50_percent", "map50_percent", "map50_delta_points", "deployed_map_percent", "map_percent"),
     *("teacher_agreement_percent", "agreement_percent"),
 )
 _ON_TEST = (*(name for name in _ACCURACIES if name not in _ON_VALIDATION), "loss")

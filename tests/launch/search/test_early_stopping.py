@@ -79,6 +79,6 @@ def test_a_run_ends_at_the_first_epoch_below_its_floor(curve: list[float], floor
     if not ends:
         check_early_stopping("distill", curve, floors)
         return
-    with pytest.raises(EarlyStopped, match="validation top-1") as raised:
+    with pytest.raises(EarlyStopped, match="of the validation metric") as raised:
         check_early_stopping("distill", curve, floors)
     assert isinstance(raised.value, UserError)
