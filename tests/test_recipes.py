@@ -84,7 +84,7 @@ def small_config(recipe: str, folder: Path) -> Config:
     if recipe.startswith("ssdlite"):
         write_shapes(folder / "shapes", {"train": 32, "val": 8, "test": 8})
         changes += [f"data.root={folder}/shapes", "data.image_size=32", "teacher.anchor_scales=[0.3,0.9]"]
-        changes += ["teacher.weights=null", "teacher.model=ssdlite/resnet8"]
+        changes += ["teacher.weights=null", "teacher.model=ssdlite/resnet8", "prune.layer_ratios=[]", "prune.ratio=0.5"]
     elif recipe != WHOLE:
         changes.append("teacher.model=resnet8")
     if recipe == "resnet56_cifar_int8":

@@ -123,6 +123,9 @@ class PruneConfig:
     """Which filters are removed, and the fine-tuning that follows."""
 
     ratio: float = option(0.5, "share of the filters removed", low=0.0, high=0.95)
+    layer_ratios: list[str] = option(
+        [], 'ratios of single layers in place of that one, by patterns of names: ["layer3.*=0.6", "layer1.*=0"]'
+    )
     importance: str = option(
         "l1", "what ranks the filters: the norm of their weights, or chance", choices=("l1", "l2", "random")
     )

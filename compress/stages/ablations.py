@@ -47,7 +47,7 @@ def _from_scratch(config: Config) -> Config:
 
 
 def _no_pruned_shape(config: Config) -> str:
-    if "prune" not in config.stages or config.prune.ratio == 0:
+    if "prune" not in config.stages or not (config.prune.ratio or config.prune.layer_ratios):
         return "nothing is pruned"
     if "distill" in config.stages and config.distill.student:
         return "distill.student takes the place of the pruned network"

@@ -33,7 +33,7 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
     example = next(context.data.train.batches())[0][:1].to(context.device)
     original = copy.deepcopy(network)
     pruned = prune_filters(network, example, config)
-    if config.ratio and not pruned.kept:
+    if (config.ratio or config.layer_ratios) and not pruned.kept:
         _warn_of_nothing_pruned(artifact.spec.architecture.get("model"), pruned.left_out)
     after = read_widths(network)
     errors, left_out = {}, pruned.left_out

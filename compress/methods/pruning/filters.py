@@ -12,6 +12,7 @@ from torch_pruning.dependency import DependencyGraph, Group
 
 from compress.config.schema import PruneConfig
 from compress.methods.pruning.channel_constraints import LOGITS, TracedModel, requiring_gradients, trace_channels
+from compress.methods.pruning.layer_ratios import ratios_by_layer
 from compress.models.widths import read_widths
 
 _NORM = {"l1": 1, "l2": 2}
@@ -43,29 +44,32 @@ class _Graph(DependencyGraph):
 
 
 def prune_filters(network: nn.Module, example: torch.Tensor, config: PruneConfig) -> Pruned:
-    """Removes the share `config.ratio` of the filters with the smallest norms (Li et al. 2017), or of any, in place.
+    """Removes the filters with the smallest norms (Li et al. 2017), or of any, in place.
 
-    Filters that must go together (residual sums, depthwise convolutions) are ranked by the mean of their norms
-    (Fang et al. 2023, "DepGraph"). `example` is (1, C, H, W). Frozen parameters are pruned like all others, and stay
-    frozen. A ratio of 0 changes nothing. Raises ValueError where the pruned network returns outputs of another shape.
+    Each layer loses the share `config.ratio`, or that of `config.layer_ratios`. Filters that must go together (residual
+    sums, depthwise convolutions) are ranked by the mean of their norms (Fang et al. 2023, "DepGraph"). `example` is
+    (1, C, H, W). Frozen parameters are pruned like all others, and stay frozen. A ratio of 0 changes nothing. Raises
+    UserError for ratios of no layer, and ValueError where the pruned network returns outputs of another shape.
     """
     before = read_widths(network)
     fixed = {_last_called_layer(network, example): LOGITS}
     kept: dict[str, list[int]] = {}
-    if config.ratio > 0:
+    ratios = ratios_by_layer(config.layer_ratios, before)
+    if config.ratio > 0 or any(ratios.values()):
         with warnings.catch_warnings(), requiring_gradients(network), torch.enable_grad():
             warnings.simplefilter("ignore")  # it warns of parameters outside layers, which stay as they are
             traced = trace_channels(network, example)
             graph = _Graph().build_dependency(traced.model, example, traced.forward)
             fixed = _fixed_layers(graph, traced) | fixed
-            choices = _select_filters(graph, [*map(network.get_submodule, fixed), *traced.barriers], config)
+            by_layer = {network.get_submodule(name): ratio for name, ratio in ratios.items()}
+            choices = _select_filters(graph, [*map(network.get_submodule, fixed), *traced.barriers], config, by_layer)
             names = {module: name for name, module in network.named_modules()}
             kept, refused = _remove(graph, choices, network, example)
             kept = {names[layer]: filters for layer, filters in kept.items()}
             fixed = {names[layer]: reason for layer, reason in refused.items()} | fixed
     after = read_widths(network)
     left_out = [
-        {"layer": name, "reason": _reason(name, before[name], fixed, config)}
+        {"layer": name, "reason": _reason(name, before[name], fixed, ratios.get(name, config.ratio), config)}
         for name, module in network.named_modules()
         if isinstance(module, _LAYERS) and before[name][0] == after[name][0]
     ]
@@ -89,17 +93,26 @@ def _last_called_layer(network: nn.Module, example: torch.Tensor) -> str:
     return order[-1]
 
 
-def _select_filters(graph: DependencyGraph, layers: list[nn.Module], config: PruneConfig) -> list[_Choice]:
-    """Returns the lowest ranked filters of every group of coupled layers, except of groups with one of `layers`."""
+def _select_filters(
+    graph: DependencyGraph, layers: list[nn.Module], config: PruneConfig, ratios: dict[nn.Module, float]
+) -> list[_Choice]:
+    """Returns the lowest ranked filters of every group of coupled layers, except of groups with one of `layers`.
+
+    A group with a layer in `ratios` loses the smallest share of its layers.
+    """
     groups = list(graph.get_all_groups(ignored_layers=layers))
     ranks = [_rank(group, config) for group in groups]
-    limit = torch.cat(ranks).sort().values[_share(sum(map(len, ranks)), config.ratio) - 1] if ranks else None
+    count = _share(sum(map(len, ranks)), config.ratio)
+    limit = torch.cat(ranks).sort().values[count - 1] if count else torch.tensor(-math.inf)
     choices = []
     for group, rank in zip(groups, ranks, strict=True):
         parts, gone = _parts(group), []
+        own = _own_ratio(group, ratios, config.ratio)
         for places in _shared_places(group, len(rank)):
             ranked = rank[places]
-            chosen = int((ranked <= limit).sum()) if config.scope == "global" else _share(len(places), config.ratio)
+            chosen = int((ranked <= limit).sum())
+            if config.scope == "local" or own is not None:
+                chosen = _share(len(places), config.ratio if own is None else own)
             left = max(len(places) - chosen, math.ceil(_LEAST_LEFT * len(places)))
             left -= left % (config.round_to // math.gcd(config.round_to, parts))  # the width is `parts` times as much
             if left > 0:
@@ -109,6 +122,19 @@ def _select_filters(graph: DependencyGraph, layers: list[nn.Module], config: Pru
             numbers = [number + part * len(rank) for part in range(parts) for number in gone]
             choices.append(_Choice(root.target.module, root.handler, sorted(numbers)))
     return choices
+
+
+def _own_ratio(group: Group, ratios: dict[nn.Module, float], others: float) -> float | None:
+    """Returns the smallest ratio of the layers that lose filters with a group; None where none has its own."""
+    layers = {
+        dep.target.module
+        for dep, _ in group
+        if isinstance(dep.target.module, _LAYERS)
+        and dep.handler == group._DG.get_pruner_of_module(dep.target.module).prune_out_channels
+    }
+    if not layers.intersection(ratios):
+        return None
+    return min(ratios.get(layer, others) for layer in layers)
 
 
 def _shared_places(group: Group, count: int) -> list[torch.Tensor]:
@@ -252,11 +278,11 @@ def _fixed_layers(graph: DependencyGraph, traced: TracedModel) -> dict[str, str]
     return fixed
 
 
-def _reason(name: str, width: list[int], fixed: dict[str, str], config: PruneConfig) -> str:
-    if config.ratio == 0 and name not in fixed:
-        return "prune.ratio is 0"
+def _reason(name: str, width: list[int], fixed: dict[str, str], ratio: float, config: PruneConfig) -> str:
     if name in fixed:
         return fixed[name]
+    if ratio == 0:
+        return "prune.ratio is 0" if config.ratio == 0 else "its ratio in prune.layer_ratios is 0"
     if config.scope == "global":
         return "none of its filters, or of those coupled with them, is among the smallest of the network"
     return f"{width[0]} filters, or those coupled with them, leave nothing to remove in steps of {config.round_to}"
