@@ -33,8 +33,8 @@ def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact
     if config.epochs and (norms := identity_norms(network)):
         images = torch.cat([images for images, _ in data.train.take(_STATISTICS_IMAGES, context.seed).batches()])
         set_statistics(network, norms, images)
-        log.info("teacher: batch norm is folded into the weights of %d layers; it gets statistics again", len(norms))
-        notes["batch_norm"] = f"{len(norms)} were folded into the weights, and got statistics of train images again"
+        log.info("teacher: batch norm is folded into the weights; %d norms get statistics again", len(norms))
+        notes["batch_norm"] = f"folded into the weights; {len(norms)} norms got statistics of train images again"
     loss = label_loss(context.train.label_smoothing, context.task)
     if config.freeze_epochs and context.ranks.world > 1:
         raise UserError(
