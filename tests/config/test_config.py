@@ -13,7 +13,10 @@ from compress.config.validation import check
 from compress.launch.help import help_page
 from compress.utils.errors import UserError
 
-CALIBRATED = ("mobilenet_int8_ptq", "resnet56_cifar_int8", "unlabelled_int8")  # the others train with the rounding
+# The others train with the rounding.
+CALIBRATED = (
+    "mobilenet_int8_ptq", "resnet56_cifar_int8", "unlabelled_int8", "ssdlite_bccd_int8", "ssdlite_voc_int8",
+)  # fmt: skip
 RECIPE_NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
