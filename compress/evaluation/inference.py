@@ -49,7 +49,7 @@ def predict(
             targets.append(truth)
             logits.append(network(to_device(images, device)).float().cpu())
             for name, run in runners.items():
-                deployed[name].append(task.outputs(run(images.numpy())))
+                deployed[name].append(task.files.join(run(images.numpy())))
             if after_batch is not None:
                 after_batch(images, truth, deployed["onnx"][-1])
     return Outputs(torch.cat(targets), torch.cat(logits), {name: torch.cat(parts) for name, parts in deployed.items()})
@@ -57,7 +57,7 @@ def predict(
 
 def split_outputs(run: Runner, split: Split, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the outputs (N, ...) of a file on all images of `split`, and their targets (N, ...)."""
-    pairs = [(task.outputs(run(images.numpy())), targets) for images, targets in split.batches()]
+    pairs = [(task.files.join(run(images.numpy())), targets) for images, targets in split.batches()]
     logits, targets = zip(*pairs, strict=True)
     return torch.cat(logits), torch.cat(targets)
 

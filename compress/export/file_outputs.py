@@ -1,8 +1,9 @@
 """The outputs of an exported file: their names, and how they come from the network's output."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
@@ -10,12 +11,22 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
 
 
+def only_output(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Returns the output of a file that has one."""
+    (output,) = arrays
+    return torch.from_numpy(np.asarray(output))
+
+
 @dataclass(frozen=True)
 class FileOutputs:
-    """The names of a file's outputs, and what computes them; without it, the file returns the network's output."""
+    """The names of a file's outputs, what computes them from the network's, and what turns them into its form again.
+
+    Without `compute` the file returns the network's output.
+    """
 
     names: tuple[str, ...]
     compute: Callable[[Tensor], tuple[Tensor, ...]] | None = None
+    join: Callable[[Sequence[np.ndarray]], Tensor] = only_output
 
 
 LOGITS = FileOutputs(("logits",))

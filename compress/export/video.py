@@ -1,7 +1,7 @@
 """Runs a detector's file on the frames of a video or a camera, and times it. Needs OpenCV, the extra `video`."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -75,21 +75,21 @@ def predict_video(
     """
     require_score(min_score)
     times = FrameTimes(drawn=path is not None)
-    try:
-        with deferred_signals() as received, _opened(source) as video, _drawings(path, video) as drawings:
-            start = perf_counter()
-            while not received and (pixels := _next_frame(video)) is not None:
-                found = _detect(detector, pixels, min_score, times)
-                if drawings is not None:
-                    drawings.write(_drawn(pixels, found, detector))
-                times.frames += 1
-                times.total_s = perf_counter() - start
-            if not received and not times.frames:
-                raise UserError(
-                    f"{source} without a frame", "a video that can be decoded", "convert it, or name another"
-                )
-    except KeyboardInterrupt:  # the usual end of a camera's frames
-        pass
+    with (
+        suppress(KeyboardInterrupt),  # the usual end of a camera's frames
+        deferred_signals() as received,
+        _opened(source) as video,
+        _drawings(path, video) as drawings,
+    ):
+        start = perf_counter()
+        while not received and (pixels := _next_frame(video)) is not None:
+            found = _detect(detector, pixels, min_score, times)
+            if drawings is not None:
+                drawings.write(_drawn(pixels, found, detector))
+            times.frames += 1
+            times.total_s = perf_counter() - start
+        if not received and not times.frames:
+            raise UserError(f"{source} without a frame", "a video that can be decoded", "convert it, or name another")
     return times
 
 

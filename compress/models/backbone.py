@@ -1,8 +1,5 @@
 """Turns a classifier into a backbone: its forward pass ends at the last two feature maps, without the classifier."""
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
@@ -73,9 +70,3 @@ def _end_at(graph_module: fx.GraphModule, nodes: list[fx.Node]) -> None:
     graph.eliminate_dead_code()
     graph_module.delete_all_unused_submodules()
     graph_module.recompile()
-
-
-def channels_of(backbone: Callable[[Tensor], tuple[Tensor, ...]], example: Tensor) -> list[int]:
-    """Returns the channels of each feature map of `backbone` for images like `example`."""
-    with torch.no_grad():
-        return [features.shape[1] for features in backbone(example)]

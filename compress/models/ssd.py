@@ -36,8 +36,7 @@ class Detector(nn.Module):
         self.register_buffer("priors", priors(anchors, side), persistent=False)  # the architecture determines them
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.backbone(images)
-        outputs = self.head(list(features.values()) if isinstance(features, Mapping) else list(features))
+        outputs = self.head(_maps(self.backbone, images))
         return to_rows(outputs["bbox_regression"], self.priors, outputs["cls_logits"])
 
 
@@ -122,14 +121,16 @@ def _published(weights: str | None) -> tuple[nn.Module, dict[str, Tensor]]:
 def from_torchvision_ssd(network: TorchvisionSSD, shape: tuple[int, int, int]) -> Detector:
     """Returns the detector inside torchvision's SSD, with its weights and anchors, for images of `shape` (C, S, S)."""
     channels, side, _ = shape
-    maps = _maps(network.backbone.eval(), torch.zeros(1, channels, side, side))
+    with torch.no_grad():
+        maps = _maps(network.backbone.eval(), torch.zeros(1, channels, side, side))
     return Detector(network.backbone, network.head, _anchors(network.anchor_generator, maps, side), side)
 
 
 def _with_head(
     backbone: nn.Module, side: int, example: Tensor, classes: int, anchors: dict[str, list[float]]
 ) -> Detector:
-    maps = _maps(backbone, example)
+    with torch.no_grad():
+        maps = _maps(backbone, example)
     generator = _generator(anchors, len(maps))
     head = SSDLiteHead(
         [one.shape[1] for one in maps], generator.num_anchors_per_location(), classes + 1, norm_layer=_NORM
@@ -145,9 +146,9 @@ def _extra_blocks(size: int) -> int:
     return count
 
 
-def _maps(backbone: nn.Module, example: Tensor) -> list[Tensor]:
-    with torch.no_grad():
-        maps = backbone(example)
+def _maps(backbone: nn.Module, images: Tensor) -> list[Tensor]:
+    """Returns the feature maps; torchvision's backbones name them."""
+    maps = backbone(images)
     return list(maps.values()) if isinstance(maps, Mapping) else list(maps)
 
 

@@ -1,9 +1,7 @@
 """The interface of a task, by which stages, the training loop and the evaluation handle targets."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from torch import Tensor
 
 from compress.export.file_outputs import FileOutputs
@@ -20,10 +18,6 @@ class Task(Protocol):
     metric: Metric
     files: FileOutputs  # of every exported file
     output_dims: int  # the number of dimensions of the network's outputs
-
-    def outputs(self, arrays: Sequence[np.ndarray]) -> Tensor:
-        """Returns a file's outputs in the form of the network's."""
-        ...
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Returns the training loss, a mean over the images, in nats."""

@@ -1,9 +1,5 @@
 """Classification with one class for each image: targets are class numbers (N,)."""
 
-from collections.abc import Sequence
-
-import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,11 +17,6 @@ class Classification:
     metric = TOP1
     files = LOGITS
     output_dims = 2
-
-    def outputs(self, arrays: Sequence[np.ndarray]) -> Tensor:
-        """Returns the logits (N, K)."""
-        (logits,) = arrays
-        return torch.from_numpy(np.asarray(logits))
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Returns the cross-entropy; `smoothing` is the share spread over all classes."""

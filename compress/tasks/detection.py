@@ -1,6 +1,6 @@
 """Object detection: targets are boxes with classes (N, M, 6), outputs are rows (N, A, 9 + K + 1), one for each anchor.
 
-Files return boxes and scores. `outputs` turns them into rows again, so that one function serves network and file.
+Files return boxes and scores, which become rows again, so that one function serves network and file.
 """
 
 from collections.abc import Sequence
@@ -25,18 +25,19 @@ _SURE = 0.5  # the score of a detection that counts as an object
 _SAME_IOU = 0.5  # two files agree on an object where their boxes overlap so much
 
 
+def _to_rows(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Returns the rows of a file's boxes and scores."""
+    boxes, scores = (torch.from_numpy(np.asarray(array)) for array in arrays)
+    return to_decoded_rows(boxes, scores)
+
+
 class Detection:
     """SSD's loss, and the mean average precision at an IoU of 0.5."""
 
     name = "detection"
     metric = MAP50
-    files = FileOutputs(("boxes", "scores"), decode)
+    files = FileOutputs(("boxes", "scores"), decode, _to_rows)
     output_dims = 3
-
-    def outputs(self, arrays: Sequence[np.ndarray]) -> Tensor:
-        """Returns the rows of a file's boxes and scores."""
-        boxes, scores = (torch.from_numpy(np.asarray(array)) for array in arrays)
-        return to_decoded_rows(boxes, scores)
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Returns the mean of the images' losses; `smoothing` is the share spread over all classes."""

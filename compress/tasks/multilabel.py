@@ -1,9 +1,6 @@
 """Classification with independent labels: targets are 0 or 1 for each label (N, K), its probability is a sigmoid."""
 
-from collections.abc import Sequence
-
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,11 +19,6 @@ class Multilabel:
     metric = AUROC
     files = LOGITS
     output_dims = 2
-
-    def outputs(self, arrays: Sequence[np.ndarray]) -> Tensor:
-        """Returns the logits (N, K)."""
-        (logits,) = arrays
-        return torch.from_numpy(np.asarray(logits))
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Returns binary cross-entropy, a mean over images and labels; `smoothing` moves targets towards one half."""

@@ -1,17 +1,21 @@
-"""Two tiny networks, float and int8, as what a target is made from."""
+"""Two tiny networks, float and int8, as what a target is made from, and the run of a tiny detector."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
+import compress
 from compress.export import Source
 from compress.export.file_outputs import LOGITS
 from compress.export.onnx import export_onnx
+from compress.export.predict import Detector
 from compress.methods.quantization.pt2e import calibrate, convert, prepare, without_rounding
+from tests.export.tiny_detector import write_detector
 from tests.methods.quantization.tiny_networks import Residual, conv_bn, settled
 
 SHAPE = (3, 16, 16)
@@ -73,3 +77,16 @@ def onnx_logits(source: Source, images: Tensor) -> Tensor:
     """What ONNX Runtime makes of (N, C, H, W)."""
     session = onnxruntime.InferenceSession(str(source.onnx), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(["logits"], {"image": images.numpy()})[0])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny detector's run."""
+    return write_detector(tmp_path_factory.mktemp("boxes") / "run")
+
+
+@pytest.fixture
+def detector(run: Path) -> Detector:
+    found = compress.load(run)
+    assert isinstance(found, Detector)
+    return found

@@ -8,28 +8,15 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageColor
 
-import compress
 from compress.export.draw_boxes import draw_boxes, drawn_paths
 from compress.export.predict import Detection, Detector
 from compress.launch.commands.predict import main
 from compress.utils.class_colours import class_colour
 from compress.utils.errors import UserError
 from compress.utils.files import ONNX
-from tests.export.tiny_detector import BOXES, CLASSES, SIDE, write_detector
+from tests.export.tiny_detector import BOXES, CLASSES, SIDE
 
 RED, BLUE, GREY = (255, 0, 0), (0, 0, 255), (153, 153, 153)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_detector(tmp_path_factory.mktemp("boxes") / "run")
-
-
-@pytest.fixture
-def detector(run: Path) -> Detector:
-    found = compress.load(run)
-    assert isinstance(found, Detector)
-    return found
 
 
 def saved(path: Path, color: tuple[int, int, int], size: tuple[int, int] = (160, 96)) -> str:

@@ -9,29 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-import compress
 from compress.export.predict import Detection, Detector
 from compress.export.video import predict_video
 from compress.launch.commands.predict import main
 from compress.utils.errors import UserError
-from tests.export.tiny_detector import write_detector
 
 cv2 = pytest.importorskip("cv2", reason="the extra video is not installed")
 
 FRAMES, WIDTH, HEIGHT = 5, 160, 96
 RED = (255, 0, 0)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_detector(tmp_path_factory.mktemp("video") / "run")
-
-
-@pytest.fixture
-def detector(run: Path) -> Detector:
-    found = compress.load(run)
-    assert isinstance(found, Detector)
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def test_the_outputs_of_a_file_become_rows_with_the_same_boxes_and_scores() -> N
     found_boxes, found_scores = decode(to_decoded_rows(boxes, scores))
     torch.testing.assert_close(found_boxes, boxes, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(found_scores, scores)
-    again = DETECTION.outputs([boxes.numpy(), scores.numpy()])
+    again = DETECTION.files.join([boxes.numpy(), scores.numpy()])
     assert np.array_equal(detections(again), detections(to_decoded_rows(boxes, scores)))
 
 

@@ -99,7 +99,7 @@ def test_the_figures_are_those_of_the_kept_predictions(finished: Path, config: C
     for name in FOLDERS:
         kept = read_tensors(finished / name / PREDICTIONS)
         run = onnx_runner(finished / name / ONNX, 1)
-        rows = torch.cat([DETECTION.outputs(run(images.numpy())) for images, _ in test.batches()])
+        rows = torch.cat([DETECTION.files.join(run(images.numpy())) for images, _ in test.batches()])
         expected = read_json(finished / name / METRICS)["deployed_map50_percent"]
         assert DETECTION.score(rows, kept["labels"]) == pytest.approx(expected)
         found = DETECTION.predictions(test.labels, rows, {"onnx": rows})["deployed_detections"]

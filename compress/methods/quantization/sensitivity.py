@@ -80,7 +80,7 @@ class MixedPrecisionFiles:
     def _measure(self, file: bytes) -> Quality:
         session = open_session(file, torch.get_num_threads())
         pairs = [
-            (self._task.outputs(session.run(None, {"image": images.numpy()})), labels)
+            (self._task.files.join(session.run(None, {"image": images.numpy()})), labels)
             for images, labels in self._batches()
         ]
         logits, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
