@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"for colour images of {options.image_size} pixels a side and {options.classes} classes; stem={stem}\n"
         "int8: a byte a weight, biases and scales; without the graph around them\n"
-        'torchvision/NAME and timm/NAME too: python -m compress models "timm/*edge*"; detectors: "ssdlite*"'
+        'torchvision/NAME and timm/NAME too: python -m compress models "timm/*edge*"\n'
+        'detectors: python -m compress models "ssdlite*"'
     )
     return 0
 
