@@ -20,6 +20,9 @@ from compress.config.schema import TrainConfig
 from compress.data import load_data
 from compress.data.dataset import Batch, Data
 from compress.methods.distillation.losses import label_loss
+from compress.methods.pruning.channel_groups import PrunableNetwork
+from compress.methods.pruning.importance import score_channels
+from compress.methods.pruning.sparsity import sparsity_penalty
 from compress.methods.quantization.pt2e import calibrate, freeze_batch_norm, freeze_observers, prepare
 from compress.models import Architecture, build
 from compress.training import step
@@ -89,11 +92,30 @@ def training(
     torch.manual_seed(0)
     network = NETWORKS[name](data)
     with TensorBoardWriter(None) as curves:
-        context = Context(data, None, TrainConfig(precision="float32"), CPU, 5, curves, checkpoint, ranks)
+        context = Context(data, None, TrainConfig(precision="float32"), CPU, 5, curves, checkpoint, ranks=ranks)
         before = freezing(network) if name == "rounded" else lambda epoch: None
         with suppress(StageDone):
             train(network, loss or label_loss(0.0), context, TrainSettings("test", epochs, 0.05, before))
     return {key: value.contiguous().clone() for key, value in network.state_dict().items()}, context
+
+
+def pruned_between(
+    data: Data, ranks: ProcessGroup, loss: LossFn | None = None, checkpoint: Checkpoint | None = None
+) -> dict[str, Tensor]:
+    """The state of a network that learns sparsity in one training, and is pruned and trained again."""
+    torch.manual_seed(0)
+    network = normalised(data)
+    prunable = PrunableNetwork(network, torch.zeros(1, *data.shape))
+    penalty = sparsity_penalty(prunable, "growing_reg", 0.05)
+    with TensorBoardWriter(None) as curves:
+        context = Context(data, None, TrainConfig(precision="float32"), CPU, 5, curves, checkpoint, ranks=ranks)
+        settings = TrainSettings("test", 2, 0.05, penalty=penalty, part="sparsity", last=False)
+        train(network, label_loss(0.0), context, settings)
+        left = [group.channels // 2 for group in prunable.groups]
+        prunable.remove(prunable.lowest(left, score_channels(prunable, "l2")))
+        with suppress(StageDone):
+            train(network, loss or label_loss(0.0), context, TrainSettings("test", 1, 0.05, part="fine-tuning"))
+    return {key: value.contiguous().clone() for key, value in network.state_dict().items()}
 
 
 def small_memory(images: int, seen: list[int]) -> LossFn:
@@ -146,6 +168,13 @@ def trainings(data: Data, folder: Path, shared: Path) -> None:
     except Interrupted as stop:
         told["stopped"] = str(stop)
     states["stopped"], _ = training("normalised", data, ranks, None, checkpoint)
+    states["pruned_between"] = pruned_between(data, ranks)
+    checkpoint = Checkpoint(shared / "state_of_two", "key", 10)
+    try:
+        pruned_between(data, ranks, None if ranks.is_rank_zero else signalled(3), checkpoint)
+    except Interrupted as stop:
+        told["stopped_again"] = str(stop)
+    states["pruned_between_stopped"] = pruned_between(data, ranks, None, checkpoint)
 
     folder.mkdir()
     for name, state in states.items():

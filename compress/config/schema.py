@@ -119,24 +119,64 @@ class TeacherConfig:
 
 
 @dataclass
+class PruneTargetConfig:
+    """What the pruned network may cost, in place of prune.ratio; the smallest cut that meets all that are set."""
+
+    macs_share: Optional[float] = option(None, "share of the MACs that stays", low=0.01, high=1.0)
+    params_share: Optional[float] = option(None, "share of the parameters that stays", low=0.01, high=1.0)
+    size_bytes: Optional[int] = option(None, "of the model.onnx that the last stage writes", low=1, high=1e12)
+    latency_ms: Optional[float] = option(
+        None, "of one image in that file, in ONNX Runtime on this CPU with these threads", low=1e-3, high=1e6
+    )
+    speedup: Optional[float] = option(None, "of that file over the teacher's", low=0.1, high=1000)
+    max_drop_points: Optional[float] = option(
+        None,
+        "points of the validation metric that it may lose before it is fine-tuned; alone: the smallest such network",
+        low=0.0,
+        high=100,
+    )
+
+    def asked(self) -> dict[str, float]:
+        """Returns the limits that are set, by name."""
+        return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) is not None}
+
+
+@dataclass
 class PruneConfig:
     """Which filters are removed, and the fine-tuning that follows."""
 
-    ratio: float = option(0.5, "share of the filters removed", low=0.0, high=0.95)
+    ratio: float = option(0.5, "share of the filters removed, where no target is set", low=0.0, high=0.95)
+    target: PruneTargetConfig = field(default_factory=PruneTargetConfig)
     layer_ratios: list[str] = option(
         [], 'ratios of single layers in place of that one, by patterns of names: ["layer3.*=0.6", "layer1.*=0"]'
     )
     importance: str = option(
-        "l1", "what ranks the filters: the norm of their weights, or chance", choices=("l1", "l2", "random")
+        "l1",
+        "what ranks the filters: their norms, batch norm's weights, their distances, the loss's gradients, their "
+        "outputs, or chance",
+        choices=("l1", "l2", "random", "bn_scale", "lamp", "fpgm", "taylor", "obdc", "hessian", "activation"),
     )
     scope: str = option(
-        "local", "local: the ratio in every layer; global: over all layers", choices=("local", "global")
+        "local",
+        "local: the ratio in every layer; global: over all layers; isomorphic: over layers of one role; sensitivity: "
+        "where the network's outputs change the least for what is saved",
+        choices=("local", "global", "isomorphic", "sensitivity"),
     )
     round_to: int = option(8, "widths are kept multiples of this", low=1, high=256)
+    steps: int = option(1, "the filters go in so many steps, which share the epochs", low=1, high=100)
     reconstruction_samples: int = option(
         1024, "train images on which the layers are refitted to the lost inputs; 0: not at all", low=0, high=1000000
     )
     reinitialize: bool = option(False, "draw all remaining weights anew: a control that shows what they are worth")
+    sparsity: str = option(
+        "group_norm",
+        "sparsity learning: what weakens filters before they go: group lasso, a growing penalty of the weakest, or one "
+        "of batch norm's weights",
+        choices=("group_norm", "growing_reg", "bn_scale"),
+    )
+    sparsity_epochs: int = option(0, "epochs of sparsity learning; 0: none", low=0, high=10000)
+    sparsity_weight: float = option(1e-4, "weight of its penalty", low=0.0, high=10)
+    distill: bool = option(False, "the fine-tuning learns from the teacher, as distill does by default")
     epochs: int = option(2, "epochs of fine-tuning", low=0, high=10000)
     lr: float = option(0.005, "peak learning rate", low=1e-7, high=10)
 

@@ -28,7 +28,7 @@ from compress.pipeline.preprocessing import with_normalisation, with_preprocessi
 from compress.stages import STAGES, load_stage, networks
 from compress.tasks.coco_metrics import require_detection_packages
 from compress.training.checkpoint import Checkpoint
-from compress.training.context import Context
+from compress.training.context import Context, Shipping
 from compress.training.distributed import (
     ProcessGroup,
     StageDone,
@@ -159,14 +159,31 @@ def compute_stage(job: StageJob, run: RunContext, curves: TensorBoardWriter) -> 
             run.data if teacher is None or run.data.labelled else add_pseudo_labels(teacher.network, run.data, device)
         )
         min_val_metric = getattr(config.stop_below, job.name)
+        shipping = shipping_of(config, run.threads)
         context = Context(
-            data, teacher, config.train, device, seed, curves, checkpoint, ranks, min_val_metric=min_val_metric
+            data,
+            teacher,
+            config.train,
+            device,
+            seed,
+            curves,
+            checkpoint,
+            ranks,
+            min_val_metric=min_val_metric,
+            shipping=shipping,
         )
         result = load_stage(job.name)(current, settings, context)
     result.notes |= context.notes
     if data is not run.data:
         result.notes["labels"] = "the teacher's likeliest class of each train image: they have none of their own"
     return result
+
+
+def shipping_of(config: Config, threads: int) -> Shipping:
+    """Returns how the run's last file is made and timed."""
+    quantize = config.quantize if "quantize" in config.stages else None
+    latency_dir = Path(config.cache.dir) / "latency" if config.cache.enabled else None
+    return Shipping(quantize, config.measure, threads, latency_dir)
 
 
 def worker_loop() -> None:
@@ -206,14 +223,15 @@ def stage_inputs(name: str, run: RunContext, parent: dict[str, str] | None) -> d
         "device": run.device.type,
         "parent": parent,
         **STAGES[name].key(config, data.shape),
-        "code": code_digest(*computing_modules(name, first=parent is None)),
+        "code": code_digest(*computing_modules(name, parent is None, getattr(config, name))),
         "versions": versions(),
     }
 
 
-def computing_modules(name: str, first: bool) -> tuple[str, ...]:
+def computing_modules(name: str, first: bool, settings: Any) -> tuple[str, ...]:
     """Returns the modules that decide, with their imports, the weights of a stage and its model.onnx."""
-    return (STAGES[name].module, *_READ_AND_WRITE, *(() if first else _READ_STAGES))
+    stage = STAGES[name]
+    return (stage.module, *stage.loads(settings), *_READ_AND_WRITE, *(() if first else _READ_STAGES))
 
 
 def measuring_modules(targets: list[str]) -> tuple[str, ...]:

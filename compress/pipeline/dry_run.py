@@ -23,6 +23,7 @@ from compress.methods.quantization.float_share import read_float_share, require_
 from compress.methods.restore import restore
 from compress.models.artifact import Artifact, write_model
 from compress.models.from_config import teacher_from_config
+from compress.pipeline.compute import shipping_of
 from compress.pipeline.dry_run_errors import to_dry_run_error
 from compress.stages import STAGES
 from compress.tasks import TASKS
@@ -145,7 +146,9 @@ def _try_stage(name: str, done: list[DryRunStage], dry_run: _DryRun) -> DryRunSt
     current, teacher = (restore(done[at].folder, torch.device("cpu")) if done else None for at in (-1, 0))
     if teacher is not None and not data.labelled:
         data = add_pseudo_labels(teacher.network, data, torch.device("cpu"))
-    context = Context(data, teacher, config.train, torch.device("cpu"), config.seed, TensorBoardWriter(None))
+    device, curves = torch.device("cpu"), TensorBoardWriter(None)
+    shipping = shipping_of(config, torch.get_num_threads())
+    context = Context(data, teacher, config.train, device, config.seed, curves, shipping=shipping)
     settings = getattr(config, name)
     quick = {"epochs": min(1, settings.epochs), "lr": _LR} | stage.dry_run(_IMAGES)
     network = dry_run.network if current is None else current.network

@@ -16,6 +16,7 @@ from compress.report.detection import box_figures, nms_rows
 from compress.report.gallery import gallery
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
 from compress.report.multilabel import label_figures
+from compress.report.pruning import pruning
 from compress.report.run_files import RunRecord
 from compress.report.settings import changed_settings, command, digests, versions
 from compress.report.stage_table import (
@@ -33,7 +34,7 @@ from compress.report.stage_table import (
 from compress.utils.units import setting_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_BEFORE_A_UNIT = re.compile(r"(?<=\d) (?=(?:%|ms|[KMG]iB|[kMG]\b))")
+_BEFORE_A_UNIT = re.compile(r"(?<=\d) (?=(?:%|ms|nats|[KMG]iB|[kMG]\b))")
 
 
 def run_page(run: RunRecord) -> str:
@@ -53,6 +54,7 @@ def run_page(run: RunRecord) -> str:
         unavailable=unavailable(run),
         trade_offs=trade_offs(run),
         widths=width_chart(run),
+        pruning=pruning(run),
         profile=profile_chart(run),
         sensitivity=sensitivity_chart(run.last.sensitivity),
         classes=class_figures(run),

@@ -8,6 +8,7 @@ from compress.report.detection import box_figures, nms_rows
 from compress.report.gallery import disagreement
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
 from compress.report.multilabel import label_figures
+from compress.report.pruning import target_sentences
 from compress.report.run_files import RunRecord
 from compress.report.settings import changed_settings, command, versions
 from compress.report.stage_table import cautions, energy_rows, kept_epochs, left_out, stage_rows, unavailable
@@ -22,7 +23,13 @@ def run_markdown(run: RunRecord) -> str:
     if run.unfinished:
         parts.append(f"**This run is not finished.** Still to come: {escape(', '.join(run.unfinished))}.")
     parts += [f"**{escape(remark)}**" for remark in (*run.remarks, *cautions(run))]
-    parts += [_stages(run), _with_nms(run), escape(" ".join(kept_epochs(run))), _energy(run)]
+    parts += [
+        _stages(run),
+        escape(" ".join(target_sentences(run))),
+        _with_nms(run),
+        escape(" ".join(kept_epochs(run))),
+        _energy(run),
+    ]
     parts += [_not_taken(names, cause) for names, cause in unavailable(run)]
     parts += [
         _classes(run),

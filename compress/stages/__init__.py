@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from compress.config.schema import Config
+from compress.config.schema import Config, PruneConfig
 from compress.utils.errors import UserError
 from compress.utils.nearest import did_you_mean
 
@@ -27,6 +27,7 @@ class Stage:
     key: Callable[[Config, tuple[int, int, int]], dict[str, Any]] = lambda config, shape: {}  # what else decides it
     networks: Callable[[Config], dict[str, str]] = lambda config: {}  # setting key -> name of a network it builds
     dry_run: Callable[[int], dict[str, Any]] = lambda images: {}  # its settings for a dry run on so many images
+    loads: Callable[[Any], tuple[str, ...]] = lambda settings: ()  # modules that it loads by name and depends on
 
     @property
     def module(self) -> str:
@@ -59,6 +60,23 @@ def _quantize_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]
     return {"target": choose_target(config.quantize.target, cpu_flags())}
 
 
+def _limits_file(settings: PruneConfig) -> bool:
+    """Whether a pruning has to know the file that ships."""
+    return bool({"size_bytes", "latency_ms", "speedup"} & settings.target.asked().keys())
+
+
+def _prune_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Returns the later stages that decide the file, and the machine that times it, where a target limits them."""
+    if not _limits_file(config.prune):
+        return {}
+    from compress.utils.cores import cores
+    from compress.utils.cpu import cpu_name
+
+    after = config.stages[config.stages.index("prune") :]
+    target = _quantize_key(config, shape)["target"] if "quantize" in after else None
+    return {"file": after, "target": target, "cpu": cpu_name(), "threads": config.threads or cores()}
+
+
 STAGES = {
     "teacher": Stage(
         "compress.stages.teacher:teacher",
@@ -70,7 +88,10 @@ STAGES = {
     "prune": Stage(
         "compress.stages.prune:prune",
         "pruned",
-        dry_run=lambda images: {"reconstruction_samples": images},
+        epochs=lambda settings: settings.epochs + settings.sparsity_epochs,
+        key=_prune_key,
+        dry_run=lambda images: {"reconstruction_samples": images, "sparsity_epochs": 0, "steps": 1},
+        loads=lambda settings: ("compress.evaluation.shipped_file",) if _limits_file(settings) else (),
     ),
     "distill": Stage(
         "compress.stages.distill:distill",

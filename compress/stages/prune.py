@@ -1,29 +1,44 @@
 """Prunes filters: removes them, refits the remaining layers to compensate, and fine-tunes the network."""
 
 import copy
+import importlib
 import logging
+import math
 from collections import Counter
 from dataclasses import asdict
+from functools import cache
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from compress.config.schema import PruneConfig
-from compress.methods.distillation.losses import label_loss
+from compress.config.schema import DistillConfig, PruneConfig
+from compress.evaluation.flops import count_cost
+from compress.methods.distillation.losses import label_loss, teacher_loss
+from compress.methods.distillation.teacher_logits import require_teacher, teacher_function
+from compress.methods.pruning.channel_groups import Kept, PrunableNetwork
+from compress.methods.pruning.cut import Trials, choose_cut
 from compress.methods.pruning.filter_length import set_unit_length
-from compress.methods.pruning.filters import prune_filters
+from compress.methods.pruning.filters import remove_filters
+from compress.methods.pruning.importance import LabelledImages
+from compress.methods.pruning.limits import ShippedFile, Whole
 from compress.methods.pruning.reconstruction import reconstruct, skipped_layers
+from compress.methods.pruning.sparsity import sparsity_penalty
 from compress.models.artifact import Artifact
 from compress.models.initialization import initialize
 from compress.models.widths import read_widths
 from compress.training.context import Context
 from compress.training.loop import TrainSettings, train
+from compress.training.validation import split_logits
 from compress.utils.tensors import to_device
 
 log = logging.getLogger("compress")
 
+_FEWEST_SAMPLES = 256  # train images to judge by where none are used to refit
+
 
 def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact:
-    """Removes filters from the artifact's network and fine-tunes it on the task's loss.
+    """Removes filters from the artifact's network and fine-tunes it, in as many steps as asked.
 
     Where it removes any, the filters before batch norm are scaled to length 1, so that the learning rates of this and
     of later stages mean the same for every network.
@@ -31,34 +46,134 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
     network = artifact.network
     before = read_widths(network)
     example = next(context.data.train.batches())[0][:1].to(context.device)
-    original = copy.deepcopy(network)
-    pruned = prune_filters(network, example, config)
-    if (config.ratio or config.layer_ratios) and not pruned.kept:
-        _warn_of_nothing_pruned(artifact.spec.architecture.get("model"), pruned.left_out)
+    trials = _trials(network, config, context)
+    history = _learn_sparsity(network, example, config, context) if config.sparsity_epochs else []
+    kept: Kept = {}
+    errors: dict[str, float] = {}
+    notes: dict[str, Any] = {}
+    steps: list[dict[str, float]] = []
+    for step in range(1, config.steps + 1):
+        original = copy.deepcopy(network)
+        prunable = PrunableNetwork(network, example, config.round_to)
+        gone, notes = _decide(prunable, config, trials, context, step)
+        pruned = remove_filters(prunable, gone, config)
+        if not config.reinitialize and config.reconstruction_samples and pruned.kept:
+            errors |= reconstruct(network, original, pruned.kept, trials.images())
+            pruned.left_out += skipped_layers(network, original, example)
+        if config.reinitialize:
+            _reinitialize(network)
+        elif pruned.kept:
+            set_unit_length(network, example)
+        kept |= {layer: [kept[layer][at] for at in new] if layer in kept else new for layer, new in pruned.kept.items()}
+        history += _fine_tune(network, config, context, step)
+        steps.append(_step_row(prunable, before, trials, context) if config.steps > 1 else {})
     after = read_widths(network)
-    errors, left_out = {}, pruned.left_out
-    if config.reconstruction_samples and pruned.kept and not config.reinitialize:
-        samples = context.data.train.take(config.reconstruction_samples, context.seed)
-        images = torch.cat([to_device(images, context.device) for images, _ in samples.batches()])
-        errors = reconstruct(network, original, pruned.kept, images)
-        left_out = left_out + skipped_layers(network, original, example)
-    if config.reinitialize:
-        for module in network.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-        initialize(network)
-    elif pruned.kept:
-        set_unit_length(network, example)
-    filters = {name: (before[name][0], width[0]) for name, width in after.items() if len(width) > 1}
-
-    loss = label_loss(context.train.label_smoothing, context.task)
-    history = train(network, loss, context, TrainSettings("prune", config.epochs, config.lr))
+    if config.target.asked() or config.ratio or config.layer_ratios:
+        _warn_where_nothing_pruned(kept, artifact.spec.architecture.get("model"), pruned.left_out)
     changed = {name: width for name, width in after.items() if width != before[name]}
-    spec = artifact.spec.changed("prune", widths=changed, settings=asdict(config), kept_filters=pruned.kept)
-    return Artifact(network, spec, left_out, {"filters": filters, "unexplained_share": errors, "history": history})
+    spec = artifact.spec.changed("prune", widths=changed, settings=asdict(config), kept_filters=kept)
+    notes |= {"steps": steps} if config.steps > 1 else {}
+    notes |= {"filters": {name: (before[name][0], width[0]) for name, width in after.items() if len(width) > 1}}
+    notes |= {"unexplained_share": errors, "history": history}
+    return Artifact(network, spec, pruned.left_out, notes)
 
 
-def _warn_of_nothing_pruned(model: str | None, left_out: list[dict[str, str]]) -> None:
+def _trials(network: nn.Module, config: PruneConfig, context: Context) -> Trials:
+    """Returns what the choice of filters may look at: train images, drawn by the seed, and the validation split."""
+    data, device, task = context.data, context.device, context.task
+    samples = data.train.take(config.reconstruction_samples or _FEWEST_SAMPLES, context.seed)
+    batches = lambda: ((to_device(images, device), labels.to(device)) for images, labels in samples.batches())
+    images = cache(lambda: torch.cat([images for images, _ in batches()]))
+
+    def val_percent(network: nn.Module) -> float:
+        return task.score(split_logits(network, data.val, device), data.val.labels)
+
+    params, macs = count_cost(network.eval(), data.shape)
+    drops = config.target.max_drop_points is not None
+    return Trials(
+        LabelledImages(batches, task.loss),
+        images,
+        task.distance,
+        val_percent,
+        Whole(read_widths(network), macs, params),
+        val_percent(network) if drops else math.nan,
+        lambda: _shipped_file(images(), context),
+    )
+
+
+def _shipped_file(images: Tensor, context: Context) -> ShippedFile:
+    if context.shipping is None:
+        raise ValueError("received a limit on the file that ships, and no context.shipping; expected how it is made")
+    # By name: what measures files must not decide the key of a pruning without such a limit.
+    module = importlib.import_module("compress.evaluation.shipped_file")
+    return module.ShippedFile(require_teacher(context), images, context.shipping, context.task.files)
+
+
+def _learn_sparsity(
+    network: nn.Module, example: Tensor, config: PruneConfig, context: Context
+) -> list[dict[str, float]]:
+    """Trains the network with a penalty that weakens the filters that it can do without."""
+    penalty = sparsity_penalty(PrunableNetwork(network, example), config.sparsity, config.sparsity_weight)
+    context.notes["sparsity_left_out"] = penalty.left_out
+    loss = label_loss(context.train.label_smoothing, context.task)
+    settings = TrainSettings("prune", config.sparsity_epochs, config.lr, penalty=penalty, part="sparsity", last=False)
+    return train(network, loss, context, settings)
+
+
+def _decide(
+    prunable: PrunableNetwork, config: PruneConfig, trials: Trials, context: Context, step: int
+) -> tuple[list[list[int]], dict[str, Any]]:
+    """Returns the channels to remove from each group, and notes; a restart takes what the first start chose."""
+
+    def decide() -> dict[str, Any]:
+        with torch.random.fork_rng(devices=[]):  # a restart, which does not choose again, then trains alike
+            cut = choose_cut(prunable, config, trials, step)
+        return {"gone": prunable.lowest(cut.left, cut.scores), "notes": cut.notes}
+
+    checkpoint = context.checkpoint
+    if checkpoint is None:
+        decision = decide()
+    else:
+        decision = context.ranks.rank_zero_first(lambda: checkpoint.decide(f"step {step}", decide)) or {}
+    return decision["gone"], decision["notes"]
+
+
+def _reinitialize(network: nn.Module) -> None:
+    for module in network.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    initialize(network)
+
+
+def _fine_tune(network: nn.Module, config: PruneConfig, context: Context, step: int) -> list[dict[str, float]]:
+    """Trains for the step's share of the epochs, on the labels or on the teacher's outputs."""
+    epochs = config.epochs * step // config.steps - config.epochs * (step - 1) // config.steps
+    loss, teacher = label_loss(context.train.label_smoothing, context.task), None
+    if config.distill:
+        teacher, defaults = require_teacher(context), DistillConfig()
+        loss = teacher_loss(teacher_function(context), defaults.temperature, defaults.alpha, task=context.task)
+    part = f"step {step} of {config.steps}" if config.steps > 1 else ""
+    last = step == config.steps
+    settings = TrainSettings("prune", epochs, config.lr, teacher=teacher, part=part, last=last)
+    return train(network, loss, context, settings)
+
+
+def _step_row(
+    prunable: PrunableNetwork, before: dict[str, list[int]], trials: Trials, context: Context
+) -> dict[str, float]:
+    """Returns what a step reached, for stage.json."""
+    after = read_widths(prunable.network)
+    left = [sum(width[0] for width in widths.values() if len(width) > 1) for widths in (before, after)]
+    return {
+        "macs_share": trials.whole.costs(prunable, after)["macs_share"],
+        "filters_left_percent": 100 * left[1] / left[0],
+        f"val_{context.task.metric.key}_percent": trials.val_percent(prunable.network),
+    }
+
+
+def _warn_where_nothing_pruned(kept: Kept, model: str | None, left_out: list[dict[str, str]]) -> None:
+    if kept:
+        return
     reasons = Counter(row["reason"] for row in left_out)
     (reason, count), *_ = reasons.most_common(1) or [("there is none that can", 0)]
     log.warning(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from compress.utils.files import write_bytes
+from compress.utils.files import decisions_file, read_json, write_bytes, write_json
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,23 @@ class Checkpoint:
             self._set_aside("it was made with other settings or from another input")
             return None
         return tensors, state["values"]
+
+    def decide(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Returns what `compute` returned when the stage first came here, a value of JSON.
+
+        What is measured by a clock would come out another way after a restart, and saved weights would not fit it.
+        """
+        decisions = read_json(self._decisions) if self._decisions.is_file() else {}
+        if decisions.get("key") != self.key:
+            decisions = {"key": self.key}
+        if name not in decisions:
+            decisions[name] = compute()
+            write_json(self._decisions, decisions)
+        return decisions[name]
+
+    @property
+    def _decisions(self) -> Path:
+        return decisions_file(self.path)
 
     def _set_aside(self, reason: str) -> None:
         aside = self.path.with_name(self.path.name + ".set_aside")

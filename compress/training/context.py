@@ -1,18 +1,30 @@
 """The context of a stage: what it may use besides its own settings."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from compress.config.schema import TrainConfig
+from compress.config.schema import MeasureConfig, QuantizeConfig, TrainConfig
 from compress.data.dataset import Data
 from compress.models.artifact import Artifact
 from compress.tasks import TASKS
 from compress.tasks.base import Task
 from compress.training.checkpoint import Checkpoint
 from compress.training.distributed import ProcessGroup
+from compress.training.finished import FinishedTraining
 from compress.training.tensorboard import TensorBoardWriter
+
+
+@dataclass(frozen=True)
+class Shipping:
+    """How the last file of a run is made and timed, for stages that are to meet a limit on it."""
+
+    quantize: QuantizeConfig | None  # null: it stays float
+    measure: MeasureConfig
+    threads: int
+    latency_dir: Path | None  # where times of layers are kept; None: they are not
 
 
 @dataclass
@@ -27,8 +39,10 @@ class Context:
     curves: TensorBoardWriter
     checkpoint: Checkpoint | None = None  # where its training is saved; None: a training that is stopped is lost
     ranks: ProcessGroup = field(default_factory=ProcessGroup)  # the processes that train together
+    finished: list[FinishedTraining] = field(default_factory=list)  # of the stage, in order; `train` adds them
     notes: dict[str, Any] = field(default_factory=dict)  # for stage.json: what the stage found
     min_val_metric: list[float] = field(default_factory=list)  # in percent, an epoch each: a training below it ends
+    shipping: Shipping | None = None  # None: no stage has to meet a limit on the last file
 
     @property
     def task(self) -> Task:

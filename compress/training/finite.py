@@ -14,7 +14,7 @@ def require_finite(what: str, value: float, step: int, training: TrainState) -> 
             f"{what} of {value} at step {step} of {training.steps} (epoch {epoch}) of {training.name}, "
             f"where the learning rate is {training.lr(step - 1):.3g}",
             "a finite one",
-            f"lower {training.name}.lr",
+            f"lower {training.stage}.lr",
         )
 
 

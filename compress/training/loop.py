@@ -16,8 +16,10 @@ from compress.training.context import Context
 from compress.training.distributed import StageDone
 from compress.training.early_stopping import check_early_stopping
 from compress.training.fast_layers import optimized_layers
+from compress.training.finished import finish, unpack
 from compress.training.finite import require_finite
 from compress.training.malloc import keep_freed_memory
+from compress.training.penalty import GradientPenalty
 from compress.training.state import TrainState
 from compress.training.state_saver import StateSaver
 from compress.training.step import LossFn, Step, agree_on_micro_batches, micro_batches_text
@@ -42,6 +44,9 @@ class TrainSettings:
     before_epoch: Callable[[int], None] = lambda epoch: None
     lr_scales: dict[str, float] = field(default_factory=dict)  # a parameter's share of `lr`; the largest is 1
     teacher: nn.Module | None = None  # an epoch is judged by the distance to it; None: by the labels
+    penalty: GradientPenalty | None = None  # its gradient is added to that of the loss
+    part: str = ""  # what this training is called in a stage with several
+    last: bool = True  # of the stage; after another one, every process goes on with the stage
 
 
 def train(network: nn.Module, loss: LossFn, context: Context, settings: TrainSettings) -> list[dict[str, float]]:
@@ -50,63 +55,100 @@ def train(network: nn.Module, loss: LossFn, context: Context, settings: TrainSet
     The learning rate rises to `settings.lr` over `train.warmup` of the steps and falls to 0 along a cosine. The last
     epoch is kept, unless an earlier one is better on validation beyond chance. A training that `context.checkpoint`
     holds continues after its last step. Each of `context.ranks` takes its part of every batch; all end with the same
-    weights. Raises StageDone in every process but the first, UserError, which names the step, where a loss or a weight
-    is not finite, EarlyStopped below `context.min_val_metric`, and Interrupted once a signal has come and the state is
-    saved.
+    weights. A stage may train several times, one after the other, and the network may change its shape in between: a
+    stage that starts anew calls the same trainings, and those that `context.checkpoint` holds as finished return at
+    once. Raises StageDone after the stage's last training in every process but the first, UserError, which names the
+    step, where a loss or a weight is not finite, EarlyStopped below `context.min_val_metric`, and Interrupted once a
+    signal has come and the state is saved.
     """
     network.to(context.device, memory_format=torch.channels_last)
-    ranks, checkpoint, name, epochs = context.ranks, context.checkpoint, settings.name, settings.epochs
     training = _begin(network, context, settings)
-    judged = settings.teacher is not None and training.epoch <= epochs  # else no epoch is left to be judged
-    teacher_logits = split_logits(settings.teacher, context.data.val, context.device) if judged else None
+    if training.epoch <= settings.epochs:
+        _take_epochs(training, loss, context, settings)
+    if settings.last and not context.ranks.is_rank_zero:
+        raise StageDone
+    if training.micro_batches > 1:
+        context.notes["out_of_memory"] = micro_batches_text(training.micro_batches)
+    if settings.epochs:
+        kept = training.choose_epoch()
+        context.notes["kept_epoch"] = kept | ({"training": settings.part} if settings.part else {})
+        log.info("%s: kept epoch %d, %s", training.name, kept["epoch"], kept["reason"])
+    if not settings.last:
+        context.finished.append(finish(training))
+    network.eval()
+    return training.rows
+
+
+def _take_epochs(training: TrainState, loss: LossFn, context: Context, settings: TrainSettings) -> None:
+    """Takes the remaining steps of all epochs. Raises what `train` does."""
+    network, ranks, checkpoint = training.network, context.ranks, context.checkpoint
+    teacher = settings.teacher
+    teacher_logits = None if teacher is None else split_logits(teacher, context.data.val, context.device)
     requests: AbstractContextManager[list[Signals]] = deferred_signals() if checkpoint else nullcontext([])
     if ranks.world > 1:
         agree_on_micro_batches(training, loss, context)
     with (
-        progress(name, training.steps, training.step) as bar,
+        progress(training.name, training.steps, training.step) as bar,
         requests as signals,
         keep_freed_memory(),
         optimized_layers(network),
         ranks.wrap_ddp(network) as ddp_network,
     ):
-        saver = StateSaver(training, checkpoint, ranks, signals)
+        saver = StateSaver(training, checkpoint, ranks, signals, context.finished)
         load = OtherLoad()
-        while training.epoch <= epochs:
+        while training.epoch <= training.epochs:
             network.train()
             settings.before_epoch(training.epoch)
+            if training.penalty:
+                training.penalty.start_epoch(training.epoch)
             _finish_steps(training, ddp_network, loss, context, saver, bar)
             _finish_epoch(training, teacher_logits, context, saver, bar)
             if training.epoch == 2 and ranks.is_rank_zero:
                 _warn_of_other_load(load.cores())
-            saver.save_if_due()
-    if not ranks.is_rank_zero:
-        raise StageDone
-    if training.micro_batches > 1:
-        context.notes["out_of_memory"] = micro_batches_text(training.micro_batches)
-    if epochs:
-        context.notes["kept_epoch"] = training.choose_epoch()
-        log.info("%s: kept epoch %d, %s", name, *context.notes["kept_epoch"].values())
-    network.eval()
-    return training.rows
+            ended = training.epoch > training.epochs
+            saver.save_if_due(now=ended and not settings.last)  # what the stage does next may take long
 
 
 def _begin(network: nn.Module, context: Context, settings: TrainSettings) -> TrainState:
     """Returns a training before its first step, or as it was saved, and writes its curves up to there."""
-    steps_per_epoch, name, epochs = context.data.train.steps(), settings.name, settings.epochs
+    steps_per_epoch = context.data.train.steps()
     optimizer = _optimizer(network, settings.lr, context.train, settings.lr_scales)
-    factor = lambda step: _lr_factor(step, epochs * steps_per_epoch, context.train.warmup)
+    factor = lambda step: _lr_factor(step, settings.epochs * steps_per_epoch, context.train.warmup)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    generator = torch.Generator().manual_seed(context.seed)
-    training = TrainState(name, epochs, steps_per_epoch, network, optimizer, schedule, generator)
-    saved = context.ranks.rank_zero_first(context.checkpoint.load) if context.checkpoint else None
+    number = len(context.finished)
+    generator = torch.Generator().manual_seed(context.seed + number)  # else all trainings would draw the same orders
+    training = TrainState(
+        settings.name,
+        settings.epochs,
+        steps_per_epoch,
+        network,
+        optimizer,
+        schedule,
+        generator,
+        settings.part,
+        settings.penalty,
+    )
+    stage = context.ranks.rank_zero_first(context.checkpoint.load) if context.checkpoint else None
+    saved = unpack(stage, number) if stage else None
     if saved:
         training.restore(*saved)
         for step, value in enumerate(training.losses):
-            context.curves.step(step, loss=value, learning_rate=training.lr(step))
+            _write_step(training, step, value, context)
         for epoch, row in enumerate(training.rows, 1):
-            context.curves.epoch(epoch, **row)
-        log.info("%s: goes on after step %d of %d", name, training.step, training.steps)
+            _write_epoch(epoch, row, context)
+        log.info("%s: goes on after step %d of %d", training.name, training.step, training.steps)
     return training
+
+
+def _write_step(training: TrainState, step: int, loss: float, context: Context) -> None:
+    """Writes a step to the stage's curves, which go on from one of its trainings to the next."""
+    before = sum(each.steps for each in context.finished)
+    context.curves.step(before + step, loss=loss, learning_rate=training.lr(step))
+
+
+def _write_epoch(epoch: int, row: dict[str, float], context: Context) -> None:
+    before = sum(len(each.rows) for each in context.finished)
+    context.curves.epoch(before + epoch, **row)
 
 
 def _finish_steps(
@@ -122,8 +164,10 @@ def _finish_steps(
         images, labels = to_device(batch.images, context.device), batch.labels.to(context.device)
         value, correct = ranks.all_reduce_sum(*step.gradients(Batch(images, labels, batch.positions), count))
         require_finite("a loss", value, training.step + 1, training)
+        if training.penalty:
+            training.penalty.add_gradients()
         training.optimizer.step()
-        context.curves.step(training.step, loss=value, learning_rate=training.lr(training.step))
+        _write_step(training, training.step, value, context)
         training.schedule.step()
         training.finish_batch(value, correct, count)
         bar.advance()
@@ -158,10 +202,11 @@ def _finish_epoch(
         row["val_teacher_kl_nats"] = distance
         figures += f", {distance:.3g} nats from the teacher"
     training.finish_epoch(row, found)
-    context.curves.epoch(len(training.rows), **row)
+    _write_epoch(len(training.rows), row, context)
     log.info("%s: epoch %d of %d, %s", training.name, len(training.rows), training.epochs, figures)
     bar.note(figures)
-    check_early_stopping(training.name, [past[val] for past in training.rows], context.min_val_metric)
+    rows = [past for each in context.finished for past in each.rows] + training.rows
+    check_early_stopping(training.stage, [past[val] for past in rows], context.min_val_metric)
 
 
 def _warn_of_other_load(others: float) -> None:

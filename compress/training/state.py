@@ -9,23 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compress.training.penalty import GradientPenalty
 from compress.training.validation import BEYOND_CHANCE, Validation, standard_errors_better
 
 _COUNTS = ("epoch", "batches", "seen", "total_loss", "correct", "rows", "best_epoch", "best_rank", "micro_batches")
 _SCORES = ("best_scores", "last_scores")
+_OF_FINISHED = ("network.", "random.", "losses.")
 
 
 @dataclass
 class TrainState:
     """A network, its optimizer and the progress of its training."""
 
-    name: str  # the stage
+    stage: str
     epochs: int
     steps_per_epoch: int
     network: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     generator: torch.Generator  # draws the order and the augmentation
+    part: str = ""  # the training's name in a stage with several
+    penalty: GradientPenalty | None = None
     micro_batches: int = 1  # in each batch, one computed after the other: what fits into memory
     epoch: int = 1  # the one under way
     order: Tensor | None = None  # (N,) positions of its images; None: not drawn yet
@@ -40,6 +44,12 @@ class TrainState:
     best: dict[str, Tensor] = field(default_factory=dict)  # the network's state after the best epoch
     best_scores: Tensor | None = None  # (N,) of the validation images after it, lower is better
     last_scores: Tensor | None = None  # (N,) after the last epoch
+    kept: dict[str, Any] | None = None  # the epoch whose weights the network has, once chosen, and why
+
+    @property
+    def name(self) -> str:
+        """Returns what messages call the training."""
+        return f"{self.stage} ({self.part})" if self.part else self.stage
 
     @property
     def steps(self) -> int:
@@ -78,6 +88,10 @@ class TrainState:
         By default that is the last epoch, whose learning rate has come down to 0. The best of several noisy epochs is
         seldom truly better, and on few images an early epoch with a high learning rate may seem so.
         """
+        self.kept = self.kept or self._choose_epoch()
+        return self.kept
+
+    def _choose_epoch(self) -> dict[str, Any]:
         if self.best_epoch == len(self.rows):
             return {"epoch": self.best_epoch, "reason": "the last, and the best on validation"}
         better = standard_errors_better(self.best_scores, self.last_scores)
@@ -99,12 +113,17 @@ class TrainState:
         groups["scores"] = {name: getattr(self, name) for name in _SCORES if getattr(self, name) is not None}
         for index, kept in self.optimizer.state_dict()["state"].items():
             groups[f"optimizer.{index}"] = kept
+        groups["penalty"] = self.penalty.tensors() if self.penalty else {}
         return {f"{group}.{name}": value for group, named in groups.items() for name, value in named.items()}
+
+    def finished_tensors(self) -> dict[str, Tensor]:
+        """Returns the tensors that `restore` needs once the epoch to keep is chosen."""
+        return {name: value for name, value in self.tensors().items() if name.startswith(_OF_FINISHED)}
 
     def values(self) -> dict[str, Any]:
         """Returns the rest of the state, as plain values for JSON."""
         counts = {name: getattr(self, name) for name in _COUNTS}
-        return counts | {"schedule": self.schedule.state_dict(), "random": _random_values()}
+        return counts | {"kept": self.kept, "schedule": self.schedule.state_dict(), "random": _random_values()}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Restores what `tensors` and `values` returned, into a newly built network, optimizer and schedule."""
@@ -114,6 +133,7 @@ class TrainState:
             groups.setdefault(group, {})[rest] = value
         for name in _COUNTS:
             setattr(self, name, values[name])
+        self.kept = values["kept"]
         self.network.load_state_dict(groups["network"])
         self.best = groups.get("best", {})
         for name in _SCORES:
@@ -123,6 +143,8 @@ class TrainState:
         self.generator.set_state(groups["random"]["generator"])
         _restore_random(groups["random"], values["random"])
         self._restore_optimizer(groups.get("optimizer", {}))
+        if self.penalty and "penalty" in groups:
+            self.penalty.load(groups["penalty"])
         self.schedule.load_state_dict(values["schedule"])
         for settings, lr in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
             settings["lr"] = lr

@@ -58,10 +58,17 @@ def training_file(stage_dir: Path) -> Path:
     return stage_dir.with_name(f"{stage_dir.name}.{TRAINING}")
 
 
+def decisions_file(training: Path) -> Path:
+    """Returns the file of what a stage chose before and between its trainings."""
+    return training.with_name(f"{training.name}.json")
+
+
 def remove_training(stage_dir: Path) -> None:
-    """Removes the saved training of a finished stage, whole or half-written."""
-    for path in (training_file(stage_dir), _part(training_file(stage_dir))):
+    """Removes the saved training of a finished stage and its decisions, whole or half-written."""
+    training = training_file(stage_dir)
+    for path in (training, decisions_file(training)):
         path.unlink(missing_ok=True)
+        _part(path).unlink(missing_ok=True)
 
 
 def digests(folder: Path) -> dict[str, str]:

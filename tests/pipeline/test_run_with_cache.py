@@ -166,7 +166,7 @@ def covers(part: str, names: set[str]) -> bool:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_key_holds_the_code_that_decides_the_result_and_no_other(name: str) -> None:
-    files = code_files(*compute.computing_modules(name, first=name == "teacher"))
+    files = code_files(*compute.computing_modules(name, name == "teacher", getattr(Config(), name)))
     names = {full.removeprefix("compress.") for full in files}
     assert names >= INSIDE[name] | {"export.onnx", "models.artifact"}
     assert [part for part in OUTSIDE if covers(part, names)] == []

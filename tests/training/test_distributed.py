@@ -104,6 +104,19 @@ def test_two_processes_round_what_one_would(pair: Pair, tiny_npz: Path, name: st
         assert found[of_images].item() == pytest.approx(alone[of_images].item(), rel=1e-6)
 
 
+def test_two_processes_go_on_together_after_the_first_of_two_trainings(pair: Pair, tiny_npz: Path) -> None:
+    """Both prune, each for itself, and choose the same filters, because they end with the same weights."""
+    alone = two_ranks.pruned_between(two_ranks.small_data(tiny_npz), ProcessGroup())
+    found, other = pair.state(0, "pruned_between"), pair.state(1, "pruned_between")
+    assert distance(found, alone) < 1e-4
+    assert distance(found, other) == 0
+    for number in (0, 1):
+        assert pair.told(number)["stopped_again"].startswith(
+            "received SIGTERM after step 2 of 3 of test (fine-tuning);"
+        )
+        assert distance(pair.state(number, "pruned_between_stopped"), found) == 0
+
+
 @pytest.mark.parametrize("name", two_ranks.NETWORKS)
 def test_all_processes_end_with_the_same_bits(pair: Pair, name: str) -> None:
     first, second = pair.state(0, name), pair.state(1, name)
@@ -127,7 +140,14 @@ def test_a_signal_to_one_process_stops_both_behind_the_same_step(pair: Pair) -> 
 
 
 def test_a_run_of_two_processes_writes_each_line_and_file_once(pair: Pair) -> None:
-    assert sorted(path.name for path in pair.folder.iterdir()) == ["cache", "rank_0", "rank_1", "run", "state"]
+    assert sorted(path.name for path in pair.folder.iterdir()) == [
+        "cache",
+        "rank_0",
+        "rank_1",
+        "run",
+        "state",
+        "state_of_two",
+    ]
     assert sorted(path.name for path in pair.run.glob("0*")) == STAGES
     log = (pair.run / "compress.log").read_text()
     for line in ("2 processes share each batch", "teacher: starts", "distill: epoch 1 of 1", "quantize: kept epoch 1"):

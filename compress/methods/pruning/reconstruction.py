@@ -1,23 +1,23 @@
 """Compensates for removed filters without training: refits each layer that lost inputs to its original outputs."""
 
 import contextlib
-import math
 import operator
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from compress.methods.pruning.receptive import channel_dim, computes_weight, pixels, rows
+from compress.methods.pruning.least_squares import Fit, least_squares
+from compress.methods.pruning.receptive import channel_dim, computes_weight, pixels
 from compress.models.graph.paired_interpreter import PairedInterpreter
-from compress.models.graph.tracing import batch_norm_at, only_user, read_argument, trace
+from compress.models.graph.tracing import batch_norm_at, call_node, only_user, read_argument, trace
+from compress.models.layer_calls import LAYERS
+from compress.models.widths import read_widths
 
-_RIDGE = 1e-2  # share of the mean squared input: less overfits a thousand images and hinders fine-tuning
-_LEAST_SQUARE = 1e-12  # gives inputs that are all zero a solution
-_MAX_ROWS = 200_000  # positions on which a layer is fitted
 _CHUNK = 64  # images at a time
+_MOST_BYTES = 3 * 2**29  # of the values that a `Reference` keeps
 
 _SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)  # they change nothing in eval mode
@@ -41,14 +41,22 @@ def reconstruct(
     one as a share of the target's variance. `skipped_layers` returns the layers that cannot be refitted.
     """
     graph = trace(original.eval(), images[:1])
-    errors = {}
     with _without_inplace(network, original):
         pair = PairedInterpreter(graph, network.eval(), original, list(images.split(_CHUNK)))
-        refitted = set(_layers_that_lost_inputs(network, original)) - {
-            row["layer"] for row in _skipped(network, original, graph)
-        }
-        repeated = _repeated(graph)
-        for node in graph.nodes:
+        return _reconstruct(pair, graph, kept)
+
+
+def _reconstruct(
+    pair: PairedInterpreter, graph: fx.Graph, kept: dict[str, list[int]], unchanged: Collection[fx.Node] = ()
+) -> dict[str, float]:
+    network, original = pair.network, pair.original
+    errors = {}
+    refitted = set(_layers_that_lost_inputs(network, original)) - {
+        row["layer"] for row in _skipped(network, original, graph)
+    }
+    repeated = _repeated(graph)
+    for node in graph.nodes:
+        if node not in unchanged:
             norm = _batch_norm(pair, node)
             source = _source(node)
             if node.op == "call_module" and node.target in refitted:
@@ -57,8 +65,72 @@ def reconstruct(
                 errors[node.target] = _refit(pair, node, filters)
             elif norm is not None and node.target not in repeated and getattr(source, "target", None) not in refitted:
                 _set_input_statistics(norm, pair.values(source))
-            pair.step(node)
+        pair.step(node)
     return errors
+
+
+class Reference:
+    """The original's values on some images, from which pruned copies of it are refitted without computing it again."""
+
+    @torch.no_grad()
+    def __init__(self, original: nn.Module, images: Tensor):
+        """Evaluates `original` on `images` (N, C, H, W), or on fewer where the values would not fit into memory."""
+        self.original = original.eval()
+        self.graph = trace(original, images[:1])
+        with _without_inplace(original):
+            first = _values(self.graph, original, images[:1])
+            size = sum(value.numel() * value.element_size() for value in first.values())
+            self.images = images[: max(_CHUNK // 4, min(len(images), _MOST_BYTES // size))]
+            chunks = [_values(self.graph, original, chunk) for chunk in self.images.split(_CHUNK)]
+        self.values = {node: [chunk[node] for chunk in chunks] for node in first}
+
+    @property
+    def outputs(self) -> Tensor:
+        """Returns the original's outputs."""
+        return torch.cat(self.values[_end(self.graph)])
+
+    @torch.no_grad()
+    def refitted_outputs(self, network: nn.Module, kept: dict[str, list[int]]) -> Tensor:
+        """Refits a pruned copy of the original in place, as `reconstruct` does, and returns its outputs."""
+        unchanged = self._unchanged(network)
+        with _without_inplace(network, self.original):
+            chunks = list(self.images.split(_CHUNK))
+            pair = PairedInterpreter(self.graph, network.eval(), self.original, chunks, self.values, unchanged)
+            _reconstruct(pair, self.graph, kept, unchanged)
+            return torch.cat(pair.values(_end(self.graph)))
+
+    def _unchanged(self, network: nn.Module) -> set[fx.Node]:
+        """Returns the nodes whose values no changed layer reaches."""
+        before, after = read_widths(self.original), read_widths(network)
+        changed: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            own = isinstance(node.target, str) and before.get(node.target) != after.get(node.target)
+            if own or changed.intersection(node.all_input_nodes):
+                changed.add(node)
+        return set(self.graph.nodes) - changed
+
+
+def _values(graph: fx.Graph, network: nn.Module, images: Tensor) -> dict[fx.Node, Tensor]:
+    """Returns the values from which all others of a network follow by a few operators: of layers, sums and the end."""
+    values: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            values[node] = images
+        elif node.op != "output":
+            values[node] = call_node(node, network, values)
+    costly = [
+        node
+        for node in values
+        if node == _end(graph)
+        or len(node.all_input_nodes) > 1
+        or (node.op == "call_module" and isinstance(network.get_submodule(node.target), LAYERS))
+    ]
+    return {node: values[node] for node in costly if isinstance(values[node], Tensor)}
+
+
+def _end(graph: fx.Graph) -> fx.Node:
+    """Returns the node whose value the network returns."""
+    return next(node for node in graph.nodes if node.op == "output").all_input_nodes[0]
 
 
 def skipped_layers(network: nn.Module, original: nn.Module, image: Tensor | None = None) -> list[dict[str, str]]:
@@ -116,7 +188,7 @@ def _refit(pair: PairedInterpreter, node: fx.Node, kept: Tensor) -> float:
             target + reference.index_select(dim, kept) - value
             for target, (reference, value) in zip(targets, shortcuts, strict=True)
         ]
-    fit = _least_squares(layer, pair.values(_source(node)), targets, norm is not None or layer.bias is not None)
+    fit = least_squares(layer, pair.values(_source(node)), targets, norm is not None or layer.bias is not None)
     layer.weight.copy_(fit.weight.T.reshape(layer.weight.shape))
     if norm is not None:
         if layer.bias is not None:
@@ -127,82 +199,12 @@ def _refit(pair: PairedInterpreter, node: fx.Node, kept: Tensor) -> float:
     return fit.residual_variance
 
 
-def _set_statistics(norm: nn.BatchNorm2d, fit: "_Fit") -> None:
+def _set_statistics(norm: nn.BatchNorm2d, fit: Fit) -> None:
     """Sets batch norm's statistics to those of the refitted filters' outputs, and its affine map to that of the fit."""
     norm.running_mean.copy_(fit.mean)
     norm.running_var.copy_(fit.variance)
     norm.weight.copy_((fit.variance + norm.eps).sqrt())
     norm.bias.copy_(fit.mean + fit.intercept)
-
-
-@dataclass
-class _Fit:
-    weight: Tensor  # (C_in k k, C_out)
-    intercept: Tensor  # (C_out,)
-    mean: Tensor  # (C_out,) of the outputs without the intercept
-    variance: Tensor
-    residual_variance: float  # squared error as a share of the targets' variance
-
-
-def _least_squares(layer: nn.Module, inputs: list[Tensor], targets: list[Tensor], intercept: bool) -> _Fit:
-    """Fits the layer's weights to its inputs and targets, in the shapes in which it reads and returns them.
-
-    With `intercept` false the intercept is 0: no parameter could hold another.
-    """
-    # Whole images are skipped, not positions: gathering positions costs more than the solution.
-    step = max(1, math.ceil(sum(target.numel() / _outputs(layer) for target in targets) / _MAX_ROWS))
-    pairs = [
-        (rows(layer, x[::step]).float(), pixels(layer, y[::step]).float()) for x, y in zip(inputs, targets, strict=True)
-    ]
-    few = sum(len(seen) for seen, _ in pairs) < pairs[0][0].shape[1]
-    solution = (_solve_for_places if few else _solve_for_weights)(pairs, intercept)
-    fitted, goals = [_with_ones(seen) @ solution.float() for seen, _ in pairs], [goals for _, goals in pairs]
-    (mean, variance), (_, goal_variance) = _moments(fitted), _moments(goals)
-    error = sum((x - y).double().square().sum() for x, y in zip(fitted, goals, strict=True))
-    residual = error / (goal_variance.sum() * sum(map(len, goals))).clamp_min(1e-12)
-    weight, intercepts = solution[:-1], solution[-1]
-    return _Fit(weight.float(), intercepts.float(), (mean - intercepts).float(), variance.float(), residual.item())
-
-
-def _moments(chunks: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns the mean and the variance (C,) of values (places, C), in double precision, without a copy of all."""
-    count = sum(map(len, chunks))
-    mean = sum(chunk.double().sum(0) for chunk in chunks) / count
-    return mean, sum((chunk.double() - mean).square().sum(0) for chunk in chunks) / count
-
-
-def _solve_for_weights(pairs: list[tuple[Tensor, Tensor]], intercept: bool) -> Tensor:
-    """Solves for the weights, the intercepts in the last row, (C_in k k + 1, C_out), by the inputs' Gram matrix."""
-    gram = cross = torch.zeros(())
-    for seen, goals in pairs:
-        seen = _with_ones(seen)
-        gram = gram + (seen.T @ seen).double()
-        cross = cross + (seen.T @ goals).double()
-    ridge = _RIDGE * gram.diagonal()[:-1].mean().clamp_min(_LEAST_SQUARE)
-    damping = ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    damping[-1, -1] = 0
-    solution, columns = torch.zeros_like(cross), len(cross) - (not intercept)
-    solution[:columns] = torch.linalg.solve((gram + damping)[:columns, :columns], cross[:columns])
-    return solution
-
-
-def _solve_for_places(pairs: list[tuple[Tensor, Tensor]], intercept: bool) -> Tensor:
-    """Solves for the same by the Gram matrix of the places, which is smaller where there are fewer places than inputs.
-
-    A linear layer after a flattened VGG has 25,088 inputs, and an image is one place. W = X' (X X' + ridge)^-1 Y.
-    """
-    seen, goals = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
-    ridge = _RIDGE * seen.square().sum().div(seen.shape[1]).clamp_min(_LEAST_SQUARE)
-    means = [x.mean(0) if intercept else torch.zeros_like(x[0]) for x in (seen, goals)]
-    seen, goals = seen - means[0], goals - means[1]
-    damping = ridge * torch.eye(len(seen), dtype=seen.dtype, device=seen.device)
-    weight = seen.T @ torch.linalg.solve(seen @ seen.T + damping, goals)
-    return torch.cat([weight, (means[1] - means[0] @ weight)[None]])
-
-
-def _with_ones(rows: Tensor) -> Tensor:
-    """Appends a column of ones, for the intercept."""
-    return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
 
 
 def _set_input_statistics(norm: nn.BatchNorm2d, inputs: list[Tensor]) -> None:

@@ -1,5 +1,7 @@
 """Evaluates two networks of one graph on the same images, node by node, so that layers can change on the way."""
 
+from collections.abc import Collection, Mapping
+
 from torch import Tensor, fx, nn
 
 from compress.models.graph.tracing import call_node
@@ -9,11 +11,21 @@ class PairedInterpreter:
     """A network that is being changed, and its original as the reference.
 
     Each value is kept until its last reader has run. `images` is a list of (N, C, H, W). Call `step` on each node in
-    turn; the layer that a node calls may change until then.
+    turn; the layer that a node calls may change until then. `known` are values of the original that were computed
+    before, from which others are computed where they are asked for; at nodes in `unchanged` both networks agree.
     """
 
-    def __init__(self, graph: fx.Graph, network: nn.Module, original: nn.Module, images: list[Tensor]):
+    def __init__(
+        self,
+        graph: fx.Graph,
+        network: nn.Module,
+        original: nn.Module,
+        images: list[Tensor],
+        known: Mapping[fx.Node, list[Tensor]] | None = None,
+        unchanged: Collection[fx.Node] = (),
+    ):
         self.network, self.original, self.images = network, original, images
+        self._known, self._unchanged = known or {}, unchanged
         self._values: dict[tuple[bool, fx.Node], dict[int, Tensor]] = {}
         self._order = {node: position for position, node in enumerate(graph.nodes)}
         self._last_use = {node: max((self._order[user] for user in node.users), default=-1) for node in graph.nodes}
@@ -52,11 +64,15 @@ class PairedInterpreter:
         spent = [source for source in [node, *node.all_input_nodes] if self._last_use[source] <= now]
         for at in range(len(self.images)):  # chunk by chunk, so that input and output are never both whole
             for reference in (False, True):
-                self._value(reference, node, at)
+                if not self._known or not (reference or node in self._unchanged):
+                    self._value(reference, node, at)
                 for source in spent:
                     self._values.get((reference, source), {}).pop(at, None)
 
     def _value(self, reference: bool, node: fx.Node, at: int) -> Tensor:
+        if node in self._known and (reference or node in self._unchanged):
+            return self._known[node][at]
+        reference = reference or node in self._unchanged
         at = 0 if node in self._constants else at
         values = self._values.setdefault((reference, node), {})
         if at not in values:

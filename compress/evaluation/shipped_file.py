@@ -1,0 +1,107 @@
+"""Predicts and measures the size and the latency of the file that a run will ship, for networks of other widths."""
+
+import copy
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from compress.evaluation.benchmark import time_and_memory
+from compress.evaluation.latency_table import LatencyTable, LayerShape, remainder_ms
+from compress.export.file_outputs import FileOutputs
+from compress.export.onnx import export_onnx
+from compress.methods.pruning.cost import Cost, bytes_cost
+from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target
+from compress.methods.quantization.pt2e import calibrate, convert, prepare
+from compress.models.layer_calls import LayerCall
+from compress.models.widths import read_widths
+from compress.training.context import Shipping
+from compress.utils.cpu import cpu_flags
+
+_CALIBRATION_IMAGES = 16  # ranges do not change the time: any will do
+
+
+class ShippedFile:
+    """The file as the last stage will write it, int8 or float, next to the teacher's file."""
+
+    def __init__(self, teacher: nn.Module, images: Tensor, shipping: Shipping, outputs: FileOutputs):
+        """Takes some of `images` (N, C, H, W) for the ranges of an int8 file."""
+        self._teacher, self._images = teacher, images[:_CALIBRATION_IMAGES].cpu()
+        self._shipping, self._outputs = shipping, outputs
+        self._known: dict[nn.Module, dict[str, float]] = {}
+
+    @property
+    def teacher_latency_ms(self) -> float:
+        """The median time of one image in the teacher's file."""
+        figures = self.measure(self._teacher)
+        return figures["latency_ms"] * figures["speedup"]
+
+    def cost(self, name: str, network: nn.Module, calls: dict[str, list[LayerCall]]) -> Cost:
+        """Returns the predicted "size_bytes" or "latency_ms" of the file of a network with other widths than `network`.
+
+        Their rest is what the file of `network`, which is written and measured, has more than its layers.
+        """
+        whole = self.measure(network)
+        int8 = self._shipping.quantize is not None
+        if name == "size_bytes":
+            return bytes_cost(network, whole["size_bytes"], int8)
+        table = LatencyTable(self._shipping.latency_dir, "int8" if int8 else "float32", self._shipping.threads)
+        return latency_cost(table, calls, read_widths(network), whole["latency_ms"])
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """Writes the file of a network and returns its size_bytes, latency_ms and speedup over the teacher's file."""
+        if network not in self._known:
+            with tempfile.TemporaryDirectory() as folder:
+                teacher, file = Path(folder) / "teacher.onnx", Path(folder) / "model.onnx"
+                shape = tuple(self._images.shape[1:])
+                export_onnx(_on_cpu(self._teacher), teacher, shape, self._outputs)
+                export_onnx(self._as_shipped(network), file, shape, self._outputs)
+                figures = time_and_memory(file, teacher, shape, self._shipping.measure, self._shipping.threads)
+            self._known[network] = {
+                "size_bytes": figures["size_bytes"],
+                "latency_ms": figures["latency_ms_p50"],
+                "speedup": figures["speedup_vs_teacher"],
+            }
+        return self._known[network]
+
+    def _as_shipped(self, network: nn.Module) -> nn.Module:
+        network, quantize = _on_cpu(network), self._shipping.quantize
+        if quantize is None:
+            return network
+        bits = WEIGHT_BITS[choose_target(quantize.target, cpu_flags())]
+        prepared = prepare(network, self._images[:1], bits, qat=False)
+        calibrate(prepared, [self._images])
+        return convert(prepared)
+
+
+def latency_cost(
+    table: LatencyTable, calls: dict[str, list[LayerCall]], whole: dict[str, list[int]], measured_ms: float
+) -> Cost:
+    """Returns the milliseconds of one image in a file that takes `measured_ms` with the widths `whole`.
+
+    What it takes beyond its layers, for sums, pooling and the runtime itself, goes down with the layers' outputs.
+    """
+    elements = {name: sum(call.positions for call in layer) for name, layer in calls.items()}
+    each = remainder_ms(table, calls, whole, measured_ms) / sum(
+        count * whole[name][0] for name, count in elements.items()
+    )
+
+    def of_layer(name: str, width: list[int]) -> float:
+        channels = (*width, 1)[:3]
+        layer = sum(table.layer_ms(call, *channels) for call in calls.get(name, []))
+        return layer + each * elements.get(name, 0) * width[0]
+
+    def prepare(widths: Mapping[str, list[list[int]]]) -> None:
+        table.require(
+            LayerShape(call, *(*width, 1)[:3])
+            for name, options in widths.items()
+            for call in calls.get(name, [])
+            for width in options
+        )
+
+    return Cost(of_layer, 0.0, prepare)
+
+
+def _on_cpu(network: nn.Module) -> nn.Module:
+    return copy.deepcopy(network).cpu().eval()

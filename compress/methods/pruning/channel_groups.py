@@ -1,0 +1,310 @@
+"""Finds the channels of a network that can go, in groups of those that must go together, and removes some of them."""
+
+import copy
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_pruning.dependency import DependencyGraph, Group
+
+from compress.methods.pruning.channel_constraints import LOGITS, TracedModel, requiring_gradients, trace_channels
+from compress.models.layer_calls import LAYERS
+from compress.models.widths import read_widths
+
+_LEAST_LEFT = 0.05  # share of a group's channels that stays: no ranking may cut a path through the network
+
+Kept = dict[str, list[int]]  # layer -> its old filters that remain, for layers that lose some
+
+
+@dataclass
+class ChannelGroup:
+    """Channels that are ranked against each other; each may go in several layers at once."""
+
+    group: Group  # torch-pruning's, with all its channels
+    places: Tensor  # which of them these are
+    parts: int  # into how many equal parts grouped convolutions split them, which lose the same ones
+    layers: list[str]  # the layers that lose a filter with a channel
+    losses: dict[tuple[str, str], float]  # (layer, "out" or "in") -> how many channels it loses with one of these
+    step: int  # the number that stays is a multiple of this
+
+    @property
+    def channels(self) -> int:
+        """How many there are."""
+        return len(self.places)
+
+    def allowed(self, left: float) -> int:
+        """Returns the nearest number of channels below `left` that may stay."""
+        least = max(left, math.ceil(_LEAST_LEFT * self.channels))
+        return min(self.channels, max(int(least) // self.step * self.step, self.step))
+
+    def role(self) -> str:
+        """Returns what kinds of layers the channels connect; it is the same in groups that are isomorphic.
+
+        Fang et al. 2024, "Isomorphic pruning for vision models", arXiv:2407.04616, section 3.2.
+        """
+        is_output = self.group._DG.is_out_channel_pruning_fn
+        return " ".join(
+            f"{type(dep.source.module).__name__}>{type(dep.target.module).__name__}.{is_output(dep.handler)}"
+            for dep, _ in self.group
+        )
+
+
+class _Graph(DependencyGraph):
+    """torch-pruning's graph; it follows `flatten` into linear layers also where others of them read (N, T, C)."""
+
+    _2d_4d = property(lambda self: True, lambda self, value: None)
+
+
+class PrunableNetwork:
+    """A network with its groups of channels. `fixed` names the layers that cannot lose a filter, with the reasons."""
+
+    def __init__(self, network: nn.Module, example: Tensor, round_to: int = 1):
+        """Traces `network` on `example` (1, C, H, W); widths will be multiples of `round_to`."""
+        self.network, self.example = network, example
+        self.before = read_widths(network)
+        self._names = {module: name for name, module in network.named_modules()}
+        last = {_last_called_layer(network, example): LOGITS}
+        with warnings.catch_warnings(), requiring_gradients(network), torch.enable_grad():
+            warnings.simplefilter("ignore")  # it warns of parameters outside layers, which stay as they are
+            traced = trace_channels(network, example)
+            self.graph = _Graph().build_dependency(traced.model, example, traced.forward)
+            self.fixed = _fixed_layers(self.graph, traced) | last
+            ignored = [*map(network.get_submodule, self.fixed), *traced.barriers]
+            coupled = list(self.graph.get_all_groups(ignored_layers=ignored))
+        self.groups = [part for group in coupled for part in self._split(group, round_to)]
+
+    def widths(self, left: Sequence[int]) -> dict[str, list[int]]:
+        """Returns the widths of all layers, as `read_widths`, where so many channels of each group stay."""
+        lost: dict[tuple[str, str], float] = {}
+        for group, count in zip(self.groups, left, strict=True):
+            for place, each in group.losses.items():
+                lost[place] = lost.get(place, 0) + each * (group.channels - count)
+        return {name: self._narrowed(name, width, lost) for name, width in self.before.items()}
+
+    def lowest(self, left: Sequence[int], scores: Sequence[Tensor]) -> list[list[int]]:
+        """Returns the channels of each group with the lowest scores (channels,), all but as many as stay."""
+        return [
+            score.argsort()[: group.channels - count].tolist()
+            for group, count, score in zip(self.groups, left, scores, strict=True)
+        ]
+
+    def remove(self, gone: Sequence[Sequence[int]]) -> tuple[Kept, dict[str, str]]:
+        """Removes the channels `gone` of each group, in place.
+
+        Returns the remaining filters of layers that lost some, and the layers without which the network does not run,
+        with the reasons; these keep their filters. Frozen parameters stay frozen.
+        """
+        with requiring_gradients(self.network), torch.enable_grad():
+            kept, refused = _remove(self.graph, self._choices(gone), self.network, self.example)
+        return (
+            {self._names[layer]: filters for layer, filters in kept.items()},
+            {self._names[layer]: reason for layer, reason in refused.items()},
+        )
+
+    def pruned_copy(self, left: Sequence[int], scores: Sequence[Tensor]) -> tuple[nn.Module, Kept]:
+        """Returns a copy of the network without the lowest channels, and its remaining filters as `remove` does."""
+        whole = _state(self.graph)
+        try:
+            kept, _ = self.remove(self.lowest(left, scores))
+            return copy.deepcopy(self.network), kept
+        finally:
+            _set_state(whole)
+
+    def _choices(self, gone: Sequence[Sequence[int]]) -> list["_Choice"]:
+        """Returns the filters to remove, one choice for each of torch-pruning's groups."""
+        places: dict[int, list[int]] = {}
+        owners = {id(group.group): group for group in self.groups}
+        for group, channels in zip(self.groups, gone, strict=True):
+            places.setdefault(id(group.group), []).extend(group.places[list(channels)].tolist())
+        choices = []
+        for key, group in owners.items():
+            if places[key]:
+                root, size = group.group[0].dep, len(group.group[0].idxs) // group.parts
+                numbers = [number + part * size for part in range(group.parts) for number in places[key]]
+                choices.append(_Choice(root.target.module, root.handler, sorted(numbers)))
+        return choices
+
+    def _split(self, group: Group, round_to: int) -> list[ChannelGroup]:
+        """Splits a group by the layers that compute its channels.
+
+        A gate on a concatenation is coupled with all its parts: without this, one part could lose all its channels.
+        """
+        parts = _parts(group)
+        size = len(group[0].idxs) // parts
+        makers: list[set[str]] = [set() for _ in range(size)]
+        for item in group:
+            name = self._names.get(item.dep.target.module)
+            if isinstance(item.dep.target.module, LAYERS) and _prunes_filters(group, item) and name is not None:
+                for place in item.root_idxs:
+                    makers[place % size].add(name)
+        places: dict[frozenset[str], list[int]] = {}
+        for place, names in enumerate(makers):
+            places.setdefault(frozenset(names), []).append(place)
+        step = round_to // math.gcd(round_to, parts)  # the width is `parts` times as much
+        order = [name for name in self._names.values() if name in set().union(*places)]
+        return [
+            ChannelGroup(
+                group,
+                torch.tensor(those),
+                parts,
+                [name for name in order if name in names],
+                self._losses(group, those, size),
+                step,
+            )
+            for names, those in places.items()
+        ]
+
+    def _losses(self, group: Group, places: list[int], size: int) -> dict[tuple[str, str], float]:
+        wanted, losses = set(places), {}
+        for item in group:
+            name = self._names.get(item.dep.target.module)
+            if name in self.before:
+                side = "out" if group._DG.is_out_channel_pruning_fn(item.dep.handler) else "in"
+                losses[name, side] = sum(place % size in wanted for place in item.root_idxs) / len(places)
+        return losses
+
+    def _narrowed(self, name: str, width: list[int], lost: dict[tuple[str, str], float]) -> list[int]:
+        outputs = width[0] - round(lost.get((name, "out"), 0))
+        if len(width) == 1:
+            return [outputs]
+        if len(width) == 3 and width[2] == width[1] == width[0] > 1:  # depthwise
+            return [outputs] * 3
+        return [outputs, width[1] - round(lost.get((name, "in"), 0)), *width[2:]]
+
+
+@dataclass
+class _Choice:
+    """The filters to remove from one group of coupled layers: `numbers` of the layer `root`, in order."""
+
+    root: nn.Module
+    handler: Any  # torch-pruning's pruning function of `root`
+    numbers: list[int]
+
+
+def _prunes_filters(group: Group, item: Any) -> bool:
+    return item.dep.handler == group._DG.get_pruner_of_module(item.dep.target.module).prune_out_channels
+
+
+def _last_called_layer(network: nn.Module, example: Tensor) -> str:
+    """Returns the name of the layer that runs last."""
+    order: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: order.append(name))
+        for name, module in network.named_modules()
+        if isinstance(module, LAYERS)
+    ]
+    training = network.training
+    with torch.no_grad():
+        network.eval()(example)
+    network.train(training)
+    for hook in hooks:
+        hook.remove()
+    return order[-1]
+
+
+def _remove(
+    graph: DependencyGraph, choices: list[_Choice], network: nn.Module, example: Tensor
+) -> tuple[dict[nn.Module, list[int]], dict[nn.Module, str]]:
+    """Prunes; returns the remaining filters of each layer, and the reasons of layers that cannot lose theirs.
+
+    Where the network does not run any more, groups are tried one by one: a shape that is written as numbers in the
+    forward pass shows only when it runs.
+    """
+    shapes = _shapes(network, example)
+    whole = _state(graph)
+    kept = {layer: left for choice in choices for layer, left in _prune(graph, choice).items()}
+    if _failure(network, example, shapes) is None:
+        return kept, {}
+    _set_state(whole)
+    refused: dict[nn.Module, str] = {}
+    kept = {}
+    for choice in choices:
+        before = _state(graph)
+        left = _prune(graph, choice)
+        failure = _failure(network, example, shapes)
+        if failure is None:
+            kept |= left
+        else:
+            _set_state(before)
+            refused |= dict.fromkeys(left, f"with fewer of them the network does not run: {failure}")
+    failure = _failure(network, example, shapes)
+    if failure is not None:
+        raise ValueError(f"received a network that does not run twice alike: {failure}; expected one that does")
+    return kept, refused
+
+
+def _prune(graph: DependencyGraph, choice: _Choice) -> dict[nn.Module, list[int]]:
+    """Prunes one group; returns the remaining filters of each of its layers."""
+    group = graph.get_pruning_group(choice.root, choice.handler, choice.numbers)
+    kept = {}
+    for dep, numbers in group:
+        layer = dep.target.module
+        if isinstance(layer, LAYERS) and graph.is_out_channel_pruning_fn(dep.handler):
+            kept[layer] = sorted(set(range(graph.get_out_channels(layer))) - set(numbers))
+    group.prune(record_history=False)
+    return kept
+
+
+def _state(graph: DependencyGraph) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """Copies what pruning changes in a graph: it replaces the parameters of layers, and changes lists in place."""
+    copied = (dict, list)
+    return [
+        (module, {name: value.copy() if type(value) in copied else value for name, value in vars(module).items()})
+        for module in graph.module2node
+        if isinstance(module, nn.Module)
+    ]
+
+
+def _set_state(state: list[tuple[nn.Module, dict[str, Any]]]) -> None:
+    for module, values in state:
+        vars(module).update(values)
+
+
+def _shapes(network: nn.Module, example: Tensor) -> Any:
+    """Returns the shapes of the network's outputs."""
+    with torch.no_grad():
+        outputs = network(example)
+    return torch.utils._pytree.tree_map(lambda x: tuple(getattr(x, "shape", ())), outputs)
+
+
+def _failure(network: nn.Module, example: Tensor, shapes: Any) -> str | None:
+    """Returns why the pruned network does not work; None where it does."""
+    try:
+        found = _shapes(network, example)
+    except Exception as error:  # whatever the user's code raises is the reason
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return None if found == shapes else f"it returns {found} in place of {shapes}"
+
+
+def _parts(group: Group) -> int:
+    """Returns into how many equal parts grouped convolutions split a group's channels; depthwise ones do not count."""
+    return math.lcm(*(layer.groups for layer, _ in _grouped(group)))
+
+
+def _grouped(group: Group) -> list[tuple[nn.Conv2d, int]]:
+    """Returns the grouped convolutions, with the number of their channels that belong to this group of layers."""
+    layers = [(dep.target.module, len(numbers)) for dep, numbers in group]
+    return [pair for pair in layers if isinstance(pair[0], nn.Conv2d) and 1 < pair[0].groups < pair[0].out_channels]
+
+
+def _fixed_layers(graph: DependencyGraph, traced: TracedModel) -> dict[str, str]:
+    """Returns the layers that cannot lose a filter, with the reason."""
+    fixed = {}
+    for name, module in traced.model["network"].named_modules():
+        if not isinstance(module, LAYERS):
+            continue
+        if module not in traced.called or module not in graph.module2node:
+            fixed[name] = "it is not called as a layer in eval mode: its weight is read elsewhere, or not at all"
+            continue
+        prune = graph.get_pruner_of_module(module).prune_out_channels
+        group = graph.get_pruning_group(module, prune, range(graph.get_out_channels(module)))
+        reasons = [traced.barriers[dep.target.module] for dep, _ in group if dep.target.module in traced.barriers]
+        if any(count not in (layer.in_channels, layer.out_channels) for layer, count in _grouped(group)):
+            reasons.append("its channels are some of those that a convolution in groups reads")
+        if reasons:
+            fixed[name] = LOGITS if LOGITS in reasons else reasons[0]
+    return fixed

@@ -1,0 +1,104 @@
+"""Turns a target into limits on costs that follow from widths alone."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import nn
+
+from compress.config.schema import PruneConfig
+from compress.methods.pruning.channel_groups import PrunableNetwork
+from compress.methods.pruning.cost import Cost, Widths, macs_cost, params_cost
+from compress.methods.pruning.target import Limit
+from compress.models.layer_calls import LayerCall, layer_calls
+
+OF_FILE = ("size_bytes", "latency_ms", "speedup")  # limits on the file that ships, whose figures are measured
+
+
+class ShippedFile(Protocol):
+    """The file that a run will ship, as far as its cost depends on the pruned network."""
+
+    teacher_latency_ms: float  # of the teacher's file, one image
+
+    def cost(self, name: str, network: nn.Module, calls: dict[str, list[LayerCall]]) -> Cost:
+        """Returns the predicted "size_bytes" or "latency_ms" of the file of a network with other widths."""
+        ...
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """Writes the file of a network and returns its size_bytes, latency_ms and speedup."""
+        ...
+
+
+@dataclass
+class Whole:
+    """The network before its first cut, of which shares are taken."""
+
+    widths: Widths
+    macs: float  # of one image
+    params: float
+
+    def costs(self, prunable: PrunableNetwork, widths: Widths) -> dict[str, float]:
+        """Returns MACs and parameters of a pruned network, and their shares."""
+        calls = layer_calls(prunable.network, prunable.example)
+        macs, params = _macs(prunable, calls, self).of(widths), params_cost(prunable.network).of(widths)
+        return {"macs": macs, "macs_share": macs / self.macs, "params": params, "params_share": params / self.params}
+
+    def channels(self, prunable: PrunableNetwork) -> list[int]:
+        """Returns how many channels each group had in it."""
+        firsts = [group.layers[0] for group in prunable.groups]
+        return [
+            round(self.widths[name][0] / group.losses[name, "out"])
+            for name, group in zip(firsts, prunable.groups, strict=True)
+        ]
+
+
+def limits_of(
+    prunable: PrunableNetwork, config: PruneConfig, whole: Whole, shipped: Callable[[], ShippedFile]
+) -> list[Limit]:
+    """Returns the limits on costs of `config.target`, or that of `config.ratio` where no target is set."""
+    asked, network = config.target.asked(), prunable.network
+    if not asked:
+        filters = _filters_cost(prunable)
+        return [Limit("filters_share", 1 - config.ratio, filters, sum(whole.channels(prunable)))]
+    calls = layer_calls(network, prunable.example)
+    limits = []
+    if "macs_share" in asked:
+        limits.append(Limit("macs_share", asked["macs_share"], _macs(prunable, calls, whole), whole.macs))
+    if "params_share" in asked:
+        limits.append(Limit("params_share", asked["params_share"], params_cost(network), whole.params))
+    if "size_bytes" in asked:
+        limits.append(Limit("size_bytes", asked["size_bytes"], shipped().cost("size_bytes", network, calls)))
+    if "latency_ms" in asked or "speedup" in asked:
+        by_speedup = shipped().teacher_latency_ms / asked["speedup"] if "speedup" in asked else math.inf
+        highest = min(asked.get("latency_ms", math.inf), by_speedup)
+        limits.append(Limit("latency_ms", highest, shipped().cost("latency_ms", network, calls)))
+    return limits
+
+
+def part_of_the_way(limits: list[Limit], prunable: PrunableNetwork, progress: float) -> list[Limit]:
+    """Returns limits that are `progress` of the way from the present figures to `limits`, on a logarithmic scale."""
+    figures = [limit.figure(prunable.before) for limit in limits]
+    return [
+        replace(limit, highest=figure * min(1.0, limit.highest / figure) ** progress)
+        for limit, figure in zip(limits, figures, strict=True)
+    ]
+
+
+def currency(limits: list[Limit], prunable: PrunableNetwork, whole: Whole) -> Cost:
+    """Returns the cost that a cut has to save most of; MACs where no cost is limited."""
+    if not limits:
+        return _macs(prunable, layer_calls(prunable.network, prunable.example), whole)
+    return max(limits, key=lambda limit: limit.figure(prunable.before) / limit.highest).cost
+
+
+def _macs(prunable: PrunableNetwork, calls: dict[str, list[LayerCall]], whole: Whole) -> Cost:
+    """Returns the MACs of one image; those outside of layers, as in attention, do not change."""
+    layers = macs_cost(calls)
+    return replace(layers, rest=whole.macs - layers.of(whole.widths))
+
+
+def _filters_cost(prunable: PrunableNetwork) -> Cost:
+    """Returns the number of channels that can go, of all groups."""
+    firsts = {group.layers[0]: group.losses[group.layers[0], "out"] for group in prunable.groups}
+    return Cost(lambda name, width: width[0] / firsts[name] if name in firsts else 0.0)
