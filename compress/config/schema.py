@@ -180,6 +180,11 @@ class PruneConfig:
     epochs: int = option(2, "epochs of fine-tuning", low=0, high=10000)
     lr: float = option(0.005, "peak learning rate", low=1e-7, high=10)
 
+    @property
+    def removes_filters(self) -> bool:
+        """Whether it asks for any filter to go."""
+        return bool(self.ratio or self.layer_ratios or self.target.asked())
+
 
 @dataclass
 class DistillConfig:

@@ -4,7 +4,15 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from compress.config.options import as_typed, check_ranges
-from compress.config.schema import Config, DataConfig, ExportConfig, QuantizeConfig, RepeatConfig, TeacherConfig
+from compress.config.schema import (
+    Config,
+    DataConfig,
+    ExportConfig,
+    PruneConfig,
+    QuantizeConfig,
+    RepeatConfig,
+    TeacherConfig,
+)
 from compress.utils.errors import UserError
 
 
@@ -23,6 +31,8 @@ def _check_together(config: Any) -> None:
     if isinstance(config, DataConfig):
         _check_normalisation(config)
         _check_crop(config)
+    if isinstance(config, PruneConfig):
+        _check_pruning(config)
     if isinstance(config, QuantizeConfig):
         _check_corrections(config)
     if isinstance(config, ExportConfig):
@@ -48,6 +58,22 @@ def _check_boxes(config: Config) -> None:
             f"export.nms=true with data={config.data.name}",
             "images with boxes",
             "set data=voc or data=coco, or leave export.nms out",
+        )
+
+
+def _check_pruning(prune: PruneConfig) -> None:
+    """Raises UserError for settings that cannot act together."""
+    if prune.steps > max(1, prune.epochs):
+        raise UserError(
+            f"prune.steps={prune.steps} with prune.epochs={prune.epochs}",
+            "an epoch a step or more: without training, several steps are one",
+            "raise prune.epochs, or lower prune.steps",
+        )
+    if prune.reinitialize and (prune.steps > 1 or prune.sparsity_epochs):
+        raise UserError(
+            "prune.reinitialize=true with prune.steps or prune.sparsity_epochs",
+            "one step without sparsity learning: new weights keep nothing of either",
+            "set prune.steps=1 prune.sparsity_epochs=0",
         )
 
 

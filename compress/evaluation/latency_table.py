@@ -25,8 +25,8 @@ from compress.utils.other_load import OtherLoad
 _BLOCK, _FOUR = 16, 4
 _EXACT = 8  # channels below are measured as they are: they are mostly those of images
 
-# So many cores too few still count as undisturbed. A whole one too few made ResNet-56's layers 1.6 times as slow on two
-# threads on two cores, as slow as on one, with calls that agreed well.
+# So many cores too few still count as undisturbed. With a whole one too few, ResNet-56's int8 layers took 1.6 times as
+# long on two threads on two cores, which is as long as on one, and the calls agreed well.
 _ALLOWED_LOAD = 0.3
 # The share of `remainder_ms` that pruning does not change; the rest goes down with the elements of the layers' outputs.
 # Some of it is the image's conversion and the calls of nodes, some is sums and activations. With a third, the times of

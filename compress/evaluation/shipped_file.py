@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from compress.evaluation.benchmark import time_and_memory
-from compress.evaluation.latency_table import LatencyTable, LayerShape, remainder_ms
+from compress.evaluation.latency_table import FIXED_REMAINDER, LatencyTable, LayerShape, remainder_ms
 from compress.export.file_outputs import FileOutputs
 from compress.export.onnx import export_onnx
 from compress.methods.pruning.cost import Cost, bytes_cost
@@ -80,12 +80,11 @@ def latency_cost(
 ) -> Cost:
     """Returns the milliseconds of one image in a file that takes `measured_ms` with the widths `whole`.
 
-    What it takes beyond its layers, for sums, pooling and the runtime itself, goes down with the layers' outputs.
+    A part of what it takes beyond its layers, for sums, pooling and the runtime itself, goes down with their outputs.
     """
     elements = {name: sum(call.positions for call in layer) for name, layer in calls.items()}
-    each = remainder_ms(table, calls, whole, measured_ms) / sum(
-        count * whole[name][0] for name, count in elements.items()
-    )
+    remainder = remainder_ms(table, calls, whole, measured_ms)
+    each = (1 - FIXED_REMAINDER) * remainder / sum(count * whole[name][0] for name, count in elements.items())
 
     def of_layer(name: str, width: list[int]) -> float:
         channels = (*width, 1)[:3]
@@ -100,7 +99,7 @@ def latency_cost(
             for width in options
         )
 
-    return Cost(of_layer, 0.0, prepare)
+    return Cost(of_layer, FIXED_REMAINDER * remainder, prepare)
 
 
 def _on_cpu(network: nn.Module) -> nn.Module:

@@ -150,7 +150,7 @@ def _try_stage(name: str, done: list[DryRunStage], dry_run: _DryRun) -> DryRunSt
     shipping = shipping_of(config, torch.get_num_threads())
     context = Context(data, teacher, config.train, device, config.seed, curves, shipping=shipping)
     settings = getattr(config, name)
-    quick = {"epochs": min(1, settings.epochs), "lr": _LR} | stage.dry_run(_IMAGES)
+    quick = {"epochs": min(1, settings.epochs), "lr": _LR} | stage.dry_run(settings, _IMAGES)
     network = dry_run.network if current is None else current.network
     before = dry_run.model if current is None else current.spec.architecture["model"]
     model = next(iter(stage.networks(config).values()), before)

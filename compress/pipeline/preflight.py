@@ -61,7 +61,16 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
         if last.artifact.spec.quantization:
             expected["int8"] = _expected_figures(student.network, last.file, first, data, measure, threads)
     floats = last.stays_float
-    found = {"model": model, "layers": layers, "remarks": remarks, "stays_float": floats, "expected": expected}
+    target = next((stage.artifact.notes["target"] for stage in tried if "target" in stage.artifact.notes), None)
+    remarks = remarks + (_left_to_the_run(config) if "prune" in config.stages else [])
+    found = {
+        "model": model,
+        "layers": layers,
+        "target": target,
+        "remarks": remarks,
+        "stays_float": floats,
+        "expected": expected,
+    }
     write_json(folder / PREFLIGHT, found)
     _print(found)
     return found
@@ -101,6 +110,17 @@ def _pruned_layers(
     return layers, [f"{row['layer']}: {row['reason']}" for row in rows]
 
 
+def _left_to_the_run(config: Config) -> list[str]:
+    """Returns what a trained network alone can decide about the pruning."""
+    remarks = []
+    if config.prune.scope == "sensitivity":
+        remarks.append("prune.scope=sensitivity spreads the cut by a trained network; here every layer loses alike")
+    if config.prune.target.max_drop_points is not None:
+        other = "" if len(config.prune.target.asked()) > 1 else f"; here prune.ratio={config.prune.ratio} is shown"
+        remarks.append(f"prune.target.max_drop_points is measured on a trained network{other}")
+    return remarks
+
+
 def _randomize_batch_norm(network: nn.Module) -> None:
     """Draws statistics of batch norm, as after training: the exporter saves space where all are zeros or ones."""
     with torch.no_grad():
@@ -135,6 +155,9 @@ def _print(found: dict[str, Any]) -> None:
         )
     console.print(table)
     console.print("of files with untrained weights, in ONNX Runtime; ms of one image; accuracy takes a run\n")
+    for name, limit in (found["target"] or {"asked": {}})["asked"].items():
+        reached = found["target"]["reached"][name]
+        console.print(f"prune.target.{name}: {limit:.4g} asked, {reached:.4g} reached", markup=False)
     lost = [row for row in found["layers"] if row["left"] < row["filters"]]
     if found["layers"]:
         console.print(f"{len(lost)} of {len(found['layers'])} layers lose filters. The others keep all:")

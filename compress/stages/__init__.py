@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from compress.config.schema import Config, PruneConfig
@@ -26,7 +26,8 @@ class Stage:
     epochs: Callable[[Any], int] = lambda settings: settings.epochs  # that it trains; 0: it runs in one process
     key: Callable[[Config, tuple[int, int, int]], dict[str, Any]] = lambda config, shape: {}  # what else decides it
     networks: Callable[[Config], dict[str, str]] = lambda config: {}  # setting key -> name of a network it builds
-    dry_run: Callable[[int], dict[str, Any]] = lambda images: {}  # its settings for a dry run on so many images
+    # (settings, images) -> the settings that a dry run on so many images changes
+    dry_run: Callable[[Any, int], dict[str, Any]] = lambda settings, images: {}
     loads: Callable[[Any], tuple[str, ...]] = lambda settings: ()  # modules that it loads by name and depends on
 
     @property
@@ -65,6 +66,17 @@ def _limits_file(settings: PruneConfig) -> bool:
     return bool({"size_bytes", "latency_ms", "speedup"} & settings.target.asked().keys())
 
 
+def _prune_dry_run(settings: PruneConfig, images: int) -> dict[str, Any]:
+    """Returns settings that need no trained weights: neither accuracy nor sensitivity means anything without."""
+    return {
+        "target": replace(settings.target, max_drop_points=None),
+        "scope": "local" if settings.scope == "sensitivity" else settings.scope,
+        "reconstruction_samples": images,
+        "sparsity_epochs": 0,
+        "steps": 1,
+    }
+
+
 def _prune_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
     """Returns the later stages that decide the file, and the machine that times it, where a target limits them."""
     if not _limits_file(config.prune):
@@ -90,7 +102,7 @@ STAGES = {
         "pruned",
         epochs=lambda settings: settings.epochs + settings.sparsity_epochs,
         key=_prune_key,
-        dry_run=lambda images: {"reconstruction_samples": images, "sparsity_epochs": 0, "steps": 1},
+        dry_run=_prune_dry_run,
         loads=lambda settings: ("compress.evaluation.shipped_file",) if _limits_file(settings) else (),
     ),
     "distill": Stage(
@@ -104,7 +116,7 @@ STAGES = {
         place="last",
         epochs=lambda settings: settings.epochs if settings.mode == "qat" else 0,
         key=_quantize_key,
-        dry_run=lambda images: {"calibration_samples": images, "rounding_steps": 1, "max_drop_points": None},
+        dry_run=lambda settings, images: {"calibration_samples": images, "rounding_steps": 1, "max_drop_points": None},
     ),
 }
 

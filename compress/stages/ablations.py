@@ -36,18 +36,21 @@ def _random_pruned(config: Config) -> Config:
 
 def _labels_only(config: Config) -> Config:
     distill = replace(config.distill, alpha=0.0, hint_layers=[])
-    return replace(config, distill=distill, quantize=replace(config.quantize, alpha=0.0))
+    prune, quantize = replace(config.prune, distill=False), replace(config.quantize, alpha=0.0)
+    return replace(config, prune=prune, distill=distill, quantize=quantize)
 
 
 def _from_scratch(config: Config) -> Config:
     """Puts all float epochs into one training from new weights, at the teacher's learning rate."""
-    prune = replace(config.prune, reinitialize=True, epochs=_float_epochs(config), lr=config.teacher.lr)
-    stages = [name for name in config.stages if name != "distill"]
-    return replace(_labels_only(config), stages=stages, prune=prune)
+    plain = _labels_only(config)
+    prune = replace(
+        plain.prune, reinitialize=True, steps=1, sparsity_epochs=0, epochs=_float_epochs(config), lr=config.teacher.lr
+    )
+    return replace(plain, stages=[name for name in config.stages if name != "distill"], prune=prune)
 
 
 def _no_pruned_shape(config: Config) -> str:
-    if "prune" not in config.stages or not (config.prune.ratio or config.prune.layer_ratios):
+    if "prune" not in config.stages or not config.prune.removes_filters:
         return "nothing is pruned"
     if "distill" in config.stages and config.distill.student:
         return "distill.student takes the place of the pruned network"
@@ -55,16 +58,23 @@ def _no_pruned_shape(config: Config) -> str:
 
 
 def _no_choice(config: Config) -> str:
-    return "prune.importance is random" if config.prune.importance == "random" else _no_pruned_shape(config)
+    if config.prune.importance == "random":
+        return "prune.importance is random"
+    if config.prune.target.max_drop_points is not None:
+        return "prune.target.max_drop_points would find a larger network for it"
+    return _no_pruned_shape(config)
 
 
 def _no_training(config: Config) -> str:
+    if config.prune.scope != "local" and (config.prune.steps > 1 or config.prune.sparsity_epochs):
+        return "prune.steps or prune.sparsity_epochs decide the shape, which new weights would not get"
     return _no_pruned_shape(config) or ("" if _float_epochs(config) else "there is no epoch before int8")
 
 
 def _no_distillation(config: Config) -> str:
     distill, quantize = config.distill, config.quantize
     distilled = "distill" in config.stages and distill.epochs and (distill.alpha or distill.hint_layers)
+    distilled = distilled or ("prune" in config.stages and config.prune.distill and config.prune.epochs)
     aware = "quantize" in config.stages and quantize.mode == "qat" and quantize.epochs and quantize.alpha
     return "" if distilled or aware else "nothing is learned from the teacher"
 

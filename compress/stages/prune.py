@@ -68,7 +68,7 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
         history += _fine_tune(network, config, context, step)
         steps.append(_step_row(prunable, before, trials, context) if config.steps > 1 else {})
     after = read_widths(network)
-    if config.target.asked() or config.ratio or config.layer_ratios:
+    if config.removes_filters:
         _warn_where_nothing_pruned(kept, artifact.spec.architecture.get("model"), pruned.left_out)
     changed = {name: width for name, width in after.items() if width != before[name]}
     spec = artifact.spec.changed("prune", widths=changed, settings=asdict(config), kept_filters=kept)

@@ -43,10 +43,10 @@ def params_cost(network: nn.Module) -> Cost:
 def bytes_cost(network: nn.Module, size_bytes: float, int8: bool) -> Cost:
     """Returns the size of the network's file in bytes, where that of the whole network is `size_bytes`.
 
-    Batch norm is folded, so that every filter has a bias of four bytes. An int8 filter has a scale of four bytes and a
-    zero point of one in addition. The graph around the weights does not depend on widths.
+    Batch norm is folded, so that every filter has a bias of four bytes; in int8 the filter and its bias have a scale of
+    four bytes each. The graph around the weights, and the zero points that layers share, do not depend on widths.
     """
-    return _per_weight(network, 1 if int8 else 4, 4 + 5 if int8 else 4, norms=False, total=size_bytes)
+    return _per_weight(network, 1 if int8 else 4, 12 if int8 else 4, norms=False, total=size_bytes)
 
 
 def _per_weight(network: nn.Module, weight: int, filters: int, norms: bool, total: float | None = None) -> Cost:

@@ -3,7 +3,7 @@
 import contextlib
 import operator
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -47,8 +47,9 @@ def reconstruct(
 
 
 def _reconstruct(
-    pair: PairedInterpreter, graph: fx.Graph, kept: dict[str, list[int]], unchanged: Collection[fx.Node] = ()
+    pair: PairedInterpreter, graph: fx.Graph, kept: dict[str, list[int]], for_training: bool = True
 ) -> dict[str, float]:
+    """Refits node by node; `for_training` gives the other batch norms the statistics of their inputs."""
     network, original = pair.network, pair.original
     errors = {}
     refitted = set(_layers_that_lost_inputs(network, original)) - {
@@ -56,14 +57,13 @@ def _reconstruct(
     }
     repeated = _repeated(graph)
     for node in graph.nodes:
-        if node not in unchanged:
-            norm = _batch_norm(pair, node)
+        if node.op == "call_module" and node.target in refitted:
+            old = original.get_submodule(node.target)
+            filters = torch.tensor(kept.get(node.target, range(_outputs(old))), device=old.weight.device)
+            errors[node.target] = _refit(pair, node, filters)
+        elif for_training and (norm := _batch_norm(pair, node)) is not None and node.target not in repeated:
             source = _source(node)
-            if node.op == "call_module" and node.target in refitted:
-                old = original.get_submodule(node.target)
-                filters = torch.tensor(kept.get(node.target, range(_outputs(old))), device=old.weight.device)
-                errors[node.target] = _refit(pair, node, filters)
-            elif norm is not None and node.target not in repeated and getattr(source, "target", None) not in refitted:
+            if getattr(source, "target", None) not in refitted:
                 _set_input_statistics(norm, pair.values(source))
         pair.step(node)
     return errors
@@ -96,7 +96,7 @@ class Reference:
         with _without_inplace(network, self.original):
             chunks = list(self.images.split(_CHUNK))
             pair = PairedInterpreter(self.graph, network.eval(), self.original, chunks, self.values, unchanged)
-            _reconstruct(pair, self.graph, kept, unchanged)
+            _reconstruct(pair, self.graph, kept, for_training=False)
             return torch.cat(pair.values(_end(self.graph)))
 
     def _unchanged(self, network: nn.Module) -> set[fx.Node]:
