@@ -35,6 +35,9 @@ from compress.utils.tensors import to_device
 log = logging.getLogger("compress")
 
 _FEWEST_SAMPLES = 256  # train images to judge by where none are used to refit
+# Softens the outputs that sensitivity compares: a trained network is sure of its train images, so that at 1 a few of
+# them decide. At 4 ResNet-56 with 2.16 times fewer MACs keeps 92.0 % after the refit, at 1 90.3 (tests/benchmarks).
+_SENSITIVITY_TEMPERATURE = 4.0
 
 
 def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact:
@@ -47,7 +50,8 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
     before = read_widths(network)
     example = next(context.data.train.batches())[0][:1].to(context.device)
     trials = _trials(network, config, context)
-    history = _learn_sparsity(network, example, config, context) if config.sparsity_epochs else []
+    # A copy: `context.finished` holds the rows of each training, and saves them.
+    history = [*_learn_sparsity(network, example, config, context)] if config.sparsity_epochs else []
     kept: Kept = {}
     errors: dict[str, float] = {}
     notes: dict[str, Any] = {}
@@ -57,6 +61,7 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
         prunable = PrunableNetwork(network, example, config.round_to)
         gone, notes = _decide(prunable, config, trials, context, step)
         pruned = remove_filters(prunable, gone, config)
+        pruned.left_out = [row for row in pruned.left_out if row["layer"] not in kept]  # no step before took filters
         if not config.reinitialize and config.reconstruction_samples and pruned.kept:
             errors |= reconstruct(network, original, pruned.kept, trials.images())
             pruned.left_out += skipped_layers(network, original, example)
@@ -93,7 +98,7 @@ def _trials(network: nn.Module, config: PruneConfig, context: Context) -> Trials
     return Trials(
         LabelledImages(batches, task.loss),
         images,
-        task.distance,
+        lambda outputs, reference: task.distance(outputs, reference, _SENSITIVITY_TEMPERATURE),
         val_percent,
         Whole(read_widths(network), macs, params),
         val_percent(network) if drops else math.nan,

@@ -1,5 +1,6 @@
 """The finished trainings of a stage that has several: a restart takes over their weights and trains on after them."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ class FinishedTraining:
 def finish(training: TrainState) -> FinishedTraining:
     """Copies the kept weights, the random states and the progress of a training after its last epoch."""
     tensors = {name: value.detach().cpu().clone() for name, value in training.finished_tensors().items()}
-    return FinishedTraining(tensors, training.values())
+    return FinishedTraining(tensors, copy.deepcopy(training.values()))
 
 
 def pack(finished: list[FinishedTraining], training: TrainState) -> State:

@@ -94,7 +94,7 @@ def test_commas_are_a_sweep_where_one_is_asked_for(tmp_path: Path) -> None:
         ("quantize.mode=qta", "set quantize.mode=qat"),
         ("prune.importance=L2", "set prune.importance=l2"),
         ("export.targets=[opnvino]", "set export.targets=openvino"),
-        ("prune.ratio=half", "share of the filters removed [0 to 0.95]"),
+        ("prune.ratio=half", "share of the filters removed, where no target is set [0 to 0.95]"),
         ("prune.ratio=0.5)", "set prune.ratio"),
         ("prune.ratio=0.3,0.5", "add --multirun"),
         ("teacher.model=a,b", "'teacher.model=\"a,b\"'"),

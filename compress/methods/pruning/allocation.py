@@ -13,6 +13,8 @@ from torch import Tensor
 
 from compress.methods.pruning.channel_groups import ChannelGroup
 
+_ROUNDING = 1e-6  # 10 * (1 - 0.8) is below 2 in floating point
+
 Path = Callable[[float], list[int]]
 Curve = Sequence[tuple[int, float]]  # (channels that stay, distance of the network's outputs)
 
@@ -65,7 +67,7 @@ def _limit(pool: Tensor, whole: int, ratio: float) -> float:
 
 def _share(count: int, ratio: float) -> int:
     """Returns how many of `count` are removed."""
-    return count - int(count * (1 - ratio))
+    return count - int(count * (1 - ratio) + _ROUNDING)
 
 
 def cheapest_path(

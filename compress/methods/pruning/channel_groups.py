@@ -1,9 +1,10 @@
 """Finds the channels of a network that can go, in groups of those that must go together, and removes some of them."""
 
+import contextlib
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch_pruning.dependency import DependencyGraph, Group
 
 from compress.methods.pruning.channel_constraints import LOGITS, TracedModel, requiring_gradients, trace_channels
+from compress.methods.pruning.removal import Choice, graph_state, remove_choices, set_state
 from compress.models.layer_calls import LAYERS
 from compress.models.widths import read_widths
 
@@ -76,6 +78,7 @@ class PrunableNetwork:
             ignored = [*map(network.get_submodule, self.fixed), *traced.barriers]
             coupled = list(self.graph.get_all_groups(ignored_layers=ignored))
         self.groups = [part for group in coupled for part in self._split(group, round_to)]
+        self._leave_out_refused()
 
     def widths(self, left: Sequence[int]) -> dict[str, list[int]]:
         """Returns the widths of all layers, as `read_widths`, where so many channels of each group stay."""
@@ -99,7 +102,7 @@ class PrunableNetwork:
         with the reasons; these keep their filters. Frozen parameters stay frozen.
         """
         with requiring_gradients(self.network), torch.enable_grad():
-            kept, refused = _remove(self.graph, self._choices(gone), self.network, self.example)
+            kept, refused = remove_choices(self.graph, self._choices(gone), self.network, self.example)
         return (
             {self._names[layer]: filters for layer, filters in kept.items()},
             {self._names[layer]: reason for layer, reason in refused.items()},
@@ -107,14 +110,34 @@ class PrunableNetwork:
 
     def pruned_copy(self, left: Sequence[int], scores: Sequence[Tensor]) -> tuple[nn.Module, Kept]:
         """Returns a copy of the network without the lowest channels, and its remaining filters as `remove` does."""
-        whole = _state(self.graph)
-        try:
+        with self._restored():
             kept, _ = self.remove(self.lowest(left, scores))
             return copy.deepcopy(self.network), kept
-        finally:
-            _set_state(whole)
 
-    def _choices(self, gone: Sequence[Sequence[int]]) -> list["_Choice"]:
+    @contextlib.contextmanager
+    def _restored(self) -> Iterator[None]:
+        """Makes the network whole again after a block that prunes it."""
+        whole = graph_state(self.graph)
+        frozen = [parameter for parameter in self.network.parameters() if not parameter.requires_grad]
+        try:
+            yield
+        finally:
+            set_state(whole)
+            for parameter in frozen:  # `remove` froze those that took their places
+                parameter.requires_grad_(False)
+
+    def _leave_out_refused(self) -> None:
+        """Removes half of all channels to find the groups without which the network does not run, and fixes those.
+
+        No search could count on what `remove` then refuses.
+        """
+        with self._restored():
+            half = [group.channels - group.allowed(group.channels / 2) for group in self.groups]
+            _, refused = self.remove([range(count) for count in half])
+        self.fixed |= refused
+        self.groups = [group for group in self.groups if not refused.keys() & set(group.layers)]
+
+    def _choices(self, gone: Sequence[Sequence[int]]) -> list["Choice"]:
         """Returns the filters to remove, one choice for each of torch-pruning's groups."""
         places: dict[int, list[int]] = {}
         owners = {id(group.group): group for group in self.groups}
@@ -125,7 +148,7 @@ class PrunableNetwork:
             if places[key]:
                 root, size = group.group[0].dep, len(group.group[0].idxs) // group.parts
                 numbers = [number + part * size for part in range(group.parts) for number in places[key]]
-                choices.append(_Choice(root.target.module, root.handler, sorted(numbers)))
+                choices.append(Choice(root.target.module, root.handler, sorted(numbers)))
         return choices
 
     def _split(self, group: Group, round_to: int) -> list[ChannelGroup]:
@@ -176,15 +199,6 @@ class PrunableNetwork:
         return [outputs, width[1] - round(lost.get((name, "in"), 0)), *width[2:]]
 
 
-@dataclass
-class _Choice:
-    """The filters to remove from one group of coupled layers: `numbers` of the layer `root`, in order."""
-
-    root: nn.Module
-    handler: Any  # torch-pruning's pruning function of `root`
-    numbers: list[int]
-
-
 def _prunes_filters(group: Group, item: Any) -> bool:
     return item.dep.handler == group._DG.get_pruner_of_module(item.dep.target.module).prune_out_channels
 
@@ -204,80 +218,6 @@ def _last_called_layer(network: nn.Module, example: Tensor) -> str:
     for hook in hooks:
         hook.remove()
     return order[-1]
-
-
-def _remove(
-    graph: DependencyGraph, choices: list[_Choice], network: nn.Module, example: Tensor
-) -> tuple[dict[nn.Module, list[int]], dict[nn.Module, str]]:
-    """Prunes; returns the remaining filters of each layer, and the reasons of layers that cannot lose theirs.
-
-    Where the network does not run any more, groups are tried one by one: a shape that is written as numbers in the
-    forward pass shows only when it runs.
-    """
-    shapes = _shapes(network, example)
-    whole = _state(graph)
-    kept = {layer: left for choice in choices for layer, left in _prune(graph, choice).items()}
-    if _failure(network, example, shapes) is None:
-        return kept, {}
-    _set_state(whole)
-    refused: dict[nn.Module, str] = {}
-    kept = {}
-    for choice in choices:
-        before = _state(graph)
-        left = _prune(graph, choice)
-        failure = _failure(network, example, shapes)
-        if failure is None:
-            kept |= left
-        else:
-            _set_state(before)
-            refused |= dict.fromkeys(left, f"with fewer of them the network does not run: {failure}")
-    failure = _failure(network, example, shapes)
-    if failure is not None:
-        raise ValueError(f"received a network that does not run twice alike: {failure}; expected one that does")
-    return kept, refused
-
-
-def _prune(graph: DependencyGraph, choice: _Choice) -> dict[nn.Module, list[int]]:
-    """Prunes one group; returns the remaining filters of each of its layers."""
-    group = graph.get_pruning_group(choice.root, choice.handler, choice.numbers)
-    kept = {}
-    for dep, numbers in group:
-        layer = dep.target.module
-        if isinstance(layer, LAYERS) and graph.is_out_channel_pruning_fn(dep.handler):
-            kept[layer] = sorted(set(range(graph.get_out_channels(layer))) - set(numbers))
-    group.prune(record_history=False)
-    return kept
-
-
-def _state(graph: DependencyGraph) -> list[tuple[nn.Module, dict[str, Any]]]:
-    """Copies what pruning changes in a graph: it replaces the parameters of layers, and changes lists in place."""
-    copied = (dict, list)
-    return [
-        (module, {name: value.copy() if type(value) in copied else value for name, value in vars(module).items()})
-        for module in graph.module2node
-        if isinstance(module, nn.Module)
-    ]
-
-
-def _set_state(state: list[tuple[nn.Module, dict[str, Any]]]) -> None:
-    for module, values in state:
-        vars(module).update(values)
-
-
-def _shapes(network: nn.Module, example: Tensor) -> Any:
-    """Returns the shapes of the network's outputs."""
-    with torch.no_grad():
-        outputs = network(example)
-    return torch.utils._pytree.tree_map(lambda x: tuple(getattr(x, "shape", ())), outputs)
-
-
-def _failure(network: nn.Module, example: Tensor, shapes: Any) -> str | None:
-    """Returns why the pruned network does not work; None where it does."""
-    try:
-        found = _shapes(network, example)
-    except Exception as error:  # whatever the user's code raises is the reason
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    return None if found == shapes else f"it returns {found} in place of {shapes}"
 
 
 def _parts(group: Group) -> int:

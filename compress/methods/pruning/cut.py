@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compress.config.schema import PruneConfig
 from compress.methods.pruning.allocation import Path, cheapest_path, ratio_path
 from compress.methods.pruning.channel_groups import PrunableNetwork
+from compress.methods.pruning.cost import Cost
 from compress.methods.pruning.filters import known_scores, own_ratios
 from compress.methods.pruning.importance import LabelledImages, score_channels
 from compress.methods.pruning.limits import OF_FILE, ShippedFile, Whole, currency, limits_of, part_of_the_way
@@ -71,10 +72,10 @@ def choose_cut(prunable: PrunableNetwork, config: PruneConfig, trials: Trials, s
         free = [ratio is None and score is not None for ratio, score in zip(own, found, strict=True)]
         images = trials.images()[:_SENSITIVITY_IMAGES]
         sensitivity = measure_sensitivity(prunable, scores, free, images, trials.distance)
-        path = _sensitivity_path(prunable, sensitivity, path(0.0), limits, trials)
+        path = sensitivity_path(prunable, sensitivity, path(0.0), currency(limits, prunable, trials.whole))
     now = limits if step == config.steps else part_of_the_way(limits, prunable, 1 / (config.steps - step + 1))
-    search = _Search(prunable, scores, path, now, trials)
-    target = search.run(asked, last=step == config.steps)
+    search = _Search(prunable, scores, path, now, trials, asked)
+    target = search.run(last=step == config.steps)
     notes: dict[str, Any] = {}
     if asked:
         notes["target"] = {"asked": asked} | target | {"seconds": round(time.perf_counter() - start, 1)}
@@ -83,11 +84,8 @@ def choose_cut(prunable: PrunableNetwork, config: PruneConfig, trials: Trials, s
     return Cut(search.left, scores, notes)
 
 
-def _sensitivity_path(
-    prunable: PrunableNetwork, sensitivity: Sensitivity, start: list[int], limits: list[Limit], trials: Trials
-) -> Path:
+def sensitivity_path(prunable: PrunableNetwork, sensitivity: Sensitivity, start: list[int], cost: Cost) -> Path:
     """Returns the path that loses the least for each MAC, byte or microsecond that it saves."""
-    cost = currency(limits, prunable, trials.whole)
     cost.prepare(_options(prunable))
 
     def saved(left: list[int], number: int, fewer: int) -> float:
@@ -122,21 +120,22 @@ class _Search:
     path: Path
     limits: list[Limit]
     trials: Trials
+    asked: dict[str, float]
     left: list[int] = field(default_factory=list)
     tries: list[dict[str, Any]] = field(default_factory=list)
     measured: dict[str, float] = field(default_factory=dict)
 
-    def run(self, asked: dict[str, float], last: bool) -> dict[str, Any]:
+    def run(self, last: bool) -> dict[str, Any]:
         """Finds the network; returns "reached", "predicted", "measured" and "search" for stage.json.
 
         Files are measured in the `last` step alone. Raises UserError where the target cannot be reached.
         """
-        of_file = {name: asked[name] for name in OF_FILE if name in asked}
+        of_file = {name: self.asked[name] for name in OF_FILE if name in self.asked}
         if self.limits:
             self._meet_costs(of_file if last else {})
         drop = None
-        if "max_drop_points" in asked:
-            drop = self._keep_drop(asked["max_drop_points"])
+        if "max_drop_points" in self.asked:
+            drop = self._keep_drop(self.asked["max_drop_points"])
         widths, whole = self.prunable.widths(self.left), self.trials.whole
         predicted = {limit.name: limit.figure(widths) for limit in self.limits if limit.name in OF_FILE}
         costs = whole.costs(self.prunable, widths)
@@ -155,6 +154,8 @@ class _Search:
             search = meet_limits(self.path, limits, self.prunable.widths)
             self.left = search.left
             self.tries += search.tries
+            if not search.met and any(filled <= 1 for filled, *_ in found):
+                break
             if not search.met:
                 raise self._unreachable(limits)
             if not of_file:
@@ -208,14 +209,21 @@ class _Search:
         return drop
 
     def _unreachable(self, limits: list[Limit]) -> UserError:
-        figures = {limit.name: limit.figure(self.prunable.widths(self.left)) for limit in limits}
-        missed = [limit for limit in limits if figures[limit.name] > limit.highest]
-        asked = ", ".join(f"prune.target.{limit.name}={limit.highest:.4g}" for limit in missed)
-        least = ", ".join(f"{limit.name} {figures[limit.name]:.4g}" for limit in missed)
+        """Returns the error of `limits`, which may be fitted to measured figures, in terms of what was asked."""
+        widths = self.prunable.widths(self.left)
+        missed = {
+            limit.name: limit.figure(widths) * before.highest / limit.highest
+            for limit, before in zip(limits, self.limits, strict=True)
+            if limit.figure(widths) > limit.highest
+        }
+        settings = {name: [name] for name in missed} | {"latency_ms": ["latency_ms", "speedup"]}
+        names = [name for missing in missed for name in settings[missing] if name in self.asked]
+        asked = ", ".join(f"prune.target.{name}={self.asked[name]:.4g}" for name in names)
+        least = ", ".join(f"{name} {figure:.4g}" for name, figure in missed.items())
         return UserError(
-            f"{asked}, while the smallest network that pruning leaves has {least}",
+            f"{asked or 'prune.ratio'}, while the smallest network that pruning can reach has {least}",
             "a target that pruning can reach",
-            "raise it to that, or let more layers lose filters (prune.layer_ratios, prune.round_to)",
+            "ask for no less than that, or let more layers lose filters (prune.layer_ratios, prune.round_to)",
         )
 
     def _loses(self, drop: float, most: float) -> UserError:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch_pruning
 from torch import Tensor, nn
+from torch_pruning.dependency import Group
 
 from compress.methods.pruning.channel_constraints import requiring_gradients
 from compress.methods.pruning.channel_groups import ChannelGroup, PrunableNetwork
@@ -22,7 +23,7 @@ _FROM_WEIGHTS: dict[str, Callable[[], Any]] = {
     "random": _measures.RandomImportance,
     "bn_scale": _measures.BNScaleImportance,  # Liu et al. 2017, "Network slimming"
     "lamp": _measures.LAMPImportance,  # Lee et al. 2021
-    "fpgm": _measures.FPGMImportance,  # He et al. 2019, "Filter pruning via geometric median"
+    "fpgm": lambda: _fpgm_score,  # He et al. 2019, "Filter pruning via geometric median"
 }
 _SINGLE_IMAGES = 128  # whose squared gradients estimate the curvature: each takes a backward pass of its own
 
@@ -77,6 +78,17 @@ def _measure(network: nn.Module, importance: str, images: LabelledImages | None)
     return {"taylor": _taylor, "hessian": _hessian, "obdc": _obdc, "activation": _activation}[importance](
         network.eval(), images
     )
+
+
+def _fpgm_score(group: Group) -> Tensor | None:
+    """Ranks by all layers but what convolutions in groups read, on which torch-pruning's measure fails."""
+    ranked = Group()
+    ranked._DG = group._DG
+    for item in group:
+        layer = item.dep.target.module
+        if getattr(layer, "groups", 1) == 1 or group._DG.is_out_channel_pruning_fn(item.dep.handler):
+            ranked.items.append(item)
+    return _measures.FPGMImportance()(ranked)
 
 
 def _taylor(network: nn.Module, images: LabelledImages) -> Any:

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import nn
 
 from compress.config.schema import PruneConfig
-from compress.methods.pruning.channel_groups import PrunableNetwork
+from compress.methods.pruning.channel_groups import ChannelGroup, PrunableNetwork
 from compress.methods.pruning.cost import Cost, Widths, macs_cost, params_cost
 from compress.methods.pruning.target import Limit
 from compress.models.layer_calls import LayerCall, layer_calls
@@ -46,11 +46,8 @@ class Whole:
 
     def channels(self, prunable: PrunableNetwork) -> list[int]:
         """Returns how many channels each group had in it."""
-        firsts = [group.layers[0] for group in prunable.groups]
-        return [
-            round(self.widths[name][0] / group.losses[name, "out"])
-            for name, group in zip(firsts, prunable.groups, strict=True)
-        ]
+        shares = [_share_of_layer(prunable, group) for group in prunable.groups]
+        return [round(self.widths[name][0] * share) for name, share in shares]
 
 
 def limits_of(
@@ -100,5 +97,18 @@ def _macs(prunable: PrunableNetwork, calls: dict[str, list[LayerCall]], whole: W
 
 def _filters_cost(prunable: PrunableNetwork) -> Cost:
     """Returns the number of channels that can go, of all groups."""
-    firsts = {group.layers[0]: group.losses[group.layers[0], "out"] for group in prunable.groups}
-    return Cost(lambda name, width: width[0] / firsts[name] if name in firsts else 0.0)
+    counted: dict[str, float] = {}
+    for group in prunable.groups:
+        name, share = _share_of_layer(prunable, group)
+        counted[name] = counted.get(name, 0.0) + share
+    return Cost(lambda name, width: width[0] * counted.get(name, 0.0))
+
+
+def _share_of_layer(prunable: PrunableNetwork, group: ChannelGroup) -> tuple[str, float]:
+    """Returns the layer with the least filters beside those of a group, and the group's channels for each filter.
+
+    A layer that is added to a concatenation makes the channels of several groups.
+    """
+    channels = {name: prunable.before[name][0] / group.losses[name, "out"] for name in group.layers}
+    name = min(group.layers, key=channels.__getitem__)
+    return name, group.channels / prunable.before[name][0]

@@ -94,8 +94,8 @@ def test_a_pruned_copy_is_what_remove_leaves_and_the_network_stays_whole(
         assert not {id(value) for value in found.parameters()} & {id(value) for value in prunable.network.parameters()}
 
 
-def test_a_copy_of_a_network_that_cannot_lose_some_filters_keeps_those() -> None:
-    """A number in the forward pass shows only when the network runs: the other groups of the copy are pruned."""
+def test_what_the_network_does_not_run_without_is_no_group() -> None:
+    """A number in the forward pass shows only when the network runs: no search may count on these channels."""
     prunable = prunable_of(
         lambda: Network(
             lambda net, x: net.head(pooled(net.second(net.first(x).relu()).view(len(x), 8, 16, 16))),
@@ -104,10 +104,12 @@ def test_a_copy_of_a_network_that_cannot_lose_some_filters_keeps_those() -> None
             head=nn.Linear(8, 5),
         )
     )
-    network, kept = prunable.pruned_copy([4] * len(prunable.groups), random_scores(prunable))
-    assert list(kept) == ["first"]
-    assert read_widths(network)["second"] == [8, 4, 1]
+    assert [group.layers for group in prunable.groups] == [["first"]]
+    assert "with fewer of them the network does not run: RuntimeError" in prunable.fixed["second"]
     assert read_widths(prunable.network) == prunable.before
+    network, kept = prunable.pruned_copy([4], random_scores(prunable))
+    assert list(kept) == ["first"]
+    assert read_widths(network) == prunable.widths([4])
 
 
 @pytest.mark.parametrize("round_to", [1, 3, 8])
