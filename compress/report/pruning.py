@@ -129,9 +129,10 @@ def target_sentences(run: RunRecord) -> list[str]:
 
 
 def _pruned_stage(run: RunRecord) -> StageRecord | None:
-    """Returns the last stage that noted something that this section shows."""
+    """Returns the last stage that noted something that this section shows; "target" may be a remark on the CPU."""
     keys = ("target", "steps", "sensitivity")
-    stages = [stage for stage in run.stages if any(stage.record["notes"].get(key) for key in keys)]
+    found = {stage.name: [stage.record["notes"].get(key) for key in keys] for stage in run.stages}
+    stages = [stage for stage in run.stages if any(value and not isinstance(value, str) for value in found[stage.name])]
     return stages[-1] if stages else None
 
 

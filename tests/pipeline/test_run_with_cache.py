@@ -169,7 +169,8 @@ def test_a_key_holds_the_code_that_decides_the_result_and_no_other(name: str) ->
     files = code_files(*compute.computing_modules(name, name == "teacher", getattr(Config(), name)))
     names = {full.removeprefix("compress.") for full in files}
     assert names >= INSIDE[name] | {"export.onnx", "models.artifact"}
-    assert [part for part in OUTSIDE if covers(part, names)] == []
+    counted = {"evaluation", "evaluation.flops"} if name == "prune" else set()  # a share of the MACs is its target
+    assert [part for part in OUTSIDE if covers(part, names - counted)] == []
     others = {other for other in STAGES if other != name}
     assert [other for other in others if f"stages.{other}" in names] == []
     methods = {"teacher": set(), "prune": {"pruning"}, "distill": set(), "quantize": {"quantization"}}
