@@ -118,6 +118,9 @@ class TeacherConfig:
     )
 
 
+FILE_LIMITS = ("size_bytes", "latency_ms", "speedup")  # on the file that ships, whose figures are measured
+
+
 @dataclass
 class PruneTargetConfig:
     """What the pruned network may cost, in place of prune.ratio; the smallest cut that meets all that are set."""
@@ -139,6 +142,10 @@ class PruneTargetConfig:
     def asked(self) -> dict[str, float]:
         """Returns the limits that are set, by name."""
         return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) is not None}
+
+    def asked_of_file(self) -> dict[str, float]:
+        """Returns those of them that are on the file that ships."""
+        return {name: value for name, value in self.asked().items() if name in FILE_LIMITS}
 
 
 @dataclass

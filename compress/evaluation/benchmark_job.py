@@ -51,10 +51,14 @@ _JOBS: dict[str, type[BenchmarkJob] | type[TurnsJob]] = {kind.__name__: kind for
 
 def worker_command(job: BenchmarkJob | TurnsJob) -> tuple[list[str], dict[str, str]]:
     """Returns the command line and the environment of a measuring process."""
+    return module_command(_WORKER, json.dumps({"job": type(job).__name__, **asdict(job)}))
+
+
+def module_command(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Returns the command line and the environment of a new process that runs a module of this package."""
     package = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
-    text = json.dumps({"job": type(job).__name__, **asdict(job)})
-    return [sys.executable, "-m", _WORKER, text], os.environ | {"PYTHONPATH": path}
+    return [sys.executable, "-m", module, *arguments], os.environ | {"PYTHONPATH": path}
 
 
 def parse_job(text: str) -> BenchmarkJob | TurnsJob:

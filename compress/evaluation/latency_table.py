@@ -67,9 +67,8 @@ class LatencyTable:
         self._disturbed: set[str] = set()
         self._known_ms: dict[LayerShape, float] = {}  # a search asks for the same ones again and again
 
-    def layer_ms(self, call: LayerCall, out_channels: int, in_channels: int, groups: int) -> float:
+    def layer_ms(self, shape: LayerShape) -> float:
         """Returns the time of a call, measured or interpolated. Raises RuntimeError where measuring fails."""
-        shape = LayerShape(call, out_channels, in_channels, groups)
         if shape not in self._known_ms:
             self.require([shape])
             self._known_ms[shape] = sum(share * self._measured_ms[_key(point)] for point, share in self._points(shape))
@@ -138,9 +137,9 @@ def network_ms(table: LatencyTable, calls: dict[str, list[LayerCall]], widths: d
 
     `widths` is what `read_widths` returns. Raises RuntimeError where measuring fails.
     """
-    shapes = [_shape(call, widths[name]) for name, layer in calls.items() for call in layer]
+    shapes = [layer_shape(call, widths[name]) for name, layer in calls.items() for call in layer]
     table.require(shapes)
-    return sum(table.layer_ms(shape.call, shape.out_channels, shape.in_channels, shape.groups) for shape in shapes)
+    return sum(map(table.layer_ms, shapes))
 
 
 def remainder_ms(
@@ -153,7 +152,8 @@ def remainder_ms(
     return measured_ms - network_ms(table, calls, widths)
 
 
-def _shape(call: LayerCall, width: list[int]) -> LayerShape:
+def layer_shape(call: LayerCall, width: list[int]) -> LayerShape:
+    """Returns a call with the channels of a width that `read_widths` returned."""
     out_channels, in_channels, groups = width if len(width) == 3 else (*width, 1)
     return LayerShape(call, out_channels, in_channels, groups)
 

@@ -3,12 +3,13 @@
 import copy
 import tempfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from compress.evaluation.benchmark import time_and_memory
-from compress.evaluation.latency_table import FIXED_REMAINDER, LatencyTable, LayerShape, remainder_ms
+from compress.evaluation.latency_table import FIXED_REMAINDER, LatencyTable, layer_shape, remainder_ms
 from compress.export.file_outputs import FileOutputs
 from compress.export.onnx import export_onnx
 from compress.methods.pruning.cost import Cost, bytes_cost
@@ -55,7 +56,7 @@ class ShippedFile:
             with tempfile.TemporaryDirectory() as folder:
                 teacher, file = Path(folder) / "teacher.onnx", Path(folder) / "model.onnx"
                 shape = tuple(self._images.shape[1:])
-                export_onnx(_on_cpu(self._teacher), teacher, shape, self._outputs)
+                teacher.write_bytes(self._teacher_file)
                 export_onnx(self._as_shipped(network), file, shape, self._outputs)
                 figures = time_and_memory(file, teacher, shape, self._shipping.measure, self._shipping.threads)
             self._known[network] = {
@@ -64,6 +65,14 @@ class ShippedFile:
                 "speedup": figures["speedup_vs_teacher"],
             }
         return self._known[network]
+
+    @cached_property
+    def _teacher_file(self) -> bytes:
+        """The content of the teacher's file, which every candidate is timed beside."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "teacher.onnx"
+            export_onnx(_on_cpu(self._teacher), file, tuple(self._images.shape[1:]), self._outputs)
+            return file.read_bytes()
 
     def _as_shipped(self, network: nn.Module) -> nn.Module:
         network, quantize = _on_cpu(network), self._shipping.quantize
@@ -87,13 +96,12 @@ def latency_cost(
     each = (1 - FIXED_REMAINDER) * remainder / sum(count * whole[name][0] for name, count in elements.items())
 
     def of_layer(name: str, width: list[int]) -> float:
-        channels = (*width, 1)[:3]
-        layer = sum(table.layer_ms(call, *channels) for call in calls.get(name, []))
+        layer = sum(table.layer_ms(layer_shape(call, width)) for call in calls.get(name, []))
         return layer + each * elements.get(name, 0) * width[0]
 
     def prepare(widths: Mapping[str, list[list[int]]]) -> None:
         table.require(
-            LayerShape(call, *(*width, 1)[:3])
+            layer_shape(call, width)
             for name, options in widths.items()
             for call in calls.get(name, [])
             for width in options

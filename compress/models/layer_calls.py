@@ -1,5 +1,6 @@
 """Records on what shapes a network calls its convolutions and linear layers: what their cost depends on."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,19 @@ def layer_calls(network: nn.Module, image: Tensor) -> dict[str, list[LayerCall]]
         for hook in hooks:
             hook.remove()
     return calls
+
+
+def call_order(network: nn.Module, image: Tensor, modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Returns those of `modules` that run for an `image` (1, C, H, W), in the order in which they start."""
+    met: list[nn.Module] = []
+    hooks = [module.register_forward_pre_hook(lambda module, _: met.append(module)) for module in modules]
+    training = network.training
+    with torch.no_grad():
+        network.eval()(image)
+    network.train(training)
+    for hook in hooks:
+        hook.remove()
+    return met
 
 
 def _call(layer: nn.Module, x: Tensor, output: Tensor) -> LayerCall:

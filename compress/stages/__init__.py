@@ -61,11 +61,6 @@ def _quantize_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]
     return {"target": choose_target(config.quantize.target, cpu_flags())}
 
 
-def _limits_file(settings: PruneConfig) -> bool:
-    """Whether a pruning has to know the file that ships."""
-    return bool({"size_bytes", "latency_ms", "speedup"} & settings.target.asked().keys())
-
-
 def _prune_dry_run(settings: PruneConfig, images: int) -> dict[str, Any]:
     """Returns settings that need no trained weights: neither accuracy nor sensitivity means anything without."""
     return {
@@ -79,7 +74,7 @@ def _prune_dry_run(settings: PruneConfig, images: int) -> dict[str, Any]:
 
 def _prune_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
     """Returns the later stages that decide the file, and the machine that times it, where a target limits them."""
-    if not _limits_file(config.prune):
+    if not config.prune.target.asked_of_file():
         return {}
     from compress.utils.cores import cores
     from compress.utils.cpu import cpu_name
@@ -103,7 +98,7 @@ STAGES = {
         epochs=lambda settings: settings.epochs + settings.sparsity_epochs,
         key=_prune_key,
         dry_run=_prune_dry_run,
-        loads=lambda settings: ("compress.evaluation.shipped_file",) if _limits_file(settings) else (),
+        loads=lambda settings: ("compress.evaluation.shipped_file",) if settings.target.asked_of_file() else (),
     ),
     "distill": Stage(
         "compress.stages.distill:distill",

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from compress.models.layer_calls import call_order
+
 
 def blocks(network: nn.Module, image: torch.Tensor) -> list[nn.Module]:
     """Returns the blocks of `network` that have weights, in the order in which `image` (1, C, H, W) reaches them.
@@ -17,19 +19,11 @@ def blocks(network: nn.Module, image: torch.Tensor) -> list[nn.Module]:
         for part in (child.children() if isinstance(child, nn.Sequential) else [child])
         if any(True for _ in part.parameters())
     ]
-    met: list[nn.Module] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda module, inputs, part=part: met.append(part))
-        for part in parts
-        for module in part.modules()
-    ]
-    training = network.training
-    with torch.no_grad():
-        network.eval()(image)
-    network.train(training)
-    for hook in hooks:
-        hook.remove()
-    return list(dict.fromkeys(met))
+    owners: dict[nn.Module, list[nn.Module]] = {}
+    for part in parts:
+        for module in part.modules():
+            owners.setdefault(module, []).append(part)
+    return list(dict.fromkeys(part for module in call_order(network, image, owners) for part in owners[module]))
 
 
 def layerwise_lr_scales(network: nn.Module, image: torch.Tensor, decay: float) -> dict[str, float]:

@@ -54,45 +54,45 @@ def only_file(folder: Path) -> Path:
 
 def test_a_point_is_measured_once_and_read_again(tmp_path: Path, measured: list[LayerPoint]) -> None:
     first = LatencyTable(tmp_path, "int8", 1)
-    times = [first.layer_ms(CALL, 16, 32, 1), first.layer_ms(CALL, 16, 32, 1)]
-    times.append(LatencyTable(tmp_path, "int8", 1).layer_ms(CALL, 16, 32, 1))
+    times = [first.layer_ms(LayerShape(CALL, 16, 32, 1)), first.layer_ms(LayerShape(CALL, 16, 32, 1))]
+    times.append(LatencyTable(tmp_path, "int8", 1).layer_ms(LayerShape(CALL, 16, 32, 1)))
     assert times == [2 * 16 + 3 * 32] * 3
     assert [(point.out_channels, point.in_channels) for point in measured] == [(16, 32)]
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path: Path, measured: list[LayerPoint]) -> None:
     for _ in range(2):
-        LatencyTable(None, "int8", 1).layer_ms(CALL, 16, 16, 1)
+        LatencyTable(None, "int8", 1).layer_ms(LayerShape(CALL, 16, 16, 1))
     assert len(measured) == 2
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("out_channels", "in_channels"), [(8, 16), (24, 40), (128, 72), (144, 200), (1000, 1280)])
 def test_a_plane_is_interpolated_exactly_on_the_grid_and_between(out_channels: int, in_channels: int) -> None:
-    found = LatencyTable(None, "float32", 1).layer_ms(CALL, out_channels, in_channels, 1)
+    found = LatencyTable(None, "float32", 1).layer_ms(LayerShape(CALL, out_channels, in_channels, 1))
     assert found == pytest.approx(2 * out_channels + 3 * in_channels)
 
 
 def test_only_the_corners_are_measured(measured: list[LayerPoint]) -> None:
     """144 lies between 128 and 160; 300 between 268 and 332, which leave the same remainder of a block of 16."""
-    LatencyTable(None, "int8", 1).layer_ms(CALL, 144, 300, 1)
+    LatencyTable(None, "int8", 1).layer_ms(LayerShape(CALL, 144, 300, 1))
     channels = {(point.out_channels, point.in_channels) for point in measured}
     assert channels == {(128, 268), (128, 332), (160, 268), (160, 332)}
 
 
 def test_numbers_between_multiples_of_four_share_a_point(measured: list[LayerPoint]) -> None:
     table = LatencyTable(None, "int8", 1)
-    assert len({table.layer_ms(CALL, channels, 16, 1) for channels in (33, 34, 35)}) == 1
+    assert len({table.layer_ms(LayerShape(CALL, channels, 16, 1)) for channels in (33, 34, 35)}) == 1
     assert [point.out_channels for point in measured] == [34]
 
 
 def test_depthwise_layers_are_interpolated_in_one_dimension(measured: list[LayerPoint]) -> None:
-    assert LatencyTable(None, "int8", 1).layer_ms(CALL, 144, 144, 144) == pytest.approx(5 * 144)
+    assert LatencyTable(None, "int8", 1).layer_ms(LayerShape(CALL, 144, 144, 144)) == pytest.approx(5 * 144)
     assert [(p.out_channels, p.in_channels, p.groups) for p in measured] == [(128, 128, 128), (160, 160, 160)]
 
 
 def test_layers_in_groups_are_measured_as_they_are(measured: list[LayerPoint]) -> None:
-    LatencyTable(None, "int8", 1).layer_ms(CALL, 150, 300, 3)
+    LatencyTable(None, "int8", 1).layer_ms(LayerShape(CALL, 150, 300, 3))
     assert [(p.out_channels, p.in_channels, p.groups) for p in measured] == [(150, 300, 3)]
 
 
@@ -100,7 +100,7 @@ def test_layers_in_groups_are_measured_as_they_are(measured: list[LayerPoint]) -
 def test_an_int8_file_reads_an_image_as_four_channels(
     precision: str, channels: int, measured: list[LayerPoint]
 ) -> None:
-    LatencyTable(None, precision, 1).layer_ms(CALL, 16, 3, 1)
+    LatencyTable(None, precision, 1).layer_ms(LayerShape(CALL, 16, 3, 1))
     assert [point.in_channels for point in measured] == [channels]
 
 
@@ -108,7 +108,7 @@ def test_missing_points_are_measured_together(monkeypatch: pytest.MonkeyPatch) -
     batches: list[int] = []
     monkeypatch.setattr(module, "measure_layers", lambda points, *_: batches.append(len(points)) or [1.0] * len(points))
     table = LatencyTable(None, "int8", 1)
-    table.layer_ms(CALL, 16, 16, 1)
+    table.layer_ms(LayerShape(CALL, 16, 16, 1))
     table.require(LayerShape(CALL, out_channels, 16, 1) for out_channels in (16, 32, 48, 48))
     assert batches == [1, 2]
 
@@ -116,7 +116,7 @@ def test_missing_points_are_measured_together(monkeypatch: pytest.MonkeyPatch) -
 def test_a_table_of_another_machine_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: list[LayerPoint]
 ) -> None:
-    LatencyTable(tmp_path, "int8", 1).layer_ms(CALL, 16, 16, 1)
+    LatencyTable(tmp_path, "int8", 1).layer_ms(LayerShape(CALL, 16, 16, 1))
     others = [LatencyTable(tmp_path, "float32", 1), LatencyTable(tmp_path, "int8", 2)]
     with monkeypatch.context() as patch:
         patch.setattr(onnxruntime, "__version__", "0.0.1")
@@ -125,7 +125,7 @@ def test_a_table_of_another_machine_is_not_used(
         patch.setattr(module, "cpu_name", lambda: "another CPU")
         others.append(LatencyTable(tmp_path, "int8", 1))
     for table in others:
-        table.layer_ms(CALL, 16, 16, 1)
+        table.layer_ms(LayerShape(CALL, 16, 16, 1))
     assert len(measured) == 5
     facts = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert len(facts) == 5
@@ -136,7 +136,7 @@ def test_a_table_of_another_machine_is_not_used(
 def test_a_damaged_file_is_set_aside_with_a_warning(
     damage: str, tmp_path: Path, measured: list[LayerPoint], caplog: pytest.LogCaptureFixture
 ) -> None:
-    LatencyTable(tmp_path, "int8", 1).layer_ms(CALL, 16, 16, 1)
+    LatencyTable(tmp_path, "int8", 1).layer_ms(LayerShape(CALL, 16, 16, 1))
     path = only_file(tmp_path)
     record = json.loads(path.read_text())
     damaged = {
@@ -147,7 +147,7 @@ def test_a_damaged_file_is_set_aside_with_a_warning(
     }[damage]
     path.write_text(damaged)
     with caplog.at_level(logging.WARNING, "compress"):
-        assert LatencyTable(tmp_path, "int8", 1).layer_ms(CALL, 16, 16, 1) == 5 * 16
+        assert LatencyTable(tmp_path, "int8", 1).layer_ms(LayerShape(CALL, 16, 16, 1)) == 5 * 16
     assert len(measured) == 2
     assert "set aside" in caplog.text
     assert path.with_name(f"{path.name}.damaged").read_text() == damaged
@@ -156,10 +156,10 @@ def test_a_damaged_file_is_set_aside_with_a_warning(
 
 def test_two_tables_merge(tmp_path: Path, measured: list[LayerPoint]) -> None:
     first, second = (LatencyTable(tmp_path, "int8", 1) for _ in range(2))
-    first.layer_ms(CALL, 16, 16, 1)
-    second.layer_ms(CALL, 32, 16, 1)
+    first.layer_ms(LayerShape(CALL, 16, 16, 1))
+    second.layer_ms(LayerShape(CALL, 32, 16, 1))
     third = LatencyTable(tmp_path, "int8", 1)
-    assert [third.layer_ms(CALL, channels, 16, 1) for channels in (16, 32)] == [80, 112]
+    assert [third.layer_ms(LayerShape(CALL, channels, 16, 1)) for channels in (16, 32)] == [80, 112]
     assert len(measured) == 2
 
 
@@ -169,17 +169,17 @@ def test_times_of_a_busy_machine_are_not_kept(
     set_load(monkeypatch, 1.0)
     table = LatencyTable(tmp_path, "int8", 2)
     with caplog.at_level(logging.WARNING, "compress"):
-        assert [table.layer_ms(CALL, 16, 16, 1) for _ in range(2)] == [80, 80]
+        assert [table.layer_ms(LayerShape(CALL, 16, 16, 1)) for _ in range(2)] == [80, 80]
     assert len(measured) == 1
     assert "other programs used 1.0 of 2 cores" in caplog.text
     set_load(monkeypatch, 0.0)
-    assert table.layer_ms(CALL, 32, 16, 1) == 112
+    assert table.layer_ms(LayerShape(CALL, 32, 16, 1)) == 112
     assert len(json.loads(only_file(tmp_path).read_text())["milliseconds"]) == 1
 
 
 def test_a_busy_core_that_is_not_needed_disturbs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_load(monkeypatch, 1.0)
-    LatencyTable(tmp_path, "int8", 1).layer_ms(CALL, 16, 16, 1)
+    LatencyTable(tmp_path, "int8", 1).layer_ms(LayerShape(CALL, 16, 16, 1))
     assert len(json.loads(only_file(tmp_path).read_text())["milliseconds"]) == 1
 
 
@@ -188,7 +188,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: py
     table = LatencyTable(tmp_path, "int8", 1)
     table._path = tmp_path / "file" / "table.json"
     with caplog.at_level(logging.WARNING, "compress"):
-        assert table.layer_ms(CALL, 16, 16, 1) == 80
+        assert table.layer_ms(LayerShape(CALL, 16, 16, 1)) == 80
     assert "are not kept" in caplog.text
 
 

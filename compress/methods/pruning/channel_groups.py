@@ -14,7 +14,7 @@ from torch_pruning.dependency import DependencyGraph, Group
 
 from compress.methods.pruning.channel_constraints import LOGITS, TracedModel, requiring_gradients, trace_channels
 from compress.methods.pruning.removal import Choice, graph_state, remove_choices, set_state
-from compress.models.layer_calls import LAYERS
+from compress.models.layer_calls import LAYERS, call_order
 from compress.models.widths import read_widths
 
 _LEAST_LEFT = 0.05  # share of a group's channels that stays: no ranking may cut a path through the network
@@ -69,7 +69,8 @@ class PrunableNetwork:
         self.network, self.example = network, example
         self.before = read_widths(network)
         self._names = {module: name for name, module in network.named_modules()}
-        last = {_last_called_layer(network, example): LOGITS}
+        layers = [module for module in network.modules() if isinstance(module, LAYERS)]
+        last = {self._names[call_order(network, example, layers)[-1]]: LOGITS}
         with warnings.catch_warnings(), requiring_gradients(network), torch.enable_grad():
             warnings.simplefilter("ignore")  # it warns of parameters outside layers, which stay as they are
             traced = trace_channels(network, example)
@@ -201,23 +202,6 @@ class PrunableNetwork:
 
 def _prunes_filters(group: Group, item: Any) -> bool:
     return item.dep.handler == group._DG.get_pruner_of_module(item.dep.target.module).prune_out_channels
-
-
-def _last_called_layer(network: nn.Module, example: Tensor) -> str:
-    """Returns the name of the layer that runs last."""
-    order: list[str] = []
-    hooks = [
-        module.register_forward_hook(lambda *_, name=name: order.append(name))
-        for name, module in network.named_modules()
-        if isinstance(module, LAYERS)
-    ]
-    training = network.training
-    with torch.no_grad():
-        network.eval()(example)
-    network.train(training)
-    for hook in hooks:
-        hook.remove()
-    return order[-1]
 
 
 def _parts(group: Group) -> int:

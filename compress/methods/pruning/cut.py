@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compress.config.schema import PruneConfig
+from compress.config.schema import FILE_LIMITS, PruneConfig
 from compress.methods.pruning.allocation import Path, cheapest_path, ratio_path
 from compress.methods.pruning.channel_groups import PrunableNetwork
 from compress.methods.pruning.cost import Cost
 from compress.methods.pruning.filters import known_scores, own_ratios
 from compress.methods.pruning.importance import LabelledImages, score_channels
-from compress.methods.pruning.limits import OF_FILE, ShippedFile, Whole, currency, limits_of, part_of_the_way
+from compress.methods.pruning.limits import ShippedFile, Whole, currency, limits_of, part_of_the_way
 from compress.methods.pruning.reconstruction import reconstruct
 from compress.methods.pruning.sensitivity import Sensitivity, measure_sensitivity
 from compress.methods.pruning.target import Limit, bisect, meet_limits
@@ -130,17 +130,17 @@ class _Search:
 
         Files are measured in the `last` step alone. Raises UserError where the target cannot be reached.
         """
-        of_file = {name: self.asked[name] for name in OF_FILE if name in self.asked}
+        of_file = {name: self.asked[name] for name in FILE_LIMITS if name in self.asked}
         if self.limits:
             self._meet_costs(of_file if last else {})
         drop = None
         if "max_drop_points" in self.asked:
             drop = self._keep_drop(self.asked["max_drop_points"])
         widths, whole = self.prunable.widths(self.left), self.trials.whole
-        predicted = {limit.name: limit.figure(widths) for limit in self.limits if limit.name in OF_FILE}
+        predicted = {limit.name: limit.figure(widths) for limit in self.limits if limit.name in FILE_LIMITS}
         costs = whole.costs(self.prunable, widths)
         return {
-            "reached": costs | dict.fromkeys(OF_FILE) | predicted | self.measured | {"drop_points": drop},
+            "reached": costs | dict.fromkeys(FILE_LIMITS) | predicted | self.measured | {"drop_points": drop},
             "predicted": predicted,
             "measured": self.measured,
             "search": self.tries,

@@ -13,8 +13,6 @@ from compress.methods.pruning.cost import Cost, Widths, macs_cost, params_cost
 from compress.methods.pruning.target import Limit
 from compress.models.layer_calls import LayerCall, layer_calls
 
-OF_FILE = ("size_bytes", "latency_ms", "speedup")  # limits on the file that ships, whose figures are measured
-
 
 class ShippedFile(Protocol):
     """The file that a run will ship, as far as its cost depends on the pruned network."""
