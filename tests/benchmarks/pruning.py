@@ -72,6 +72,7 @@ class Job:
     share: float  # of the MACs
     seed: int
     epochs: int  # of distillation
+    lr: float  # its peak; 0: the recipe's
     train_images: int  # 0: all
     commit: str
 
@@ -105,6 +106,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--refit", action="store_true", help="every importance and scope, without training")
     parser.add_argument("--train", type=int, default=0, metavar="EPOCHS", help="--ways through the whole recipe")
+    parser.add_argument("--lr", type=float, default=0.0, help="the peak in --train; 0: the recipe's")
     parser.add_argument("--table", action="store_true", help="print the tables at the end")
     parser.add_argument("--ways", nargs="+", default=[], metavar="IMPORTANCE:SCOPE", help="of --refit: all")
     parser.add_argument("--best", choices=IMPORTANCES, help="--refit: the importance that sensitivity is tried with")
@@ -133,9 +135,9 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     inner, whole = ([f"{pruner}:{layers}" for pruner in options.pruners] for layers in (INNER, ALL))
     parts = {"refit": [BASELINE, *(options.ways or every), *inner, *whole]} if options.refit else {}
     parts |= {"train": [*options.ways, *inner]} if options.train else {}
-    now = commit()
+    images, now = options.train_images, commit()
     return [
-        Job(part, way, share, seed, options.train if part == "train" else 0, options.train_images, now)
+        Job(part, way, share, seed, *(options.train, options.lr) if part == "train" else (0, 0.0), images, now)
         for part, ways in parts.items()
         for share in options.shares
         for way in dict.fromkeys(ways)
@@ -190,6 +192,7 @@ def config_of(job: Job, options: argparse.Namespace) -> Config:
         f"threads={options.threads}",
         f"seed={job.seed}",
     ]
+    words += [f"distill.lr={job.lr}"] if job.lr else []
     if not job.is_torch_pruning:
         importance, _, scope = job.way.partition(":")
         words += [f"prune.importance={importance}", f"prune.scope={scope}"]

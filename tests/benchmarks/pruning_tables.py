@@ -12,10 +12,10 @@ from tests.benchmarks.headlines import bits
 Row = dict[str, Any]
 
 BASELINE = "l1:local"  # that ways are compared with after the refit
-_SERIES = ("part", "epochs", "train_images", "commit")  # rows that differ in them are in tables of their own
+_SERIES = ("part", "epochs", "lr", "train_images", "commit")  # rows that differ in them are in tables of their own
 _TITLES = {
     "refit": "Right after the cut, without training: top-1 of the float network, against l1:local at the same share",
-    "train": "After {epochs} epochs of distillation: top-1 of the int8 file, against the teacher",
+    "train": "After {epochs} epochs of distillation with {lr}: top-1 of the int8 file, against the teacher",
 }
 
 
@@ -30,7 +30,8 @@ def tables(rows: list[Row]) -> str:
 def _table(rows: list[Row]) -> str:
     first, last = rows[0], rows[-1]
     teachers = {row["seed"]: 100 * float(_teacher(row).mean()) for row in rows if "error" not in row}
-    lines = [_TITLES[first["part"]].format(epochs=first["epochs"])]
+    lr = f"a learning rate of {first['lr']:g}" if first["lr"] else "the recipe's learning rate"
+    lines = [_TITLES[first["part"]].format(epochs=first["epochs"], lr=lr)]
     if teachers:
         lines[0] += f"; the teacher has {_mean_and_each(teachers.values())} %"
     seconds = first["part"] == "refit"
