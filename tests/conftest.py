@@ -12,16 +12,8 @@ import onnx
 import pytest
 import torch
 
-from compress.config.schema import (
-    CacheConfig,
-    Config,
-    DataConfig,
-    DistillConfig,
-    MeasureConfig,
-    PruneConfig,
-    QuantizeConfig,
-    TeacherConfig,
-)
+from compress.config.schema import CacheConfig, Config, DataConfig, MeasureConfig
+from compress.config.stage_settings import DistillConfig, PruneConfig, QuantizeConfig, TeacherConfig
 from compress.evaluation import benchmark, concurrent_runs
 from compress.evaluation.benchmark_job import ENERGY, MEMORY, PROFILE, TIME, BenchmarkJob
 from compress.models import ZOO, Entry

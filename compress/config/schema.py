@@ -1,4 +1,4 @@
-"""Every setting, its default, its meaning and its range.
+"""Every setting that is not a stage's own, its default, its meaning and its range.
 
 Hydra composes a config from these dataclasses, and `to_config` turns it back into them; other code sees no OmegaConf.
 """
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any, Optional
 
 from compress.config.options import option
+from compress.config.stage_settings import StageSections
 
 
 @dataclass
@@ -75,177 +76,6 @@ class DataConfig:
 
 
 @dataclass
-class TeacherConfig:
-    """The network to compress."""
-
-    model: str = option(
-        "mobilenet_v2",
-        "a name of python -m compress.models, or torchvision/NAME or timm/NAME; boxes: ssdlite/NAME, or "
-        "ssdlite320_mobilenet_v3_large",
-    )
-    factory: Optional[str] = option(
-        None, "package.module:function that returns a network of your own, in place of teacher.model"
-    )
-    stem: str = option(
-        "auto",
-        "small: strides for few pixels; imagenet: as published; auto: small up to 64 pixels",
-        choices=("auto", "small", "imagenet"),
-    )
-    checkpoint: Optional[str] = option(None, "weights to load: .safetensors, .pt, .pth or .th (tensors only)")
-    checkpoint_key: Optional[str] = option(
-        None, "which weights of a checkpoint with several; null: the averaged ones (EMA), or the only ones"
-    )
-    weights: Optional[str] = option(
-        None,
-        "pretrained weights: torchvision's name, e.g. IMAGENET1K_V1, or timm's tag; a detector's backbone has them",
-    )
-    backbone_checkpoint: Optional[str] = option(
-        None, "boxes: weights of a classifier for the backbone of ssdlite/NAME, a file as in teacher.checkpoint"
-    )
-    anchor_scales: list[float] = option(
-        [0.2, 0.95],
-        "boxes: sides of the anchors as shares of the image's: the smallest and the largest, evenly spaced over the "
-        "feature maps, or one for each map and one more",
-    )
-    anchor_ratios: list[float] = option([2.0, 3.0], "boxes: aspect ratios of the anchors beside squares, both ways")
-    epochs: int = option(12, "0 with a checkpoint: the teacher is taken as it is", low=0, high=10000)
-    lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
-    freeze_epochs: int = option(
-        0, "fine-tuning: so many epochs at the start train the last layer alone", low=0, high=10000
-    )
-    lr_decay: float = option(
-        1.0, "fine-tuning: each block's learning rate is this share of that of the block after it", low=0.01, high=1.0
-    )
-
-
-FILE_LIMITS = ("size_bytes", "latency_ms", "speedup")  # on the file that ships, whose figures are measured
-
-
-@dataclass
-class PruneTargetConfig:
-    """What the pruned network may cost, in place of prune.ratio; the smallest cut that meets all that are set."""
-
-    macs_share: Optional[float] = option(None, "share of the MACs that stays", low=0.01, high=1.0)
-    params_share: Optional[float] = option(None, "share of the parameters that stays", low=0.01, high=1.0)
-    size_bytes: Optional[int] = option(None, "of the model.onnx that the last stage writes", low=1, high=1e12)
-    latency_ms: Optional[float] = option(
-        None, "of one image in that file, in ONNX Runtime on this CPU with these threads", low=1e-3, high=1e6
-    )
-    speedup: Optional[float] = option(None, "of that file over the teacher's", low=0.1, high=1000)
-    max_drop_points: Optional[float] = option(
-        None,
-        "points of the validation metric that it may lose before it is fine-tuned; alone: the smallest such network",
-        low=0.0,
-        high=100,
-    )
-
-    def asked(self) -> dict[str, float]:
-        """Returns the limits that are set, by name."""
-        return {item.name: value for item in fields(self) if (value := getattr(self, item.name)) is not None}
-
-    def asked_of_file(self) -> dict[str, float]:
-        """Returns those of them that are on the file that ships."""
-        return {name: value for name, value in self.asked().items() if name in FILE_LIMITS}
-
-
-@dataclass
-class PruneConfig:
-    """Which filters are removed, and the fine-tuning that follows."""
-
-    ratio: float = option(0.5, "share of the filters removed, where no target is set", low=0.0, high=0.95)
-    target: PruneTargetConfig = field(default_factory=PruneTargetConfig)
-    layer_ratios: list[str] = option(
-        [], 'ratios of single layers in place of that one, by patterns of names: ["layer3.*=0.6", "layer1.*=0"]'
-    )
-    importance: str = option(
-        "l1",
-        "what ranks the filters: their norms, batch norm's weights, their distances, the loss's gradients, their "
-        "outputs, or chance",
-        choices=("l1", "l2", "random", "bn_scale", "lamp", "fpgm", "taylor", "obdc", "hessian", "activation"),
-    )
-    scope: str = option(
-        "local",
-        "local: the ratio in every layer; global: over all layers; isomorphic: over layers of one role; sensitivity: "
-        "where the network's outputs change the least for what is saved",
-        choices=("local", "global", "isomorphic", "sensitivity"),
-    )
-    round_to: int = option(8, "widths are kept multiples of this", low=1, high=256)
-    steps: int = option(1, "the filters go in so many steps, which share the epochs", low=1, high=100)
-    reconstruction_samples: int = option(
-        1024, "train images on which the layers are refitted to the lost inputs; 0: not at all", low=0, high=1000000
-    )
-    reinitialize: bool = option(False, "draw all remaining weights anew: a control that shows what they are worth")
-    sparsity: str = option(
-        "group_norm",
-        "sparsity learning: what weakens filters before they go: group lasso, a growing penalty of the weakest, or one "
-        "of batch norm's weights",
-        choices=("group_norm", "growing_reg", "bn_scale"),
-    )
-    sparsity_epochs: int = option(0, "epochs of sparsity learning; 0: none", low=0, high=10000)
-    sparsity_weight: float = option(1e-4, "weight of its penalty", low=0.0, high=10)
-    distill: bool = option(False, "the fine-tuning learns from the teacher, as distill does by default")
-    epochs: int = option(2, "epochs of fine-tuning", low=0, high=10000)
-    lr: float = option(0.005, "peak learning rate", low=1e-7, high=10)
-
-    @property
-    def removes_filters(self) -> bool:
-        """Whether it asks for any filter to go."""
-        return bool(self.ratio or self.layer_ratios or self.target.asked())
-
-
-@dataclass
-class DistillConfig:
-    """Hinton's distillation from the teacher."""
-
-    student: Optional[str] = option(
-        None, "null: the network of the stage before; a name as in teacher.model: a new student"
-    )
-    temperature: float = option(2.0, "softens both distributions", low=0.1, high=100)
-    alpha: float = option(0.9, "weight of the teacher's term; the labels weigh 1 - alpha", low=0.0, high=1.0)
-    hint_layers: list[str] = option([], "modules whose outputs should match the teacher's, e.g. [layer1,layer2]")
-    hint_weight: float = option(10.0, "weight of that match", low=0.0, high=1e6)
-    epochs: int = option(10, "epochs", low=0, high=10000)
-    lr: float = option(0.01, "peak learning rate", low=1e-7, high=10)
-
-
-@dataclass
-class QuantizeConfig:
-    """Quantization to int8, after training or with it."""
-
-    mode: str = option("qat", "ptq: calibration only; qat: quantization-aware training", choices=("ptq", "qat"))
-    target: str = option(
-        "auto",
-        "the CPU that will run the file; auto: this one",
-        choices=("auto", "x86_avx2", "x86_vnni", "arm"),
-    )
-    calibration: str = option(
-        "mse",
-        "ptq: how a range is chosen from its values",
-        choices=("min_max", "moving_average", "percentile", "mse", "entropy"),
-    )
-    calibration_samples: int = option(512, "train images that set the activation ranges", low=1, high=1000000)
-    equalize: bool = option(False, "ptq: even out the ranges of channels between layers first")
-    rounding: str = option(
-        "nearest",
-        "ptq: nearest, or adaround: each weight up or down, learned on the calibration images",
-        choices=("nearest", "adaround"),
-    )
-    rounding_steps: int = option(1000, "adaround: steps a layer", low=1, high=1000000)
-    correct_bias: bool = option(True, "ptq: let each bias take up the mean error of its channel, layer by layer")
-    max_drop_points: Optional[float] = option(
-        None,
-        "points of the validation metric that int8 may lose; layers stay float to keep it; null: none does",
-        low=0,
-        high=100,
-    )
-    allow_float: bool = option(False, "take an int8 file in which most of the arithmetic stays float")
-    epochs: int = option(3, "qat: epochs", low=0, high=10000)
-    lr: float = option(0.002, "qat: peak learning rate", low=1e-7, high=10)
-    temperature: float = option(2.0, "qat: as distill.temperature", low=0.1, high=100)
-    alpha: float = option(0.9, "qat: weight of the teacher's term; 0: labels only", low=0.0, high=1.0)
-
-
-@dataclass
 class TrainConfig:
     """The settings that all stages with a training share."""
 
@@ -310,16 +140,6 @@ class Inputs:
 
     stages: list[str] = option(["teacher", "prune", "distill", "quantize"], "the order")
     data: DataConfig = field(default_factory=DataConfig)
-
-
-@dataclass
-class StageSections:
-    """The settings of each stage, under its name."""
-
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    prune: PruneConfig = field(default_factory=PruneConfig)
-    distill: DistillConfig = field(default_factory=DistillConfig)
-    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
 
 
 _FLOORS = "the validation metric in percent, an epoch of the stage each: a run ends below it; []: nowhere"

@@ -4,15 +4,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from compress.config.options import as_typed, check_ranges
-from compress.config.schema import (
-    Config,
-    DataConfig,
-    ExportConfig,
-    PruneConfig,
-    QuantizeConfig,
-    RepeatConfig,
-    TeacherConfig,
-)
+from compress.config.schema import Config, DataConfig, ExportConfig, RepeatConfig
+from compress.config.stage_settings import PruneConfig, QuantizeConfig, TeacherConfig
 from compress.utils.errors import UserError
 
 

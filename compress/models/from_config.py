@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from compress.config.schema import TeacherConfig
+from compress.config.stage_settings import TeacherConfig
 from compress.models import Architecture, build, is_library, stem_for
 from compress.models.registry import SSDLITE, is_detector
 from compress.models.weights import load_backbone, load_checkpoint

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from compress.config.schema import Config, PruneConfig
+from compress.config.schema import Config
+from compress.config.stage_settings import PruneConfig
 from compress.utils.errors import UserError
 from compress.utils.nearest import did_you_mean
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor, nn
 
-from compress.config.schema import DistillConfig
+from compress.config.stage_settings import DistillConfig
 from compress.methods.distillation.losses import record_outputs, teacher_loss
 from compress.methods.distillation.teacher_logits import compute_logits, require_teacher, teacher_function
 from compress.models import Architecture, build

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.config.schema import DistillConfig, PruneConfig
+from compress.config.stage_settings import DistillConfig, PruneConfig
 from compress.evaluation.flops import count_cost
 from compress.methods.distillation.losses import label_loss, teacher_loss
 from compress.methods.distillation.teacher_logits import require_teacher, teacher_function

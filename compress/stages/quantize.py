@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from compress.config.schema import QuantizeConfig
+from compress.config.stage_settings import QuantizeConfig
 from compress.data.dataset import Split
 from compress.methods.distillation.losses import teacher_loss
 from compress.methods.distillation.teacher_logits import require_teacher, teacher_function

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.config.schema import TeacherConfig
+from compress.config.stage_settings import TeacherConfig
 from compress.methods.distillation.losses import label_loss
 from compress.models.artifact import Artifact, Spec
 from compress.models.from_config import teacher_from_config

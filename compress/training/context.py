@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from compress.config.schema import MeasureConfig, QuantizeConfig, TrainConfig
+from compress.config.schema import MeasureConfig, TrainConfig
+from compress.config.stage_settings import QuantizeConfig
 from compress.data.dataset import Data
 from compress.models.artifact import Artifact
 from compress.tasks import TASKS

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compress.config.schema import QuantizeConfig
+from compress.config.stage_settings import QuantizeConfig
 from compress.export.onnx import export_onnx
 from compress.methods.quantization.correction import correct
 from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.config.schema import PruneConfig
+from compress.config.stage_settings import PruneConfig
 from compress.evaluation.flops import count_cost
 from compress.export.onnx import export_onnx
 from compress.export.onnx_inspect import INT8_LAYERS, executed_operators, inspect_quantization

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, it would not find `compress`
 
 from compress.config.compose import compose_recipe
-from compress.config.schema import Config, PruneConfig
+from compress.config.schema import Config
+from compress.config.stage_settings import PruneConfig
 from compress.evaluation.flops import count_cost
 from compress.models.artifact import Artifact, read_tensors
 from compress.pipeline.compute import RunContext, prepare

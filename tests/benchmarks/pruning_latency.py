@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress.config.schema import MeasureConfig, QuantizeConfig
+from compress.config.schema import MeasureConfig
+from compress.config.stage_settings import QuantizeConfig
 from compress.evaluation.flops import count_cost
 from compress.evaluation.shipped_file import ShippedFile
 from compress.methods.pruning.channel_groups import PrunableNetwork

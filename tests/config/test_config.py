@@ -8,7 +8,8 @@ from hydra import compose, initialize_config_dir
 from compress.config.compose import register, to_config
 from compress.config.options import describe
 from compress.config.paths import CONF, RECIPES
-from compress.config.schema import Config, DataConfig, PruneConfig, QuantizeConfig, TeacherConfig
+from compress.config.schema import Config, DataConfig
+from compress.config.stage_settings import PruneConfig, QuantizeConfig, TeacherConfig
 from compress.config.validation import check
 from compress.launch.help import help_page
 from compress.utils.errors import UserError

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
-from compress.config.schema import TeacherConfig
+from compress.config.stage_settings import TeacherConfig
 from compress.models import ZOO, Architecture, build
 from compress.models.anchor_rows import anchors_of, class_logits, decode
 from compress.models.from_config import teacher_from_config

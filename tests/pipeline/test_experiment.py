@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.config.schema import CacheConfig, Config, DistillConfig, PruneConfig, QuantizeConfig, StopBelowConfig
+from compress.config.schema import CacheConfig, Config, StopBelowConfig
+from compress.config.stage_settings import DistillConfig, PruneConfig, QuantizeConfig
 from compress.config.validation import check
 from compress.methods.pruning.filters import prune_filters
 from compress.models import Architecture, build

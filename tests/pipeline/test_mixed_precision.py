@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.config.schema import Config, TeacherConfig
+from compress.config.schema import Config
+from compress.config.stage_settings import TeacherConfig
 from compress.export.onnx_inspect import require_quantized
 from compress.export.onnx_session import open_session
 from compress.methods.restore import restore

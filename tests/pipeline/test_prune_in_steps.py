@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress.config.schema import Config, PruneConfig, PruneTargetConfig
+from compress.config.schema import Config
+from compress.config.stage_settings import PruneConfig, PruneTargetConfig
 from compress.data import load_data
 from compress.data.dataset import Data
 from compress.evaluation.flops import count_cost

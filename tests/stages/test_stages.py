@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.config.schema import Config, DistillConfig, PruneConfig, QuantizeConfig, TeacherConfig
+from compress.config.schema import Config
+from compress.config.stage_settings import DistillConfig, PruneConfig, QuantizeConfig, TeacherConfig
 from compress.data import load_data
 from compress.methods.distillation.losses import record_outputs, relative_error
 from compress.methods.restore import restore

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.config.schema import DataConfig, DistillConfig, TrainConfig
+from compress.config.schema import DataConfig, TrainConfig
+from compress.config.stage_settings import DistillConfig
 from compress.data import load_data
 from compress.data.dataset import Data
 from compress.methods.distillation.losses import label_loss

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.config.schema import DistillConfig, PruneConfig, QuantizeConfig
+from compress.config.stage_settings import DistillConfig, PruneConfig, QuantizeConfig
 from compress.export.onnx import export_onnx
 from compress.export.onnx_inspect import executed_operators, float_operators, inspect_quantization, require_quantized
 from compress.launch.commands.models import int8_bytes

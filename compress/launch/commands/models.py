@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from compress.config.schema import TeacherConfig
+from compress.config.stage_settings import TeacherConfig
 from compress.evaluation.flops import count_cost
 from compress.models import ZOO, Architecture, build, check_model, stem_for
 from compress.models.from_config import anchors_for

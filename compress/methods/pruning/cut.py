@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compress.config.schema import FILE_LIMITS, PruneConfig
+from compress.config.stage_settings import FILE_LIMITS, PruneConfig
 from compress.methods.pruning.allocation import Path, cheapest_path, ratio_path
 from compress.methods.pruning.channel_groups import PrunableNetwork
 from compress.methods.pruning.cost import Cost

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compress.config.schema import PruneConfig
+from compress.config.stage_settings import PruneConfig
 from compress.methods.pruning.allocation import ratio_path
 from compress.methods.pruning.channel_groups import ChannelGroup, Kept, PrunableNetwork
 from compress.methods.pruning.importance import LabelledImages, score_channels

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import nn
 
-from compress.config.schema import PruneConfig
+from compress.config.stage_settings import PruneConfig
 from compress.methods.pruning.channel_groups import ChannelGroup, PrunableNetwork
 from compress.methods.pruning.cost import Cost, Widths, macs_cost, params_cost
 from compress.methods.pruning.target import Limit

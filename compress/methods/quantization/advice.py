@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from compress.config.schema import QuantizeConfig
+from compress.config.stage_settings import QuantizeConfig
 from compress.methods.quantization.equalization import find_reader
 from compress.models.graph.aten_patterns import CONVOLUTIONS, LINEARS, is_call, layer_name
 from compress.models.graph.batch_norm import lift_modules, lower_conv_batch_norm

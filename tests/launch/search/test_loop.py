@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from compress.config.schema import Config, PruneConfig, SearchConfig
+from compress.config.schema import Config, SearchConfig
+from compress.config.stage_settings import PruneConfig
 from compress.launch.search import trials as trials_module
 from compress.launch.search.loop import Result, TrialJob
 from compress.launch.search.pareto import is_feasible

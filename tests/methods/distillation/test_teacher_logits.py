@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.config.schema import Config, DistillConfig, QuantizeConfig, TrainConfig
+from compress.config.schema import Config, TrainConfig
+from compress.config.stage_settings import DistillConfig, QuantizeConfig
 from compress.data import load_data
 from compress.data.augmentation import Augmentation
 from compress.data.dataset import Batch, Data

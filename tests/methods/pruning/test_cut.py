@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.config.schema import PruneConfig, PruneTargetConfig
+from compress.config.stage_settings import PruneConfig, PruneTargetConfig
 from compress.evaluation.flops import count_cost
 from compress.methods.pruning.channel_groups import PrunableNetwork
 from compress.methods.pruning.cut import Cut, Trials, choose_cut

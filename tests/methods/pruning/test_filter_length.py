@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress.config.schema import Config, PruneConfig, TrainConfig
+from compress.config.schema import Config, TrainConfig
+from compress.config.stage_settings import PruneConfig
 from compress.data import load_data
 from compress.methods.pruning.filter_length import set_unit_length
 from compress.models import Architecture, build

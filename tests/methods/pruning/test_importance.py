@@ -8,7 +8,7 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress.config.schema import PruneConfig
+from compress.config.stage_settings import PruneConfig
 from compress.methods.pruning.channel_groups import PrunableNetwork
 from compress.methods.pruning.importance import LabelledImages, score_channels
 from compress.utils.errors import UserError

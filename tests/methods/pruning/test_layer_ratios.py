@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.config.schema import PruneConfig
+from compress.config.stage_settings import PruneConfig
 from compress.methods.pruning.filters import prune_filters
 from compress.methods.pruning.layer_ratios import ratios_by_layer
 from compress.models.widths import read_widths

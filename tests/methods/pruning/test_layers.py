@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress.config.schema import PruneConfig
+from compress.config.stage_settings import PruneConfig
 from compress.methods.pruning.filters import prune_filters
 from compress.methods.pruning.least_squares import _solve_for_places, _solve_for_weights
 from compress.methods.pruning.receptive import pixels, rows

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress.config.schema import PruneConfig
+from compress.config.stage_settings import PruneConfig
 from compress.methods.pruning.filters import Pruned, prune_filters
 from compress.models.widths import read_widths, set_widths
 from tests.methods.pruning.networks import SHAPE, Network, chain, conv, pooled

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.config.schema import PruneConfig
+from compress.config.stage_settings import PruneConfig
 from compress.evaluation.flops import count_cost
 from compress.methods.pruning.filters import prune_filters
 from compress.methods.pruning.reconstruction import reconstruct

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress.config.schema import PruneConfig
+from compress.config.stage_settings import PruneConfig
 from compress.evaluation.flops import count_cost
 from compress.methods.pruning.filters import Pruned, prune_filters
 from compress.models import Architecture, build

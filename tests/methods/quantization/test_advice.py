@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.config.schema import QuantizeConfig
+from compress.config.stage_settings import QuantizeConfig
 from compress.evaluation import int8_loss
 from compress.evaluation.int8_loss import validation_loss
 from compress.methods.quantization.advice import AccuracyDrop, advise, widest_spread
