@@ -55,7 +55,7 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
     kept: Kept = {}
     errors: dict[str, float] = {}
     notes: dict[str, Any] = {}
-    steps: list[dict[str, float]] = []
+    steps: list[dict[str, Any]] = []
     for step in range(1, config.steps + 1):
         original = copy.deepcopy(network)
         prunable = PrunableNetwork(network, example, config.round_to)
@@ -71,13 +71,14 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
             set_unit_length(network, example)
         kept |= {layer: [kept[layer][at] for at in new] if layer in kept else new for layer, new in pruned.kept.items()}
         history += _fine_tune(network, config, context, step)
-        steps.append(_step_row(prunable, before, trials, context) if config.steps > 1 else {})
+        if config.steps > 1:
+            steps.append(_step_row(prunable, before, trials, context) | _search_of(notes))
     after = read_widths(network)
     if config.removes_filters:
         _warn_where_nothing_pruned(kept, artifact.spec.architecture.get("model"), pruned.left_out)
     changed = {name: width for name, width in after.items() if width != before[name]}
     spec = artifact.spec.changed("prune", widths=changed, settings=asdict(config), kept_filters=kept)
-    notes |= {"steps": steps} if config.steps > 1 else {}
+    notes |= {"steps": steps} if steps else {}
     notes |= {"filters": {name: (before[name][0], width[0]) for name, width in after.items() if len(width) > 1}}
     notes |= {"unexplained_share": errors, "history": history}
     return Artifact(network, spec, pruned.left_out, notes)
@@ -174,6 +175,11 @@ def _step_row(
         "filters_left_percent": 100 * left[1] / left[0],
         f"val_{context.task.metric.key}_percent": trials.val_percent(prunable.network),
     }
+
+
+def _search_of(notes: dict[str, Any]) -> dict[str, Any]:
+    """Returns the tries that led to a step's cut; the notes of the next step replace them."""
+    return {"search": notes["target"]["search"]} if "target" in notes else {}
 
 
 def _warn_where_nothing_pruned(kept: Kept, model: str | None, left_out: list[dict[str, str]]) -> None:

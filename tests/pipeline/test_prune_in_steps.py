@@ -98,6 +98,9 @@ def test_the_notes_say_what_each_step_reached(chain: Chain) -> None:
     assert share <= 0.5 < first["macs_share"] <= 0.5**0.5
     assert last["macs_share"] == made.notes["target"]["reached"]["macs_share"] == share
     assert made.notes["target"]["asked"] == {"macs_share": 0.5}
+    assert last["search"] == made.notes["target"]["search"]
+    assert first["search"]
+    assert first["search"] != last["search"]
     assert len(made.notes["history"]) == config.prune.sparsity_epochs + config.prune.epochs
     kept = made.spec.pruning[-1]["kept_filters"]
     assert not [row for row in made.left_out if row["layer"] in kept]
