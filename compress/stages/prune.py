@@ -23,6 +23,7 @@ from compress.methods.pruning.filters import remove_filters
 from compress.methods.pruning.importance import LabelledImages
 from compress.methods.pruning.limits import ShippedFile, Whole
 from compress.methods.pruning.reconstruction import reconstruct, skipped_layers
+from compress.methods.pruning.sensitivity import SENSITIVITY_TEMPERATURE
 from compress.methods.pruning.sparsity import sparsity_penalty
 from compress.models.artifact import Artifact
 from compress.models.initialization import initialize
@@ -35,9 +36,6 @@ from compress.utils.tensors import to_device
 log = logging.getLogger("compress")
 
 _FEWEST_SAMPLES = 256  # train images to judge by where none are used to refit
-# Softens the outputs that sensitivity compares: a trained network is sure of its train images, so that at 1 a few of
-# them decide. At 4 ResNet-56 with 2.16 times fewer MACs keeps 92.0 % after the refit, at 1 90.3 (tests/benchmarks).
-_SENSITIVITY_TEMPERATURE = 4.0
 
 
 def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact:
@@ -99,7 +97,7 @@ def _trials(network: nn.Module, config: PruneConfig, context: Context) -> Trials
     return Trials(
         LabelledImages(batches, task.loss),
         images,
-        lambda outputs, reference: task.distance(outputs, reference, _SENSITIVITY_TEMPERATURE),
+        lambda outputs, reference: task.distance(outputs, reference, SENSITIVITY_TEMPERATURE),
         val_percent,
         Whole(read_widths(network), macs, params),
         val_percent(network) if drops else math.nan,

@@ -7,6 +7,7 @@ same predicted latency; their int8 files are then timed in turns and scored afte
 import argparse
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from compress.methods.pruning.filters import known_scores
 from compress.methods.pruning.importance import score_channels
 from compress.methods.pruning.limits import Whole, currency
 from compress.methods.pruning.reconstruction import reconstruct
-from compress.methods.pruning.sensitivity import Sensitivity, measure_sensitivity
+from compress.methods.pruning.sensitivity import SENSITIVITY_TEMPERATURE, Sensitivity, measure_sensitivity
 from compress.methods.pruning.target import Limit, meet_limits
 from compress.models.layer_calls import layer_calls
 from compress.models.widths import read_widths
@@ -72,7 +73,8 @@ def _prepare(subject: Subject, options: argparse.Namespace) -> Bench:
     prunable = PrunableNetwork(network, images[:1], round_to)
     scores = known_scores(prunable, score_channels(prunable, "l1"))
     free = [True] * len(scores)
-    sensitivity = measure_sensitivity(prunable, scores, free, images[:256], CLASSIFICATION.distance)
+    distance = partial(CLASSIFICATION.distance, temperature=SENSITIVITY_TEMPERATURE)
+    sensitivity = measure_sensitivity(prunable, scores, free, images[:256], distance)
     measure = MeasureConfig(repetitions=200)
     shipping = Shipping(QuantizeConfig(mode="ptq"), measure, options.threads, options.cache)
     return Bench(subject, prunable, scores, sensitivity, ShippedFile(network, images, shipping, CLASSIFICATION.files))
