@@ -11,22 +11,15 @@ prints what is there as Markdown.
 """
 
 import argparse
-import contextlib
 import copy
-import datetime
-import logging
-import multiprocessing
-import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, it would not find `compress`
 
@@ -38,22 +31,18 @@ from compress.models.artifact import Artifact, read_tensors
 from compress.pipeline.compute import RunContext, prepare
 from compress.pipeline.experiment import run_experiment
 from compress.training.validation import split_logits
-from compress.utils.cpu import cpu_flags, cpu_name
-from compress.utils.errors import UserError
 from compress.utils.file_lock import lock_file
-from compress.utils.files import METRICS, PREDICTIONS, read_json, write_json
+from compress.utils.files import METRICS, PREDICTIONS, read_json
 from tests.benchmarks.headlines import DATASETS, ROOT, commit
 from tests.benchmarks.pruning_by_hand import (
     PRUNERS,
-    CannotPruneError,
     file_right,
     prune_by_hand,
     run_stage,
     train_by_hand,
 )
 from tests.benchmarks.pruning_tables import BASELINE, tables
-
-log = logging.getLogger("compress")
+from tests.benchmarks.rows import Row, figures, finished, key_of, make_missing
 
 OUT = ROOT / "outputs" / "benchmarks" / "pruning.json"
 RECIPE = "resnet56_cifar_int8"
@@ -78,11 +67,6 @@ class Job:
     commit: str
 
     @property
-    def key(self) -> str:
-        """Returns the row's name in the JSON file."""
-        return " ".join(str(value) for value in asdict(self).values())
-
-    @property
     def is_torch_pruning(self) -> bool:
         """Returns whether a pruner of torch-pruning removes the filters."""
         return self.way.partition(":")[0] in PRUNERS
@@ -91,12 +75,7 @@ class Job:
 def main() -> int:
     """Runs the command line; returns the exit status."""
     options = parse(sys.argv[1:])
-    done = finished(options.out)
-    missing = [job for job in jobs(options) if job.key not in done]
-    spawn = multiprocessing.get_context("spawn")  # a forked torch may hang in its threads
-    with ProcessPoolExecutor(options.jobs, spawn, start_log) as pool:
-        for future in [pool.submit(make, job, options) for job in missing]:
-            future.result()
+    make_missing(jobs(options), make, options)
     if options.table:
         print(tables(list(finished(options.out).values())))
     return 0
@@ -146,40 +125,9 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     ]
 
 
-def start_log() -> None:
-    """Shows the progress of a job's stages on stderr."""
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s")
-    log.setLevel(logging.INFO)
-
-
-def make(job: Job, options: argparse.Namespace) -> None:
-    """Makes a network and adds its row to the file: its figures, or the error in their place."""
-    log.info("=== %s", job.key)
-    row = asdict(job) | facts(options)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # the tables alone go to stdout
-            row |= MAKERS[job.part](job, options)
-    except (UserError, CannotPruneError) as error:
-        row["error"] = str(error)
-    log.info("=== %s: %s", job.key, row.get("error") or f"{row['top1_percent']:.2f} %")
-    with lock_file(options.out.parent, options.out.stem):
-        write_json(options.out, finished(options.out) | {job.key: row})
-
-
-def finished(path: Path) -> dict[str, dict[str, Any]]:
-    """Returns the rows of earlier runs, by their jobs' keys."""
-    return read_json(path) if path.is_file() else {}
-
-
-def facts(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns when and where a row is made."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "cpu": f"{cpu_name()} ({', '.join(cpu_flags())})",
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": options.threads,
-        "jobs": options.jobs,
-    }
+def make(job: Job, options: argparse.Namespace) -> Row:
+    """Returns the figures of a network."""
+    return (refit if job.part == "refit" else train)(job, options)
 
 
 def config_of(job: Job, options: argparse.Namespace) -> Config:
@@ -219,7 +167,7 @@ def images_of(options: argparse.Namespace) -> Path:
     return path
 
 
-def refit(job: Job, options: argparse.Namespace) -> dict[str, Any]:
+def refit(job: Job, options: argparse.Namespace) -> Row:
     """Returns the figures of a float network right after its cut, and the seconds that the cut took."""
     run = prepare(config_of(job, options))
     teacher = run_stage("teacher", None, None, run)
@@ -233,10 +181,10 @@ def refit(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     right, teacher_right = (
         split_logits(one, test, run.device).argmax(1) == test.labels for one in (network, teacher.network)
     )
-    return figures(right, teacher_right, macs_share(network, teacher, run)) | {"seconds": seconds}
+    return figures(right, teacher_right) | {"macs_share": macs_share(network, teacher, run), "seconds": seconds}
 
 
-def train(job: Job, options: argparse.Namespace) -> dict[str, Any]:
+def train(job: Job, options: argparse.Namespace) -> Row:
     """Returns the figures of the int8 file that ships; this project's own ways are whole runs, which resume."""
     config = config_of(job, options)
     if job.is_torch_pruning:
@@ -245,17 +193,14 @@ def train(job: Job, options: argparse.Namespace) -> dict[str, Any]:
         network = cut_by_hand(job, teacher, run)
         share = macs_share(network, teacher, run)
         teacher_right = file_right(copy.deepcopy(teacher.network), run)
-        return figures(train_by_hand(network, teacher, run), teacher_right, share)
-    folder = folder_of(options) / job.key.replace(":", "-").replace(" ", "_")
+        return figures(train_by_hand(network, teacher, run), teacher_right) | {"macs_share": share}
+    folder = folder_of(options) / key_of(job).replace(":", "-").replace(" ", "_")
     run_experiment(config, folder)
     stages = [folder / row["stage"] for row in read_json(folder / "summary.json")["stages"]]
     first, last = (read_tensors(stage / PREDICTIONS) for stage in (stages[0], stages[-1]))
     macs = [read_json(stage / METRICS)["macs"] for stage in (stages[-1], stages[0])]
     right, teacher_right = (found["deployed_top1"] == found["labels"] for found in (last, first))
-    return figures(right, teacher_right, macs[0] / macs[1])
-
-
-MAKERS = {"refit": refit, "train": train}
+    return figures(right, teacher_right) | {"macs_share": macs[0] / macs[1]}
 
 
 def cut_by_hand(job: Job, teacher: Artifact, run: RunContext) -> nn.Module:
@@ -268,17 +213,6 @@ def cut_by_hand(job: Job, teacher: Artifact, run: RunContext) -> nn.Module:
 def macs_share(network: nn.Module, teacher: Artifact, run: RunContext) -> float:
     """Returns the MACs of `network` as a share of the teacher's."""
     return count_cost(network.eval(), run.data.shape)[1] / count_cost(teacher.network.eval(), run.data.shape)[1]
-
-
-def figures(right: Tensor, teacher_right: Tensor, share: float) -> dict[str, Any]:
-    """Returns top-1, and which test images (N,) the network and the teacher have right, for later comparisons."""
-    packed = {"right": right, "teacher_right": teacher_right}
-    return {
-        "images": len(right),
-        "top1_percent": 100 * float(right.double().mean()),
-        "macs_share": share,
-        **{name: np.packbits(values.numpy()).tobytes().hex() for name, values in packed.items()},
-    }
 
 
 if __name__ == "__main__":

@@ -25,12 +25,13 @@ from compress.stages import load_stage
 from compress.tasks import TASKS
 from compress.training.context import Context
 from compress.training.tensorboard import TensorBoardWriter
+from tests.benchmarks.rows import CannotMakeError
 
 _STEPS = 400  # to a ratio of 1, as in torch-pruning's examples; large steps would spare layers that lose all filters
 _FAILURES = (AttributeError, IndexError, RuntimeError, ValueError, ZeroDivisionError)  # of torch-pruning's graph
 
 
-class CannotPruneError(Exception):
+class CannotPruneError(CannotMakeError):
     """torch-pruning failed on a network, or returned one that cannot run or is too large."""
 
 

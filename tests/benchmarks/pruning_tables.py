@@ -2,14 +2,12 @@
 
 import statistics
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
 from compress.utils.statistics import paired_difference
 from tests.benchmarks.headlines import bits
-
-Row = dict[str, Any]
+from tests.benchmarks.rows import Row, machine_text
 
 BASELINE = "l1:local"  # that ways are compared with after the refit
 _SERIES = ("part", "epochs", "lr", "train_images", "commit")  # rows that differ in them are in tables of their own
@@ -41,9 +39,7 @@ def _table(rows: list[Row]) -> str:
         lines[-2:] = [lines[-2] + " s |", lines[-1] + "---:|"]
     lines += [line for share in sorted({row["share"] for row in rows}, reverse=True) for line in _lines(rows, share)]
     images = f", {first['train_images']} train images" if first["train_images"] else ""
-    threads = last["threads"] or last["cores"]
-    machine = f"{last['cores']} cores of {last['cpu']}, threads: {threads}, jobs at once: {last['jobs']}"
-    return "\n".join([*lines, "", f"Commit {last['commit']}, {last['date']}, {machine}{images}."])
+    return "\n".join([*lines, "", f"{machine_text(last)}{images}."])
 
 
 def _lines(rows: list[Row], share: float) -> list[str]:

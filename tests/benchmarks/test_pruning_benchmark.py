@@ -8,9 +8,10 @@ import torch
 
 from compress.models.cifar_resnet import CifarResNet
 from tests.benchmarks import pruning
-from tests.benchmarks.pruning import Job, config_of, figures, images_of, jobs, parse
+from tests.benchmarks.pruning import Job, config_of, images_of, jobs, parse
 from tests.benchmarks.pruning_by_hand import PRUNERS, CannotPruneError, prune_by_hand
 from tests.benchmarks.pruning_tables import difference, tables
+from tests.benchmarks.rows import figures, key_of
 
 IMAGES = 200
 
@@ -32,7 +33,7 @@ def row(way: str, seed: int, wrong: int, part: str = "refit", share: float = 0.2
     job = {"part": part, "way": way, "share": share, "seed": seed, "epochs": 0 if part == "refit" else 10}
     job |= {"lr": 0.03 if job["epochs"] else 0.0}
     machine = {"date": "today", "cpu": "a CPU", "cores": 2, "threads": 1, "jobs": 1}
-    found = figures(right(wrong), right(10, first=100), 0.248)
+    found = figures(right(wrong), right(10, first=100)) | {"macs_share": 0.248}
     return job | {"train_images": 0, "commit": "0123456789", "seconds": 3.0} | machine | found
 
 
@@ -60,7 +61,7 @@ def test_training_takes_the_named_ways_with_every_share_and_seed() -> None:
     found = jobs(parse([*words, "--seeds", "3", "4"]))
     assert {job.way for job in found} == {"l1:local", "l2:global", "BNScalePruner:inner"}
     assert {(job.share, job.seed) for job in found} == {(0.5, 3), (0.5, 4), (0.3, 3), (0.3, 4)}
-    assert len({job.key for job in found}) == len(found) == 12
+    assert len({key_of(job) for job in found}) == len(found) == 12
     assert {job.epochs for job in found} == {5}
 
 
