@@ -100,7 +100,11 @@ def training(
 
 
 def pruned_between(
-    data: Data, ranks: ProcessGroup, loss: LossFn | None = None, checkpoint: Checkpoint | None = None
+    data: Data,
+    ranks: ProcessGroup,
+    loss: LossFn | None = None,
+    checkpoint: Checkpoint | None = None,
+    ema: float = 0.0,
 ) -> dict[str, Tensor]:
     """The state of a network that learns sparsity in one training, and is pruned and trained again."""
     torch.manual_seed(0)
@@ -108,7 +112,8 @@ def pruned_between(
     prunable = PrunableNetwork(network, torch.zeros(1, *data.shape))
     penalty = sparsity_penalty(prunable, "growing_reg", 0.05)
     with TensorBoardWriter(None) as curves:
-        context = Context(data, None, TrainConfig(precision="float32"), CPU, 5, curves, checkpoint, ranks=ranks)
+        config = TrainConfig(precision="float32", ema=ema)
+        context = Context(data, None, config, CPU, 5, curves, checkpoint, ranks=ranks)
         settings = TrainSettings("test", 2, 0.05, penalty=penalty, part="sparsity", last=False)
         train(network, label_loss(0.0), context, settings)
         left = [group.channels // 2 for group in prunable.groups]
@@ -169,12 +174,14 @@ def trainings(data: Data, folder: Path, shared: Path) -> None:
         told["stopped"] = str(stop)
     states["stopped"], _ = training("normalised", data, ranks, None, checkpoint)
     states["pruned_between"] = pruned_between(data, ranks)
-    checkpoint = Checkpoint(shared / "state_of_two", "key", 10)
-    try:
-        pruned_between(data, ranks, None if ranks.is_rank_zero else signalled(3), checkpoint)
-    except Interrupted as stop:
-        told["stopped_again"] = str(stop)
-    states["pruned_between_stopped"] = pruned_between(data, ranks, None, checkpoint)
+    states["averaged_between"] = pruned_between(data, ranks, ema=0.5)
+    for name, ema in (("pruned_between", 0.0), ("averaged_between", 0.5)):
+        checkpoint = Checkpoint(shared / f"state_of_{name}", "key", 10)
+        try:
+            pruned_between(data, ranks, None if ranks.is_rank_zero else signalled(3), checkpoint, ema)
+        except Interrupted as stop:
+            told[f"{name}_stopped"] = str(stop)
+        states[f"{name}_stopped"] = pruned_between(data, ranks, None, checkpoint, ema)
 
     folder.mkdir()
     for name, state in states.items():

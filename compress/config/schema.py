@@ -83,6 +83,13 @@ class TrainConfig:
     momentum: float = option(0.9, "sgd's", low=0.0, high=0.999)
     weight_decay: float = option(5e-4, "on weights; never on biases and batch norm", low=0.0, high=1.0)
     warmup: float = option(0.1, "share of the steps in which the learning rate rises", low=0.0, high=0.9)
+    ema: float = option(
+        0.0,
+        "exponential moving average of the weights, which is then validated and kept: its decay a step, e.g. 0.999; "
+        "0: none",
+        low=0.0,
+        high=0.99999,
+    )
     label_smoothing: float = option(0.0, "share of each label spread over all classes", low=0.0, high=0.9)
     precision: str = option(
         "auto",

@@ -5,6 +5,12 @@ from typing import Optional
 
 from compress.config.options import option
 
+SCHEDULES = ("cosine", "linear", "step", "constant")
+_SCHEDULE = (
+    "of the learning rate after train.warmup; cosine and linear fall to 0, step to a tenth at half and at three "
+    "quarters of the steps"
+)
+
 
 @dataclass
 class TeacherConfig:
@@ -42,6 +48,7 @@ class TeacherConfig:
     anchor_ratios: list[float] = option([2.0, 3.0], "boxes: aspect ratios of the anchors beside squares, both ways")
     epochs: int = option(12, "0 with a checkpoint: the teacher is taken as it is", low=0, high=10000)
     lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
+    schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
     freeze_epochs: int = option(
         0, "fine-tuning: so many epochs at the start train the last layer alone", low=0, high=10000
     )
@@ -118,6 +125,7 @@ class PruneConfig:
     distill: bool = option(False, "the fine-tuning learns from the teacher, as distill does by default")
     epochs: int = option(2, "epochs of fine-tuning", low=0, high=10000)
     lr: float = option(0.005, "peak learning rate", low=1e-7, high=10)
+    schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
 
     @property
     def removes_filters(self) -> bool:
@@ -138,6 +146,7 @@ class DistillConfig:
     hint_weight: float = option(10.0, "weight of that match", low=0.0, high=1e6)
     epochs: int = option(10, "epochs", low=0, high=10000)
     lr: float = option(0.01, "peak learning rate", low=1e-7, high=10)
+    schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
 
 
 @dataclass
@@ -173,6 +182,7 @@ class QuantizeConfig:
     allow_float: bool = option(False, "take an int8 file in which most of the arithmetic stays float")
     epochs: int = option(3, "qat: epochs", low=0, high=10000)
     lr: float = option(0.002, "qat: peak learning rate", low=1e-7, high=10)
+    schedule: str = option("cosine", f"qat: {_SCHEDULE}", choices=SCHEDULES)
     temperature: float = option(2.0, "qat: as distill.temperature", low=0.1, high=100)
     alpha: float = option(0.9, "qat: weight of the teacher's term; 0: labels only", low=0.0, high=1.0)
 

@@ -41,10 +41,16 @@ def _labels_only(config: Config) -> Config:
 
 
 def _from_scratch(config: Config) -> Config:
-    """Puts all float epochs into one training from new weights, at the teacher's learning rate."""
-    plain = _labels_only(config)
+    """Puts all float epochs into one training from new weights, at the teacher's learning rate and schedule."""
+    plain, teacher = _labels_only(config), config.teacher
     prune = replace(
-        plain.prune, reinitialize=True, steps=1, sparsity_epochs=0, epochs=_float_epochs(config), lr=config.teacher.lr
+        plain.prune,
+        reinitialize=True,
+        steps=1,
+        sparsity_epochs=0,
+        epochs=_float_epochs(config),
+        lr=teacher.lr,
+        schedule=teacher.schedule,
     )
     return replace(plain, stages=[name for name in config.stages if name != "distill"], prune=prune)
 

@@ -32,7 +32,13 @@ def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Arti
         teacher_fn = compute_logits(teacher) if layers else teacher_function(context)
         loss = teacher_loss(teacher_fn, config.temperature, config.alpha, hints, config.hint_weight, context.task)
         learns_from_teacher = bool(layers or config.alpha)  # a student of the labels alone may well differ from it
-        settings = TrainSettings("distill", config.epochs, config.lr, teacher=teacher if learns_from_teacher else None)
+        settings = TrainSettings(
+            "distill",
+            config.epochs,
+            config.lr,
+            teacher=teacher if learns_from_teacher else None,
+            schedule=config.schedule,
+        )
         history = train(network, loss, context, settings)
     return Artifact(network, spec, notes={"history": history})
 

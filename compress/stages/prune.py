@@ -120,7 +120,15 @@ def _learn_sparsity(
     penalty = sparsity_penalty(PrunableNetwork(network, example), config.sparsity, config.sparsity_weight)
     context.notes["sparsity_left_out"] = penalty.left_out
     loss = label_loss(context.train.label_smoothing, context.task)
-    settings = TrainSettings("prune", config.sparsity_epochs, config.lr, penalty=penalty, part="sparsity", last=False)
+    settings = TrainSettings(
+        "prune",
+        config.sparsity_epochs,
+        config.lr,
+        penalty=penalty,
+        part="sparsity",
+        last=False,
+        schedule=config.schedule,
+    )
     return train(network, loss, context, settings)
 
 
@@ -158,7 +166,9 @@ def _fine_tune(network: nn.Module, config: PruneConfig, context: Context, step: 
         loss = teacher_loss(teacher_function(context), defaults.temperature, defaults.alpha, task=context.task)
     part = f"step {step} of {config.steps}" if config.steps > 1 else ""
     last = step == config.steps
-    settings = TrainSettings("prune", epochs, config.lr, teacher=teacher, part=part, last=last)
+    settings = TrainSettings(
+        "prune", epochs, config.lr, teacher=teacher, part=part, last=last, schedule=config.schedule
+    )
     return train(network, loss, context, settings)
 
 

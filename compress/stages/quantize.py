@@ -140,5 +140,5 @@ def _train(prepared: GraphModule, config: QuantizeConfig, context: Context) -> l
     context = replace(context, train=replace(context.train, precision="float32"))
     loss = teacher_loss(teacher_function(context), config.temperature, config.alpha, task=context.task)
     teacher = require_teacher(context) if config.alpha else None
-    settings = TrainSettings("quantize", config.epochs, config.lr, freeze, teacher=teacher)
+    settings = TrainSettings("quantize", config.epochs, config.lr, freeze, teacher=teacher, schedule=config.schedule)
     return train(prepared, loss, context, settings)

@@ -45,7 +45,7 @@ def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact
     image = torch.zeros(1, *data.shape)
     before_epoch = freeze_backbone(network, image, config.freeze_epochs) if config.freeze_epochs else lambda epoch: None
     shares = layerwise_lr_scales(network, image, config.lr_decay) if config.lr_decay < 1 else {}
-    settings = TrainSettings("teacher", config.epochs, config.lr, before_epoch, shares)
+    settings = TrainSettings("teacher", config.epochs, config.lr, before_epoch, shares, schedule=config.schedule)
     history = train(network, loss, context, settings)
     spec = Spec(
         architecture=asdict(architecture),

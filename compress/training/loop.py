@@ -1,7 +1,6 @@
 """The one training loop: a stage brings its network and its loss, and the weights of the epoch to keep stay in it."""
 
 import logging
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -18,12 +17,14 @@ from compress.training.early_stopping import check_early_stopping
 from compress.training.fast_layers import optimized_layers
 from compress.training.finished import finish, unpack
 from compress.training.finite import require_finite
+from compress.training.lr_schedules import lr_factor
 from compress.training.malloc import keep_freed_memory
 from compress.training.penalty import GradientPenalty
 from compress.training.state import TrainState
 from compress.training.state_saver import StateSaver
 from compress.training.step import LossFn, Step, agree_on_micro_batches, micro_batches_text
 from compress.training.validation import split_logits, validate
+from compress.training.weight_average import WeightAverage
 from compress.utils.console import Bar, progress
 from compress.utils.cores import cores
 from compress.utils.other_load import OtherLoad
@@ -47,19 +48,21 @@ class TrainSettings:
     penalty: GradientPenalty | None = None  # its gradient is added to that of the loss
     part: str = ""  # what this training is called in a stage with several
     last: bool = True  # of the stage; after another one, every process goes on with the stage
+    schedule: str = "cosine"  # how the learning rate falls
 
 
 def train(network: nn.Module, loss: LossFn, context: Context, settings: TrainSettings) -> list[dict[str, float]]:
     """Trains `network` in place and returns a row an epoch; it ends in eval mode.
 
-    The learning rate rises to `settings.lr` over `train.warmup` of the steps and falls to 0 along a cosine. The last
-    epoch is kept, unless an earlier one is better on validation beyond chance. A training that `context.checkpoint`
-    holds continues after its last step. Each of `context.ranks` takes its part of every batch; all end with the same
-    weights. A stage may train several times, one after the other, and the network may change its shape in between: a
-    stage that starts anew calls the same trainings, and those that `context.checkpoint` holds as finished return at
-    once. Raises StageDone after the stage's last training in every process but the first, UserError, which names the
-    step, where a loss or a weight is not finite, EarlyStopped below `context.min_val_metric`, and Interrupted once a
-    signal has come and the state is saved.
+    The learning rate rises to `settings.lr` over `train.warmup` of the steps and then follows `settings.schedule`. The
+    last epoch is kept, unless an earlier one is better on validation beyond chance. With `train.ema` the weights that
+    are validated and kept are the averaged ones. A training that `context.checkpoint` holds continues after its last
+    step. Each of `context.ranks` takes its part of every batch; all end with the same weights. A stage may train
+    several times, one after the other, and the network may change its shape in between: a stage that starts anew calls
+    the same trainings, and those that `context.checkpoint` holds as finished return at once. Raises StageDone after the
+    stage's last training in every process but the first, UserError, which names the step, where a loss or a weight is
+    not finite, EarlyStopped below `context.min_val_metric`, and Interrupted once a signal has come and the state is
+    saved.
     """
     network.to(context.device, memory_format=torch.channels_last)
     training = _begin(network, context, settings)
@@ -102,7 +105,8 @@ def _take_epochs(training: TrainState, loss: LossFn, context: Context, settings:
             if training.penalty:
                 training.penalty.start_epoch(training.epoch)
             _finish_steps(training, ddp_network, loss, context, saver, bar)
-            _finish_epoch(training, teacher_logits, context, saver, bar)
+            with training.averaged_weights():
+                _finish_epoch(training, teacher_logits, context, saver, bar)
             if training.epoch == 2 and ranks.is_rank_zero:
                 _warn_of_other_load(load.cores())
             ended = training.epoch > training.epochs
@@ -113,7 +117,7 @@ def _begin(network: nn.Module, context: Context, settings: TrainSettings) -> Tra
     """Returns a training before its first step, or as it was saved, and writes its curves up to there."""
     steps_per_epoch = context.data.train.steps()
     optimizer = _optimizer(network, settings.lr, context.train, settings.lr_scales)
-    factor = lambda step: _lr_factor(step, settings.epochs * steps_per_epoch, context.train.warmup)
+    factor = lambda step: lr_factor(step, settings.epochs * steps_per_epoch, context.train.warmup, settings.schedule)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     number = len(context.finished)
     generator = torch.Generator().manual_seed(context.seed + number)  # else all trainings would draw the same orders
@@ -127,6 +131,7 @@ def _begin(network: nn.Module, context: Context, settings: TrainSettings) -> Tra
         generator,
         settings.part,
         settings.penalty,
+        WeightAverage(network, context.train.ema) if context.train.ema else None,
     )
     stage = context.ranks.rank_zero_first(context.checkpoint.load) if context.checkpoint else None
     saved = unpack(stage, number) if stage else None
@@ -167,6 +172,8 @@ def _finish_steps(
         if training.penalty:
             training.penalty.add_gradients()
         training.optimizer.step()
+        if training.average:
+            training.average.update(training.step)
         _write_step(training, training.step, value, context)
         training.schedule.step()
         training.finish_batch(value, correct, count)
@@ -239,11 +246,3 @@ def _optimizer(
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr)
     return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.momentum > 0)
-
-
-def _lr_factor(step: int, steps: int, warmup: float) -> float:
-    """Returns the share of the peak learning rate at `step`: a linear rise, then a cosine."""
-    rise = math.ceil(warmup * steps)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))

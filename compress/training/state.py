@@ -2,6 +2,7 @@
 
 import copy
 import random
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from compress.training.penalty import GradientPenalty
 from compress.training.validation import BEYOND_CHANCE, Validation, standard_errors_better
+from compress.training.weight_average import WeightAverage
 
 _COUNTS = ("epoch", "batches", "seen", "total_loss", "correct", "rows", "best_epoch", "best_rank", "micro_batches")
 _SCORES = ("best_scores", "last_scores")
@@ -30,6 +32,7 @@ class TrainState:
     generator: torch.Generator  # draws the order and the augmentation
     part: str = ""  # the training's name in a stage with several
     penalty: GradientPenalty | None = None
+    average: WeightAverage | None = None
     micro_batches: int = 1  # in each batch, one computed after the other: what fits into memory
     epoch: int = 1  # the one under way
     order: Tensor | None = None  # (N,) positions of its images; None: not drawn yet
@@ -71,6 +74,10 @@ class TrainState:
         self.batches, self.seen = self.batches + 1, self.seen + images
         self.total_loss, self.correct = self.total_loss + loss * images, self.correct + correct
 
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Returns a context in which the network has its averaged weights, if they are averaged."""
+        return self.average.applied() if self.average else nullcontext()
+
     def finish_epoch(self, row: dict[str, float], found: Validation) -> None:
         """Records an epoch, and keeps a copy of the network where it is the best so far."""
         rank = [found.scores.mean().item(), found.loss]
@@ -85,10 +92,13 @@ class TrainState:
     def choose_epoch(self) -> dict[str, Any]:
         """Loads the weights of the epoch to keep into the network. Returns its number and why it was chosen.
 
-        By default that is the last epoch, whose learning rate has come down to 0. The best of several noisy epochs is
+        By default that is the last epoch, whose learning rate has come down. The best of several noisy epochs is
         seldom truly better, and on few images an early epoch with a high learning rate may seem so.
         """
-        self.kept = self.kept or self._choose_epoch()
+        if self.kept is None:
+            if self.average:
+                self.average.copy_to_network()
+            self.kept = self._choose_epoch()
         return self.kept
 
     def _choose_epoch(self) -> dict[str, Any]:
@@ -114,6 +124,7 @@ class TrainState:
         for index, kept in self.optimizer.state_dict()["state"].items():
             groups[f"optimizer.{index}"] = kept
         groups["penalty"] = self.penalty.tensors() if self.penalty else {}
+        groups["average"] = self.average.tensors() if self.average else {}
         return {f"{group}.{name}": value for group, named in groups.items() for name, value in named.items()}
 
     def finished_tensors(self) -> dict[str, Tensor]:
@@ -145,6 +156,8 @@ class TrainState:
         self._restore_optimizer(groups.get("optimizer", {}))
         if self.penalty and "penalty" in groups:
             self.penalty.load(groups["penalty"])
+        if self.average and "average" in groups:  # not where the epoch to keep is chosen
+            self.average.load(groups["average"])
         self.schedule.load_state_dict(values["schedule"])
         for settings, lr in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
             settings["lr"] = lr

@@ -104,17 +104,23 @@ def test_two_processes_round_what_one_would(pair: Pair, tiny_npz: Path, name: st
         assert found[of_images].item() == pytest.approx(alone[of_images].item(), rel=1e-6)
 
 
-def test_two_processes_go_on_together_after_the_first_of_two_trainings(pair: Pair, tiny_npz: Path) -> None:
-    """Both prune, each for itself, and choose the same filters, because they end with the same weights."""
-    alone = two_ranks.pruned_between(two_ranks.small_data(tiny_npz), ProcessGroup())
-    found, other = pair.state(0, "pruned_between"), pair.state(1, "pruned_between")
+@pytest.mark.parametrize(("name", "ema"), [("pruned_between", 0.0), ("averaged_between", 0.5)])
+def test_two_processes_go_on_together_after_the_first_of_two_trainings(
+    pair: Pair, tiny_npz: Path, name: str, ema: float
+) -> None:
+    """Both prune, each for itself, and choose the same filters, because they end with the same weights.
+
+    Only the first one takes the average at the end of the last training: the others are no longer needed then.
+    """
+    alone = two_ranks.pruned_between(two_ranks.small_data(tiny_npz), ProcessGroup(), ema=ema)
+    found, other = pair.state(0, name), pair.state(1, name)
     assert distance(found, alone) < 1e-4
-    assert distance(found, other) == 0
+    assert (distance(found, other) == 0) == (ema == 0)
     for number in (0, 1):
-        assert pair.told(number)["stopped_again"].startswith(
+        assert pair.told(number)[f"{name}_stopped"].startswith(
             "received SIGTERM after step 2 of 3 of test (fine-tuning);"
         )
-        assert distance(pair.state(number, "pruned_between_stopped"), found) == 0
+        assert distance(pair.state(number, f"{name}_stopped"), pair.state(number, name)) == 0
 
 
 @pytest.mark.parametrize("name", two_ranks.NETWORKS)
@@ -146,7 +152,8 @@ def test_a_run_of_two_processes_writes_each_line_and_file_once(pair: Pair) -> No
         "rank_1",
         "run",
         "state",
-        "state_of_two",
+        "state_of_averaged_between",
+        "state_of_pruned_between",
     ]
     assert sorted(path.name for path in pair.run.glob("0*")) == STAGES
     log = (pair.run / "compress.log").read_text()

@@ -49,6 +49,7 @@ class Stage:
     before_pruning: Callable[[str], None] = no_hook
     broken_step: int = 0  # its loss is no number
     min_val_metric: list[float] = field(default_factory=list)
+    ema: float = 0.0
     steps: dict[str, list[list[int]]] = field(default_factory=dict)  # part -> the images of each step
 
     def run(self, checkpoint: Checkpoint | None, seed: int = 0) -> tuple[nn.Module, list[Rows], Context]:
@@ -57,7 +58,7 @@ class Stage:
         random.seed(seed)
         np.random.seed(seed)
         with TensorBoardWriter(self.folder) as curves:
-            context = Context(self.data, None, TrainConfig(), CPU, 5, curves, checkpoint)
+            context = Context(self.data, None, TrainConfig(ema=self.ema), CPU, 5, curves, checkpoint)
             context.min_val_metric = self.min_val_metric
             penalty = sparsity_penalty(self._prunable(network), "growing_reg", 0.01)
             settings = TrainSettings("test", EPOCHS, 0.05, penalty=penalty, part="sparsity", last=False)
@@ -97,16 +98,19 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(row.step, row.value) for row in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_wherever_a_stage_with_several_trainings_is_killed_it_ends_the_same(data: Data, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_wherever_a_stage_with_several_trainings_is_killed_it_ends_the_same(
+    data: Data, tmp_path: Path, ema: float
+) -> None:
     """In each training, at its end, and before the next one; what goes on starts from other weights and draws."""
-    wanted, history, context = Stage(data, tmp_path / "whole").run(None)
+    wanted, history, context = Stage(data, tmp_path / "whole", ema=ema).run(None)
     assert context.notes["kept_epoch"]["training"] == "second"
     drawn = torch.rand(())
     for savings in range(1, 3 * SAVINGS + 1):
         path = tmp_path / f"{savings}.safetensors"
         with pytest.raises(Killed):
-            Stage(data, tmp_path / "killed").run(dying(path, savings))
-        found, rows, resumed = Stage(data, tmp_path / "killed").run(Checkpoint(path, "key", 10), seed=9)
+            Stage(data, tmp_path / "killed", ema=ema).run(dying(path, savings))
+        found, rows, resumed = Stage(data, tmp_path / "killed", ema=ema).run(Checkpoint(path, "key", 10), seed=9)
         assert_equal(found, wanted)
         assert rows == history
         assert resumed.notes == context.notes

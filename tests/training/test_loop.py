@@ -1,7 +1,6 @@
 """The training loop: it learns, it repeats itself, it keeps the best epoch, it stops at a loss that is no number."""
 
 import copy
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from compress.data import load_data
 from compress.data.dataset import Batch, Data
 from compress.models.cifar_resnet import CifarResNet
 from compress.training.context import Context
-from compress.training.loop import TrainSettings, _lr_factor, train
+from compress.training.loop import TrainSettings, train
 from compress.training.state import TrainState
 from compress.training.tensorboard import TensorBoardWriter
 from compress.training.validation import Validation
@@ -143,11 +142,3 @@ def test_a_loss_that_is_no_number_names_the_step(data: Data, tmp_path: Path) -> 
     message = r"a loss of nan at step 3 of 9 \(epoch 1\) of test, where the learning rate is 0.0481; .* lower test\.lr"
     with pytest.raises(UserError, match=message):
         run(fresh(), data, tmp_path, broken)
-
-
-def test_the_learning_rate_rises_and_falls_to_zero() -> None:
-    factors = [_lr_factor(step, 100, 0.1) for step in range(101)]
-    assert factors[:10] == [pytest.approx((step + 1) / 10) for step in range(10)]
-    assert factors[10] == 1
-    assert all(after <= before for before, after in pairwise(factors[10:]))
-    assert factors[100] == pytest.approx(0, abs=1e-9)
