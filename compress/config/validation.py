@@ -1,6 +1,7 @@
 """Checks settings: each value against its range, and values that exclude each other."""
 
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from compress.config.distill_losses import check_task, logit_losses
@@ -24,6 +25,7 @@ def _check_together(config: Any) -> None:
         _check_boxes(config)
         _check_mixing(config)
         check_task(config.distill.losses, config.data.task)
+        _check_teachers(config)
     if isinstance(config, DataConfig):
         _check_normalisation(config)
         _check_crop(config)
@@ -74,6 +76,18 @@ def _check_mixing(config: Config) -> None:
             f"{received} with data.task=detection",
             "0: boxes of two images cannot be mixed",
             "leave that out",
+        )
+
+
+def _check_teachers(config: Config) -> None:
+    """Raises UserError for a teacher that is not there, before another one trains for hours."""
+    named = config.distill.teachers if "distill" in config.stages else []
+    missing = [name for name in named if name != "teacher" and not Path(name).exists()]
+    if missing:
+        raise UserError(
+            f"distill.teachers with {missing[0]}, which does not exist",
+            "run folders, stage folders, checkpoint files, or teacher",
+            "mend the path; a file that moved has another one",
         )
 
 

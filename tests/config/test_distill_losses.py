@@ -80,3 +80,9 @@ def test_a_control_without_distillation_has_no_loss_or_teacher_of_it() -> None:
     assert not ABLATIONS["finetuned_without_distillation"].unfit(
         Config(stages=["teacher", "distill"], distill=DistillConfig(alpha=0.0, losses=["kd", "at"]))
     )
+
+
+def test_a_teacher_that_is_not_there_is_refused_before_anything_trains() -> None:
+    check(Config(distill=DistillConfig(teachers=["teacher"])))
+    with pytest.raises(UserError, match=r"distill\.teachers with nowhere, which does not exist"):
+        check(Config(distill=DistillConfig(teachers=["teacher", "nowhere"])))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -23,7 +24,7 @@ from compress.training.context import Context
 from compress.training.tensorboard import TensorBoardWriter
 from compress.utils.errors import UserError
 from compress.utils.files import MODEL, SPEC, digest_of_file, finish_stage, read_json, write_json
-from tests.conftest import make_tiny_config
+from tests.conftest import labelled_arrays, make_tiny_config
 from tests.pipeline.small_training import CPU, Killed, assert_equal, dying
 
 
@@ -185,3 +186,14 @@ def test_teachers_that_cannot_be_found_are_refused(config: Config, run_folder: P
     refused(tmp_path / "nowhere", r"distill\.teachers with .*nowhere, which does not exist; .* a file that moved")
     refused(tmp_path, "a folder without a finished float stage")
     refused(run_folder / "03_quantize", "a quantized stage")
+
+
+@pytest.mark.parametrize("losses", [["kd", "at", "fitnet", "review"], ["kd", "rkd"]])
+def test_independent_labels_are_distilled_and_mixed_too(tmp_path: Path, config: Config, losses: list[str]) -> None:
+    np.savez(tmp_path / "labels.npz", **labelled_arrays())
+    data = load_data(replace(config.data, root=str(tmp_path / "labels.npz"), task="multilabel"), 0)
+    torch.manual_seed(0)
+    context = Context(data, None, replace(config.train, cutmix=1.0), CPU, 0, TensorBoardWriter(None))
+    context.teacher = teacher(None, replace(config.teacher, epochs=1), context)
+    made = distill(copy.deepcopy(context.teacher), DistillConfig(losses=losses, epochs=1), context)
+    assert all(value.isfinite().all() for value in made.tensors().values())

@@ -32,30 +32,30 @@ def maps_by_reduction(network: nn.Module, image: Tensor) -> dict[int, str]:
     """Returns the last module with outputs (N, C, H, W) at each resolution, by the factor 1, 2, 4, ... that is lost.
 
     Maps of one pixel are left out, because they have no places to compare; of a detector only the backbone counts,
-    because the head's maps are its answers. `network` runs in eval mode, and stays in it.
+    because the head's maps are its answers. Attention has tensors of four dimensions that are no maps: what is inside
+    of it is left out, and so is what does not have the image's proportions. `network` runs in eval mode, and stays in
+    it.
     """
-    sizes = _map_sizes(network, image)
     found: dict[int, str] = {}
-    for name, (height, width) in sizes.items():
-        if min(height, width) > 1 and height <= image.shape[2]:
-            found[2 ** round(math.log2(image.shape[2] / height))] = name
+    for name, shape in _last_outputs(network, image).items():
+        halvings = [_halvings(side, own) for side, own in zip(image.shape[2:], shape[2:], strict=True)]
+        if shape[0] == len(image) and min(shape[2:]) > 1 and halvings[0] == halvings[1] >= 0:
+            found[2 ** halvings[0]] = name
     return found
 
 
-def _map_sizes(network: nn.Module, image: Tensor) -> dict[str, tuple[int, int]]:
-    """Returns height and width of the output of each module that returns a map, in the order of their last calls."""
-    sizes: dict[str, tuple[int, int]] = {}
+def _last_outputs(network: nn.Module, image: Tensor) -> dict[str, torch.Size]:
+    """Returns the shape of what each module returned last, if it has four dimensions, in the order of the calls."""
+    shapes: dict[str, torch.Size] = {}
 
     def note(name: str, output: object) -> None:
-        sizes.pop(name, None)  # a module that is called again moves to the end
+        shapes.pop(name, None)  # a module that is called again moves to the end
         if isinstance(output, Tensor) and output.ndim == 4:
-            sizes[name] = (output.shape[2], output.shape[3])
+            shapes[name] = output.shape
 
-    backbone = "backbone." if isinstance(getattr(network, "backbone", None), nn.Module) else ""
     hooks = [
         module.register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
-        for name, module in network.named_modules()
-        if name and name.startswith(backbone)
+        for name, module in _candidates(network)
     ]
     try:
         with torch.no_grad():
@@ -63,7 +63,24 @@ def _map_sizes(network: nn.Module, image: Tensor) -> dict[str, tuple[int, int]]:
     finally:
         for hook in hooks:
             hook.remove()
-    return sizes
+    return shapes
+
+
+def _candidates(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Returns the modules that may be compared, by name: not the network itself, and nothing inside of attention."""
+    modules = dict(network.named_modules())
+    backbone = "backbone." if isinstance(modules.get("backbone"), nn.Module) else ""
+    attention = tuple(f"{name}." for name, module in modules.items() if "attention" in type(module).__name__.lower())
+    return [
+        (name, module)
+        for name, module in modules.items()
+        if name and name.startswith(backbone) and not name.startswith(attention)
+    ]
+
+
+def _halvings(side: int, own: int) -> int:
+    """Returns how often `side` was halved, to the nearest whole number."""
+    return round(math.log2(side / own))
 
 
 def _shares(maps: Mapping[int, str]) -> str:

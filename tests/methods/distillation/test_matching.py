@@ -65,6 +65,27 @@ def test_the_answers_of_a_detector_are_no_features() -> None:
     assert maps_by_reduction(Detector(), IMAGE) == {2: "backbone.0"}
 
 
+def test_what_is_inside_of_attention_is_no_map() -> None:
+    """Its tensors (N, heads, T, D) have four dimensions, too."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scores = nn.Identity()
+
+        def forward(self, maps: torch.Tensor) -> torch.Tensor:
+            tokens = maps.flatten(2)  # (N, C, T)
+            scores = self.scores((tokens.mT @ tokens)[:, None])[:, 0]  # (N, 1, T, T) in it: as a map of 16 x 16
+            return (tokens @ scores).unflatten(2, maps.shape[2:])
+
+    class Rows(nn.Module):
+        def forward(self, maps: torch.Tensor) -> torch.Tensor:
+            return maps.permute(0, 2, 3, 1)
+
+    layers = [nn.Conv2d(3, 6, 3, stride=8, padding=1), Attention(), Rows()]
+    assert maps_by_reduction(nn.Sequential(*layers), IMAGE) == {8: "1"}
+
+
 def test_a_network_without_maps_is_refused_with_the_resolutions_of_both() -> None:
     vectors = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     with pytest.raises(UserError, match=r"student's have the resolutions 1/1, 1/2, 1/4 and .* teacher's none"):
