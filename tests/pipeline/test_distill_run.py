@@ -29,7 +29,7 @@ def test_a_run_learns_from_another_run(tiny_config: Config, tmp_path: Path) -> N
     )
     config = replace(first, stages=["teacher", "distill"], seed=0, distill=distill)
     config = replace(config, train=replace(config.train, mixup=0.2))
-    expected = run_preflight(config, tmp_path / "preflight")["expected"]
+    expected = run_preflight(config, tmp_path)["expected"]
     assert list(expected) == ["teacher", "float"]
 
     run_pipeline(config, tmp_path / "second")
