@@ -91,6 +91,15 @@ class TrainConfig:
         high=0.99999,
     )
     label_smoothing: float = option(0.0, "share of each label spread over all classes", low=0.0, high=0.9)
+    mixup: float = option(
+        0.0, "distill: alpha of the Beta distribution by which two images are blended; 0: none", low=0.0, high=100
+    )
+    cutmix: float = option(
+        0.0,
+        "distill: the same for a rectangle of one image in another; with mixup: one of them a batch",
+        low=0.0,
+        high=100,
+    )
     precision: str = option(
         "auto",
         "of the layers while they train, never of the weights; auto: bf16 on a GPU that has it, else float32",

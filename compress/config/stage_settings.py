@@ -135,16 +135,42 @@ class PruneConfig:
 
 @dataclass
 class DistillConfig:
-    """Hinton's distillation from the teacher."""
+    """Distillation from one teacher or several."""
 
     student: Optional[str] = option(
         None, "null: the network of the stage before; a name as in teacher.model: a new student"
     )
+    losses: list[str] = option(
+        ["kd"],
+        'of the outputs: kd, kd_standardized, dkd, dist, mlkd; of layers: at, rkd, fitnet, review; "NAME" has the '
+        'published weight, "NAME=WEIGHT" another one',
+    )
     temperature: float = option(2.0, "softens both distributions", low=0.1, high=100)
-    alpha: float = option(0.9, "weight of the teacher's term; the labels weigh 1 - alpha", low=0.0, high=1.0)
-    hint_layers: list[str] = option([], "modules whose outputs should match the teacher's, e.g. [layer1,layer2]")
-    hint_weight: float = option(10.0, "weight of that match", low=0.0, high=1e6)
-    epochs: int = option(10, "epochs", low=0, high=10000)
+    alpha: float = option(0.9, "weight of the losses of the outputs; the labels weigh 1 - alpha", low=0.0, high=1.0)
+    hint_layers: list[str] = option(
+        [],
+        "modules of both networks whose outputs are compared, e.g. [layer1,layer2], by fitnet if distill.losses has no "
+        "loss of layers; []: for these losses the last ones of up to four resolutions",
+    )
+    hint_weight: float = option(10.0, "weight of fitnet where distill.losses gives none", low=0.0, high=1e6)
+    teachers: list[str] = option(
+        [],
+        "run folders, stage folders or checkpoint files, whose outputs are averaged; teacher: that of this run; []: "
+        "only that one",
+    )
+    teacher_weights: str = option(
+        "equal",
+        "in that mean: equal, or in proportion to the validation metric",
+        choices=("equal", "accuracy"),
+    )
+    rounds: int = option(
+        1,
+        "trainings, each of the network that came to this stage, each with the network of the training before for its "
+        "teacher",
+        low=1,
+        high=100,
+    )
+    epochs: int = option(10, "epochs of each round", low=0, high=10000)
     lr: float = option(0.01, "peak learning rate", low=1e-7, high=10)
     schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
 

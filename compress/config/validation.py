@@ -1,11 +1,13 @@
 """Checks settings: each value against its range, and values that exclude each other."""
 
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
+from compress.config.distill_losses import check_task, logit_losses
 from compress.config.options import as_typed, check_ranges
 from compress.config.schema import Config, DataConfig, ExportConfig, RepeatConfig
-from compress.config.stage_settings import PruneConfig, QuantizeConfig, TeacherConfig
+from compress.config.stage_settings import DistillConfig, PruneConfig, QuantizeConfig, TeacherConfig
 from compress.utils.errors import UserError
 
 
@@ -21,11 +23,16 @@ def _check_together(config: Any) -> None:
             _check_together(getattr(config, item.name))
     if isinstance(config, Config):
         _check_boxes(config)
+        _check_mixing(config)
+        check_task(config.distill.losses, config.data.task)
+        _check_teachers(config)
     if isinstance(config, DataConfig):
         _check_normalisation(config)
         _check_crop(config)
     if isinstance(config, PruneConfig):
         _check_pruning(config)
+    if isinstance(config, DistillConfig):
+        _check_distillation(config)
     if isinstance(config, QuantizeConfig):
         _check_corrections(config)
     if isinstance(config, ExportConfig):
@@ -51,6 +58,46 @@ def _check_boxes(config: Config) -> None:
             f"export.nms=true with data={config.data.name}",
             "images with boxes",
             "set data=voc or data=coco, or leave export.nms out",
+        )
+
+
+def _check_mixing(config: Config) -> None:
+    """Raises UserError where no training would mix images, or where their targets cannot be mixed."""
+    asked = {name: value for name in ("mixup", "cutmix") if (value := getattr(config.train, name))}
+    received = " ".join(f"train.{name}={value}" for name, value in asked.items())
+    if asked and "distill" not in config.stages:
+        raise UserError(
+            f"{received} with stages={as_typed(config.stages)}",
+            "the stage distill, whose teacher answers the mixed images",
+            "add distill to the stages, or leave that out",
+        )
+    if asked and config.data.task == "detection":
+        raise UserError(
+            f"{received} with data.task=detection",
+            "0: boxes of two images cannot be mixed",
+            "leave that out",
+        )
+
+
+def _check_teachers(config: Config) -> None:
+    """Raises UserError for a teacher that is not there, before another one trains for hours."""
+    named = config.distill.teachers if "distill" in config.stages else []
+    missing = [name for name in named if name != "teacher" and not Path(name).exists()]
+    if missing:
+        raise UserError(
+            f"distill.teachers with {missing[0]}, which does not exist",
+            "run folders, stage folders, checkpoint files, or teacher",
+            "mend the path; a file that moved has another one",
+        )
+
+
+def _check_distillation(distill: DistillConfig) -> None:
+    """Raises UserError for losses that cannot be read, and for a share of the outputs' losses where there is none."""
+    if distill.alpha and not logit_losses(distill.losses):
+        raise UserError(
+            f"distill.losses={as_typed(distill.losses)} with distill.alpha={distill.alpha}",
+            "a loss of the outputs, which alpha weighs",
+            "add kd to the losses, or set distill.alpha=0",
         )
 
 

@@ -54,6 +54,15 @@ def _teacher_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
     return {"checkpoint": digest_of_file(teacher.checkpoint)} | backbone | own
 
 
+def _distill_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Returns the digests of the teachers' files, where teachers are named; the run's own is in the stage before."""
+    if not config.distill.teachers:
+        return {}
+    from compress.methods.distillation.teacher_files import find_teacher
+
+    return {"teachers": [find_teacher(name).digests() for name in config.distill.teachers]}
+
+
 def _quantize_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
     """Returns the kind of CPU that the file is made for."""
     from compress.methods.quantization.cpu_target import choose_target
@@ -104,6 +113,9 @@ STAGES = {
     "distill": Stage(
         "compress.stages.distill:distill",
         "distilled",
+        epochs=lambda settings: settings.rounds * settings.epochs,
+        key=_distill_key,
+        dry_run=lambda settings, images: {"rounds": 1},
         networks=lambda config: {"distill.student": config.distill.student} if config.distill.student else {},
     ),
     "quantize": Stage(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from compress.config.distill_losses import feature_losses
 from compress.config.schema import Config
 from compress.stages import STAGES
 
@@ -35,7 +36,8 @@ def _random_pruned(config: Config) -> Config:
 
 
 def _labels_only(config: Config) -> Config:
-    distill = replace(config.distill, alpha=0.0, hint_layers=[])
+    epochs = STAGES["distill"].epochs(config.distill)
+    distill = replace(config.distill, losses=["kd"], alpha=0.0, hint_layers=[], teachers=[], rounds=1, epochs=epochs)
     prune, quantize = replace(config.prune, distill=False), replace(config.quantize, alpha=0.0)
     return replace(config, prune=prune, distill=distill, quantize=quantize)
 
@@ -79,7 +81,8 @@ def _no_training(config: Config) -> str:
 
 def _no_distillation(config: Config) -> str:
     distill, quantize = config.distill, config.quantize
-    distilled = "distill" in config.stages and distill.epochs and (distill.alpha or distill.hint_layers)
+    compared = distill.alpha or feature_losses(distill.losses, distill.hint_layers)
+    distilled = "distill" in config.stages and distill.epochs and compared
     distilled = distilled or ("prune" in config.stages and config.prune.distill and config.prune.epochs)
     aware = "quantize" in config.stages and quantize.mode == "qat" and quantize.epochs and quantize.alpha
     return "" if distilled or aware else "nothing is learned from the teacher"

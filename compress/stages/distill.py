@@ -1,46 +1,120 @@
-"""Distills the teacher into a student: the network of the stage before, or a new one of the registry."""
+"""Distills one teacher or several into a student: the network of the stage before, or a new one of the registry."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from compress.config.distill_losses import feature_losses, logit_losses
 from compress.config.stage_settings import DistillConfig
-from compress.methods.distillation.losses import record_outputs, teacher_loss
-from compress.methods.distillation.teacher_logits import compute_logits, require_teacher, teacher_function
+from compress.methods.distillation.feature_losses import FEATURE_LOSSES
+from compress.methods.distillation.feature_terms import (
+    FeatureTerms,
+    WithLearnedParts,
+    check_outputs,
+    learned_parts,
+)
+from compress.methods.distillation.losses import record_outputs
+from compress.methods.distillation.matching import match_by_resolution
+from compress.methods.distillation.mixing import Mixing
+from compress.methods.distillation.student_loss import LogitTerms, default_weight, student_loss
+from compress.methods.distillation.teacher_logits import compute_logits, logits_function
+from compress.methods.distillation.teachers import first_teacher, fold_teachers, load_teachers
 from compress.models import Architecture, build
-from compress.models.artifact import Artifact
+from compress.models.artifact import Artifact, Spec
 from compress.training.context import Context
 from compress.training.loop import TrainSettings, train
 from compress.utils.errors import UserError
 
 
 def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Artifact:
-    """Trains the student on Hinton's loss, and on hints where `config.hint_layers` names some."""
-    network, spec = artifact.network, artifact.spec
-    if config.student:
-        architecture = replace(Architecture(**spec.architecture), model=config.student)
-        network = build(architecture)
-        spec = replace(spec, architecture=asdict(architecture), changes=[])
+    """Trains the student on the losses of `config`, in as many rounds as asked.
+
+    Each round starts from the network that came to the stage; from the second on, the network of the round before is
+    the teacher (born-again networks, Furlanello et al. 2018, arXiv:1805.04770). Raises UserError where layers or
+    outputs of student and teacher cannot be compared.
+    """
+    network, spec = _student(artifact, config)
     network.to(context.device)
-    layers, teacher = config.hint_layers, require_teacher(context)
+    teachers = load_teachers(config, context)
+    teacher = teachers.network
     if config.student:
         _check_outputs(network, teacher, config.student, context)
-    with record_outputs(network, layers) as student_features, record_outputs(teacher, layers) as teacher_features:
-        hints = (student_features, teacher_features)
-        _check_hints(network, teacher, hints, context)
-        teacher_fn = compute_logits(teacher) if layers else teacher_function(context)
-        loss = teacher_loss(teacher_fn, config.temperature, config.alpha, hints, config.hint_weight, context.task)
-        learns_from_teacher = bool(layers or config.alpha)  # a student of the labels alone may well differ from it
+    history: list[dict[str, float]] = []
+    for number in range(1, config.rounds + 1):
+        student = network if number == config.rounds else copy.deepcopy(network)
+        history += _train_round(student, teacher, config, context, number)
+        teacher = student
+    notes = {"teachers": teachers.rows} if teachers.rows else {}
+    return Artifact(network, spec, notes=notes | {"history": history})
+
+
+def _student(artifact: Artifact, config: DistillConfig) -> tuple[nn.Module, Spec]:
+    """Returns the network to train, with its description."""
+    if not config.student:
+        return artifact.network, artifact.spec
+    architecture = replace(Architecture(**artifact.spec.architecture), model=config.student)
+    return build(architecture), replace(artifact.spec, architecture=asdict(architecture), changes=[])
+
+
+def _train_round(
+    student: nn.Module, teacher: nn.Module, config: DistillConfig, context: Context, number: int
+) -> list[dict[str, float]]:
+    """Trains `student` in place; returns a row an epoch."""
+    mixing = Mixing.of(context.train)
+    with _compared_layers(student, first_teacher(teacher), config, context) as features:
+        if features.weights:
+            teacher_fn = compute_logits(teacher)  # with its hooks, at each call
+        else:
+            teacher_fn = logits_function(fold_teachers(teacher), context, mixing.changes)
+        loss = student_loss(teacher_fn, _logit_terms(config), features, mixing, context.task)
+        learns_from_teacher = bool(features.weights or config.alpha)  # labels alone may well lead away from it
         settings = TrainSettings(
             "distill",
             config.epochs,
             config.lr,
             teacher=teacher if learns_from_teacher else None,
+            part=f"round {number} of {config.rounds}" if config.rounds > 1 else "",
+            last=number == config.rounds,
             schedule=config.schedule,
         )
-        history = train(network, loss, context, settings)
-    return Artifact(network, spec, notes={"history": history})
+        parts = learned_parts(list(features.weights), check_outputs(features)) if features.weights else nn.ModuleDict()
+        trained = WithLearnedParts(student, parts, features) if len(parts) else student
+        return train(trained, loss, context, settings)
+
+
+def _logit_terms(config: DistillConfig) -> LogitTerms:
+    weights = {
+        name: default_weight(name) if weight is None else weight for name, weight in logit_losses(config.losses).items()
+    }
+    return LogitTerms(config.alpha, config.temperature, weights)
+
+
+@contextmanager
+def _compared_layers(
+    student: nn.Module, teacher: nn.Module, config: DistillConfig, context: Context
+) -> Iterator[FeatureTerms]:
+    """Yields the losses of layers, for which hooks record outputs; at first those of an example."""
+    published = {name: loss.weight for name, loss in FEATURE_LOSSES.items()} | {"fitnet": config.hint_weight}
+    named = feature_losses(config.losses, config.hint_layers)
+    weights = {name: published[name] if weight is None else weight for name, weight in named.items()}
+    image = torch.zeros(1, *context.data.shape, device=context.device)
+    layers = {layer: layer for layer in config.hint_layers}
+    if weights and not layers:
+        layers = match_by_resolution(student, teacher, image)
+    with (
+        record_outputs(student, list(layers)) as own,
+        record_outputs(teacher, list(layers.values())) as wanted,
+    ):
+        if layers:
+            with torch.no_grad():
+                student.eval()(image), teacher.eval()(image)
+            order = [*own, *(layer for layer in layers if layer not in own)]  # in which the student computes them
+            layers = {layer: layers[layer] for layer in order}
+        yield FeatureTerms(weights, layers, own, wanted)
 
 
 def _check_outputs(network: nn.Module, teacher: nn.Module, name: str, context: Context) -> None:
@@ -54,21 +128,3 @@ def _check_outputs(network: nn.Module, teacher: nn.Module, name: str, context: C
             "outputs of one shape: a detector has an anchor at each place of its feature maps",
             "name a student with the strides of the teacher",
         )
-
-
-def _check_hints(
-    network: nn.Module, teacher: nn.Module, hints: tuple[dict[str, Tensor], dict[str, Tensor]], context: Context
-) -> None:
-    """Raises UserError unless student and teacher return tensors of one shape at every hint layer."""
-    student_features, teacher_features = hints
-    image = torch.zeros(1, *context.data.shape, device=context.device)
-    with torch.no_grad():
-        network.eval()(image), teacher(image)
-    for layer in student_features:
-        student_shape, teacher_shape = tuple(student_features[layer].shape), tuple(teacher_features[layer].shape)
-        if student_shape != teacher_shape:
-            raise UserError(
-                f"distill.hint_layers with {layer}: {student_shape} in the student, {teacher_shape} in the teacher",
-                "layers whose outputs kept the teacher's shape",
-                "name others, or set distill.hint_layers=[]",
-            )

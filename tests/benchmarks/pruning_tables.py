@@ -27,11 +27,11 @@ def tables(rows: list[Row]) -> str:
 
 def _table(rows: list[Row]) -> str:
     first, last = rows[0], rows[-1]
-    teachers = {row["seed"]: 100 * float(_teacher(row).mean()) for row in rows if "error" not in row}
+    teachers = {row["seed"]: 100 * float(teacher_bits(row).mean()) for row in rows if "error" not in row}
     lr = f"a learning rate of {first['lr']:g}" if first["lr"] else "the recipe's learning rate"
     lines = [_TITLES[first["part"]].format(epochs=first["epochs"], lr=lr)]
     if teachers:
-        lines[0] += f"; the teacher has {_mean_and_each(teachers.values())} %"
+        lines[0] += f"; the teacher has {mean_and_each(teachers.values())} %"
     seconds = first["part"] == "refit"
     lines += ["", "| MACs asked | way | top-1 %: mean (each seed) | difference, 95 % range | MACs left % |"]
     lines += ["|---|---|---|---|---:|"]
@@ -72,9 +72,9 @@ def _cells(rows: list[Row], baseline: dict[int, Row]) -> str:
     if is_refit:
         pairs = [(bits(row), bits(baseline[row["seed"]])) for row in rows if row["seed"] in baseline]
     else:
-        pairs = [(bits(row), _teacher(row)) for row in rows]
+        pairs = [(bits(row), teacher_bits(row)) for row in rows]
     cells = [
-        _mean_and_each(row["top1_percent"] for row in rows),
+        mean_and_each(row["top1_percent"] for row in rows),
         "" if is_refit and rows[0]["way"] == BASELINE else difference(pairs),
         f"{100 * statistics.mean(row['macs_share'] for row in rows):.1f}",
     ]
@@ -94,10 +94,12 @@ def difference(pairs: list[tuple[np.ndarray, np.ndarray]]) -> str:
     return f"{delta:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-def _teacher(row: Row) -> np.ndarray:
+def teacher_bits(row: Row) -> np.ndarray:
+    """Returns which test images the teacher has right, bool (N,)."""
     return bits({"right": row["teacher_right"], "images": row["images"]})
 
 
-def _mean_and_each(percents: Iterable[float]) -> str:
+def mean_and_each(percents: Iterable[float]) -> str:
+    """Formats a mean, and the figures that it is of."""
     values = list(percents)
     return f"{statistics.mean(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"

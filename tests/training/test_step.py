@@ -11,7 +11,9 @@ from torch import nn
 from compress.config.schema import Config, TrainConfig
 from compress.data import load_data
 from compress.data.dataset import Data
-from compress.methods.distillation.losses import label_loss, record_outputs, teacher_loss
+from compress.methods.distillation.feature_terms import FeatureTerms
+from compress.methods.distillation.losses import label_loss, record_outputs
+from compress.methods.distillation.student_loss import LogitTerms, student_loss
 from compress.methods.distillation.teacher_logits import compute_logits
 from compress.pipeline import experiment as study
 from compress.stages.quantize import quantize
@@ -166,7 +168,8 @@ def test_a_step_done_again_holds_nothing_of_the_one_that_failed(data: Data) -> N
     with record_outputs(network, ["0"]) as own, record_outputs(wanted, ["0"]) as theirs:
         held = []
         network.register_forward_pre_hook(lambda module, inputs: held.append(module.training and len(own)))
-        run(network, data, teacher_loss(compute_logits(wanted), 1.0, 0.5, (own, theirs), 1.0), epochs=1)
+        features = FeatureTerms({"fitnet": 1.0}, {"0": "0"}, own, theirs)
+        run(network, data, student_loss(compute_logits(wanted), LogitTerms(0.5, 1.0), features), epochs=1)
     assert set(held) == {0}
 
 

@@ -49,32 +49,17 @@ def relative_error(features: torch.Tensor, teacher_features: torch.Tensor) -> to
     return F.mse_loss(features, teacher_features) / teacher_features.var().clamp_min(1e-12)
 
 
-def teacher_loss(
-    teacher_fn: TeacherFn,
-    temperature: float,
-    alpha: float,
-    hints: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {}),
-    hint_weight: float = 0.0,
-    task: Task = CLASSIFICATION,
-) -> LossFn:
-    """Returns the loss of a student that learns from a teacher's logits (N, K), which `teacher_fn` computes.
+def teacher_loss(teacher_fn: TeacherFn, temperature: float, alpha: float, task: Task = CLASSIFICATION) -> LossFn:
+    """Returns the loss of a network that learns from a teacher's logits (N, K), which `teacher_fn` computes.
 
-    `hints` are the outputs of the student's and of the teacher's layers from `record_outputs`. The relative error of
-    each pair is added with `hint_weight` (Romero et al. 2015, "FitNets", equation 3, without the regressor: the shapes
-    are equal here). All is computed in float32, whatever the networks' precision.
+    All is computed in float32, whatever the networks' precision.
     """
-    student_features, teacher_features = hints
     student = TrainOutputs(task.output_dims)
 
     def loss(network: nn.Module, examples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        for outputs in hints:
-            outputs.clear()  # a step that ran out of memory did not remove its own, which keep memory in use
         teacher_logits = teacher_fn(examples)
         logits = student.logits(network, examples.images)
-        value = distillation(logits, teacher_logits, examples.labels, temperature, alpha, task)
-        for layer, features in student_features.items():
-            value = value + hint_weight * relative_error(features.float(), teacher_features[layer].float())
-        return value, logits
+        return distillation(logits, teacher_logits, examples.labels, temperature, alpha, task), logits
 
     return loss
 

@@ -14,8 +14,16 @@ _MAX_BYTES = 2**30  # larger logits are not cached
 
 def teacher_function(context: Context) -> TeacherFn:
     """Returns the function that computes the logits of the run's teacher, with batch norm folded, or caches them."""
-    teacher, data = fold_batch_norm(require_teacher(context)), context.data
-    if data.augmentation.changes:
+    return logits_function(fold_batch_norm(require_teacher(context)), context)
+
+
+def logits_function(teacher: nn.Module, context: Context, mixed: bool = False) -> TeacherFn:
+    """Returns the function that computes the logits of `teacher`, or caches them where images never change.
+
+    `mixed` says that the training mixes them.
+    """
+    data = context.data
+    if mixed or data.augmentation.changes:
         return compute_logits(teacher)
     return cached_logits(teacher, data.train, context.device)
 
