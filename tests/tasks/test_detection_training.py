@@ -79,3 +79,20 @@ def test_a_student_needs_the_teachers_anchors(data: Data) -> None:
             distill(teacher, DistillConfig(student="ssdlite/depthwise", epochs=1), context)
         made = distill(teacher, DistillConfig(student="ssdlite/resnet20", epochs=0, alpha=0.0), context)
     assert made.spec.architecture["anchors"] == anchors
+
+
+def test_a_student_learns_from_maps_of_two_teachers(data: Data) -> None:
+    torch.manual_seed(0)
+    anchors = {"scales": [0.2, 0.95], "ratios": [2.0, 3.0]}
+    architecture = Architecture("ssdlite/mobilenet_v3_small", "small", 3, 2, 32, anchors)
+    networks = [build(architecture) for _ in range(2)]
+    with torch.no_grad():
+        for images, _ in [*data.train.batches()] * 8:  # statistics of batch norm, without which maps grow to 1e13
+            networks[0].train()(images)
+    context = Context(data, Artifact(networks[0].eval(), None), TrainConfig(), CPU, 5, TensorBoardWriter(None))
+    settings = DistillConfig(
+        losses=["kd", "at", "fitnet", "review"], teachers=["teacher", "teacher"], epochs=1, lr=0.001
+    )
+    made = distill(Artifact(networks[1], None), settings, context)
+    assert made.network is networks[1]
+    assert all(value.isfinite().all() for value in made.tensors().values())
