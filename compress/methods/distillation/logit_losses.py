@@ -74,7 +74,7 @@ def mlkd(logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: fl
 
 @dataclass(frozen=True)
 class LogitLoss:
-    """A loss of logits with what its authors train with on CIFAR-100."""
+    """A loss of logits with its weight and temperature as published for CIFAR-100."""
 
     loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     weight: float
