@@ -19,7 +19,7 @@ from compress.utils.console import progress
 
 log = logging.getLogger("compress")
 
-_SHARES = (0.8, 0.5, 0.25, 0.1)  # of the rank at which nothing is saved; distances in between are interpolated
+_SHARES = (0.85, 0.6, 0.4, 0.2)  # of the rank at which nothing is saved; distances in between are interpolated
 
 
 @dataclass
