@@ -29,6 +29,7 @@ def factorize_layers(
     Each is fitted from the inputs that it receives in the factorized network to the original's outputs, so that
     errors do not add up. Where a residual sum follows, the target is the original's sum. Batch norm receives the
     statistics of its new inputs. `images` is (N, C, H, W). An error is the squared one as a share of the target's.
+    A layer with more inputs than `MOST_INPUTS` is decomposed by its weight alone, and has no error.
     """
     graph = trace(original.eval(), images[:1])
     errors = {}
@@ -36,8 +37,9 @@ def factorize_layers(
         pair = PairedInterpreter(graph, network.eval(), original, list(images.split(_CHUNK)))
         for node in graph.nodes:
             if node.op == "call_module" and node.target in chosen:
-                layer = LayerToFit(pair, node)
-                errors[node.target] = layer.factorize(network, chosen[node.target])
+                error = LayerToFit(pair, node).factorize(network, chosen[node.target])
+                if error is not None:
+                    errors[node.target] = error
             pair.step(node)
     return errors
 
@@ -74,11 +76,14 @@ class LayerToFit:
             self.metric = self.moments.metric()
             self.best = self.moments.best_weight(self.weight)
 
-    def factorize(self, network: nn.Module, factors: Factors) -> float:
-        """Replaces the layer in `network`, and sets the batch norm after it; returns the error of its outputs."""
+    def factorize(self, network: nn.Module, factors: Factors) -> float | None:
+        """Replaces the layer in `network`, and sets the batch norm after it; returns the error of its outputs.
+
+        None stands for a layer with too many inputs to fit.
+        """
         if self.moments is None:
             decompose_layers(network, {self.name: factors})
-            return float("nan")
+            return None
         weights = fit_factors(self.best, self.metric, self.layer.weight.shape, factors.kind, list(factors.ranks))
         whole = product(weights).flatten(1).T
         fit = self._fit(self.moments, whole)

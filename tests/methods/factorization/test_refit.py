@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.evaluation.flops import count_cost
+from compress.methods.factorization import refit
 from compress.methods.factorization.factors import SPATIAL, TUCKER
 from compress.methods.factorization.layers import Factors, factor_layers, rebuild_factorized
 from compress.methods.factorization.ranks import FactorizableNetwork
@@ -213,3 +214,14 @@ def test_inner_channels_have_one_size_and_the_first_factor_a_length_of_one() -> 
     assert sizes.max() / sizes.min() < 1.01
     lengths = factorized.get_submodule(f"{name}.0").weight.flatten(1).norm(dim=1)
     assert math.isclose(lengths.mean().item(), 1.0, rel_tol=1e-4)
+
+
+def test_a_layer_with_too_many_inputs_is_decomposed_by_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refit, "MOST_INPUTS", 31)
+    network = settled(linear)
+    factorizable, left = everywhere(network, 0.5)
+    plain, fitted = copy.deepcopy(network), copy.deepcopy(network)
+    decompose_layers(plain, {"hidden": factorizable.factors(left)["hidden"]})
+    errors = factorize_layers(fitted, network, {"hidden": factorizable.factors(left)["hidden"]}, images())
+    assert errors == {}
+    assert torch.equal(fitted(images()), plain(images()))
