@@ -62,7 +62,7 @@ FILE_LIMITS = ("size_bytes", "latency_ms", "speedup")  # on the file that ships,
 
 @dataclass
 class PruneTargetConfig:
-    """What the pruned network may cost, in place of prune.ratio; the smallest cut that meets all that are set."""
+    """What the smaller network may cost, in place of a ratio; the smallest change that meets all that are set."""
 
     macs_share: Optional[float] = option(None, "share of the MACs that stays", low=0.01, high=1.0)
     params_share: Optional[float] = option(None, "share of the parameters that stays", low=0.01, high=1.0)
@@ -131,6 +131,35 @@ class PruneConfig:
     def removes_filters(self) -> bool:
         """Whether it asks for any filter to go."""
         return bool(self.ratio or self.layer_ratios or self.target.asked())
+
+
+@dataclass
+class FactorizeConfig:
+    """Which layers are replaced by products of smaller ones, and the fine-tuning that follows."""
+
+    ratio: float = option(
+        0.3, "share of the MACs of layers with factors that goes, where no target is set", low=0.0, high=0.95
+    )
+    target: PruneTargetConfig = field(default_factory=PruneTargetConfig)
+    method: str = option(
+        "spatial_svd",
+        "of convolutions: k x 1 and 1 x k, or 1 x 1, k x k and 1 x 1; linear layers and 1 x 1 have an SVD",
+        choices=("spatial_svd", "tucker2"),
+    )
+    scope: str = option(
+        "sensitivity",
+        "sensitivity: ranks fall where the network's outputs change the least for what is saved; local: alike in all "
+        "layers",
+        choices=("sensitivity", "local"),
+    )
+    round_to: int = option(8, "ranks are multiples of this", low=1, high=256)
+    reconstruction_samples: int = option(
+        1024, "train images on which the factors are fitted to the layers' outputs; 0: not at all", low=0, high=1000000
+    )
+    distill: bool = option(False, "the fine-tuning learns from the teacher, as distill does by default")
+    epochs: int = option(2, "epochs of fine-tuning", low=0, high=10000)
+    lr: float = option(0.005, "peak learning rate", low=1e-7, high=10)
+    schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
 
 
 @dataclass
@@ -219,5 +248,6 @@ class StageSections:
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
+    factorize: FactorizeConfig = field(default_factory=FactorizeConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)

@@ -135,9 +135,10 @@ class LatencyTable:
 def network_ms(table: LatencyTable, calls: dict[str, list[LayerCall]], widths: dict[str, list[int]]) -> float:
     """Returns the sum of the times of a network's layers, of one image.
 
-    `widths` is what `read_widths` returns. Raises RuntimeError where measuring fails.
+    `widths` is what `read_widths` returns; `calls` may have those of other layers, too. Raises RuntimeError where
+    measuring fails.
     """
-    shapes = [layer_shape(call, widths[name]) for name, layer in calls.items() for call in layer]
+    shapes = [layer_shape(call, widths[name]) for name, layer in calls.items() if name in widths for call in layer]
     table.require(shapes)
     return sum(map(table.layer_ms, shapes))
 

@@ -38,15 +38,18 @@ class ShippedFile:
         figures = self.measure(self._teacher)
         return figures["latency_ms"] * figures["speedup"]
 
-    def cost(self, name: str, network: nn.Module, calls: dict[str, list[LayerCall]]) -> Cost:
+    def cost(
+        self, name: str, network: nn.Module, calls: dict[str, list[LayerCall]], other: nn.Module | None = None
+    ) -> Cost:
         """Returns the predicted "size_bytes" or "latency_ms" of the file of a network with other widths than `network`.
 
+        `other` has the layers that may take the place of some of `network`; `calls` has the calls of both.
         Their rest is what the file of `network`, which is written and measured, has more than its layers.
         """
         whole = self.measure(network)
         int8 = self._shipping.quantize is not None
         if name == "size_bytes":
-            return bytes_cost(network, whole["size_bytes"], int8)
+            return bytes_cost(network, whole["size_bytes"], int8, other)
         table = LatencyTable(self._shipping.latency_dir, "int8" if int8 else "float32", self._shipping.threads)
         return latency_cost(table, calls, read_widths(network), whole["latency_ms"])
 
@@ -93,7 +96,11 @@ def latency_cost(
     """
     elements = {name: sum(call.positions for call in layer) for name, layer in calls.items()}
     remainder = remainder_ms(table, calls, whole, measured_ms)
-    each = (1 - FIXED_REMAINDER) * remainder / sum(count * whole[name][0] for name, count in elements.items())
+    each = (
+        (1 - FIXED_REMAINDER)
+        * remainder
+        / sum(count * whole[name][0] for name, count in elements.items() if name in whole)
+    )
 
     def of_layer(name: str, width: list[int]) -> float:
         layer = sum(table.layer_ms(layer_shape(call, width)) for call in calls.get(name, []))

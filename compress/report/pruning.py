@@ -1,4 +1,4 @@
-"""Puts what pruning was asked for and what it reached into sentences and tables."""
+"""Puts what pruning or factorization was asked for and what it reached into sentences and tables."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +54,7 @@ class Pruning:
     target: Target | None
     curves: Curves | None
     steps: Steps | None
+    ranks: list[tuple[str, str, str]]  # of factorization: layer, decomposition, ranks; empty where layers were pruned
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ _FIGURES = {
 
 
 def pruning(run: RunRecord) -> Pruning | None:
-    """Returns the parts of the section; None where no stage noted a target, steps or curves."""
+    """Returns the parts of the section; None where no stage noted a target, steps, curves or ranks."""
     stage = _pruned_stage(run)
     if stage is None:
         return None
@@ -108,6 +109,10 @@ def pruning(run: RunRecord) -> Pruning | None:
         _target(run, notes["target"]) if notes.get("target") else None,
         group_curves(notes["sensitivity"], stage.metric) if notes.get("sensitivity") else None,
         step_curve(notes["steps"], stage.metric) if notes.get("steps") else None,
+        [
+            (row["layer"], row["kind"].replace("_", " "), f"{', '.join(map(str, row['ranks']))} of {row['of']}")
+            for row in notes.get("ranks", [])
+        ],
     )
 
 
@@ -130,7 +135,7 @@ def target_sentences(run: RunRecord) -> list[str]:
 
 def _pruned_stage(run: RunRecord) -> StageRecord | None:
     """Returns the last stage that noted something that this section shows; "target" may be a remark on the CPU."""
-    keys = ("target", "steps", "sensitivity")
+    keys = ("target", "steps", "sensitivity", "ranks")
     found = {stage.name: [stage.record["notes"].get(key) for key in keys] for stage in run.stages}
     stages = [stage for stage in run.stages if any(value and not isinstance(value, str) for value in found[stage.name])]
     return stages[-1] if stages else None

@@ -75,51 +75,60 @@ def group_curves(note: dict[str, Any], metric: Metric) -> Curves | None:
     unit = "" if metric is MAP50 else f" {note['distance']}"  # the distance of boxes has a part in pixels
     scale = f"in{unit}" if unit else "in classes and boxes"
     shared = " that all charts share" if len(groups) > 1 else ""
+    across = "filters that the group has left" if _counted(groups[0]) == "filters" else "rank of the layer"
     return Curves(
         _takeaway(note, unit),
-        f"across: filters that the group has left; up: distance from the teacher's outputs, {scale}, on a logarithmic "
+        f"across: {across}; up: distance from the teacher's outputs, {scale}, on a logarithmic "
         f"scale{shared}; a distance below {_decade(low)}{unit} is drawn at the bottom",
         [_group(group, number, unit, (low, high)) for number, group in enumerate(groups)],
     )
 
 
+def _counted(group: dict[str, Any]) -> str:
+    """Returns what the curve of a group counts: "filters" of pruning, or "ranks" of factorization."""
+    return "filters" if "filters" in group else "ranks"
+
+
 def _takeaway(note: dict[str, Any], unit: str) -> str:
     """Returns how the curves were taken, and which group costs the most and the least at about half its filters."""
-    groups = note["groups"]
-    alone = f"Each of {len(groups)} groups of layers" if len(groups) > 1 else groups[0]["layers"][0]
-    text = f"{alone} was pruned alone to several widths, refitted, and compared with the teacher on "
+    groups, what = note["groups"], _counted(note["groups"][0])
+    several = "groups of layers" if what == "filters" else "layers"
+    alone = f"Each of {len(groups)} {several}" if len(groups) > 1 else groups[0]["layers"][0]
+    done = "pruned alone to several widths, refitted," if what == "filters" else "factorized alone at several ranks"
+    text = f"{alone} was {done} and compared with the teacher on "
     text += f"{note['images']:,} images" + (f", in {note['seconds']:,.0f} s." if "seconds" in note else ".")
     halves = []
     for group in groups:
-        narrower = [(abs(2 * left - group["filters"]), left, distance) for left, distance in group["curve"]]
-        narrower = [point for point in narrower if point[1] < group["filters"]]
+        narrower = [(abs(2 * left - group[what]), left, distance) for left, distance in group["curve"]]
+        narrower = [point for point in narrower if point[1] < group[what]]
         if narrower:
             _, left, distance = min(narrower)
-            halves.append((distance, f"{_figure(distance)}{unit} with {left:,} of {group['filters']:,} filters", group))
+            halves.append((distance, f"{_figure(distance)}{unit} with {left:,} of {group[what]:,} {what}", group))
     if not halves:
         return text
     (_, most, dear), (_, least, cheap) = (pick(halves, key=lambda half: half[0]) for pick in (max, min))
     if len(halves) == 1:
-        return f"{text} At about half its filters, {dear['layers'][0]} costs {most}."
+        return f"{text} At about half its {what}, {dear['layers'][0]} costs {most}."
     return (
-        f"{text} At about half its filters, {dear['layers'][0]} costs the most, {most}; {cheap['layers'][0]} costs the "
+        f"{text} At about half its {what}, {dear['layers'][0]} costs the most, {most}; {cheap['layers'][0]} costs the "
         f"least, {least}."
     )
 
 
 def _group(group: dict[str, Any], number: int, unit: str, decades: tuple[int, int]) -> GroupCurve:
     low, high = decades
-    filters, left = group["filters"], group["left"]
+    what = _counted(group)
+    filters, left = group[what], group["left"]
     x, y = Axis(0.0, filters, 40, 166), Axis(low, high, 82, 10)
     every = 1 if high - low <= 2 else 2
     y_ticks = [(value, _decade(value)) for value in range(low, high + 1, every)]
     plot = _Plot(180, 104, x, y, [(0, "0"), (filters, f"{filters:,}")], y_ticks, kind="chart panel")
     points = sorted(group["curve"])
     curve = [(count, max(low, math.log10(distance)) if distance > 0 else low) for count, distance in points]
-    kept = f"all {filters:,} filters" if left == filters else f"{left:,} of {filters:,} filters"
+    kept = f"all {filters:,} {what}" if left == filters else f"{left:,} of {filters:,} {what}"
     figures = ", ".join(f"{_figure(distance)}{unit} with {count:,}" for count, distance in reversed(points))
     name, layers = group["layers"][0], len(group["layers"])
-    words = f"{name}: distance by filters left", f"{kept} are left; distance: {figures} filters"
+    words = f"{name}: distance by {what} left", f"{kept} are left; distance: {figures} {what}"
     drawing = _draw(plot, curve, f"group-{number}", words, _marked(plot, curve, left, kept))
     caption = f"{kept} · {layers} layers" if layers > 1 else kept
     return GroupCurve(name, ", ".join(group["layers"]), caption, drawing)

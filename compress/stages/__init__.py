@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from compress.config.schema import Config
-from compress.config.stage_settings import PruneConfig
+from compress.config.stage_settings import FactorizeConfig, PruneConfig
 from compress.utils.errors import UserError
 from compress.utils.nearest import did_you_mean
 
@@ -82,16 +82,35 @@ def _prune_dry_run(settings: PruneConfig, images: int) -> dict[str, Any]:
     }
 
 
-def _prune_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Returns the later stages that decide the file, and the machine that times it, where a target limits them."""
-    if not config.prune.target.asked_of_file():
-        return {}
-    from compress.utils.cores import cores
-    from compress.utils.cpu import cpu_name
+def _factorize_dry_run(settings: FactorizeConfig, images: int) -> dict[str, Any]:
+    """Returns settings that need no trained weights: neither accuracy nor sensitivity means anything without."""
+    return {
+        "target": replace(settings.target, max_drop_points=None),
+        "scope": "local",
+        "reconstruction_samples": min(settings.reconstruction_samples, images),
+    }
 
-    after = config.stages[config.stages.index("prune") :]
-    target = _quantize_key(config, shape)["target"] if "quantize" in after else None
-    return {"file": after, "target": target, "cpu": cpu_name(), "threads": config.threads or cores()}
+
+def _target_key(stage: str) -> Callable[[Config, tuple[int, int, int]], dict[str, Any]]:
+    """Returns the key of a stage with a target."""
+
+    def key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
+        """Returns the later stages that decide the file, and the machine that times it, where a target limits them."""
+        if not getattr(config, stage).target.asked_of_file():
+            return {}
+        from compress.utils.cores import cores
+        from compress.utils.cpu import cpu_name
+
+        after = config.stages[config.stages.index(stage) :]
+        target = _quantize_key(config, shape)["target"] if "quantize" in after else None
+        return {"file": after, "target": target, "cpu": cpu_name(), "threads": config.threads or cores()}
+
+    return key
+
+
+def _target_loads(settings: Any) -> tuple[str, ...]:
+    """Returns what measures the file that ships, where a target limits it."""
+    return ("compress.evaluation.shipped_file",) if settings.target.asked_of_file() else ()
 
 
 STAGES = {
@@ -106,9 +125,16 @@ STAGES = {
         "compress.stages.prune:prune",
         "pruned",
         epochs=lambda settings: settings.epochs + settings.sparsity_epochs,
-        key=_prune_key,
+        key=_target_key("prune"),
         dry_run=_prune_dry_run,
-        loads=lambda settings: ("compress.evaluation.shipped_file",) if settings.target.asked_of_file() else (),
+        loads=_target_loads,
+    ),
+    "factorize": Stage(
+        "compress.stages.factorize:factorize",
+        "factorized",
+        key=_target_key("factorize"),
+        dry_run=_factorize_dry_run,
+        loads=_target_loads,
     ),
     "distill": Stage(
         "compress.stages.distill:distill",

@@ -1,41 +1,32 @@
 """Prunes filters: removes them, refits the remaining layers to compensate, and fine-tunes the network."""
 
 import copy
-import importlib
 import logging
-import math
 from collections import Counter
 from dataclasses import asdict
-from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from compress.config.stage_settings import DistillConfig, PruneConfig
+from compress.config.stage_settings import PruneConfig
 from compress.evaluation.flops import count_cost
-from compress.methods.distillation.losses import label_loss, teacher_loss
-from compress.methods.distillation.teacher_logits import require_teacher, teacher_function
+from compress.methods.distillation.fine_tuning import fine_tune
+from compress.methods.distillation.losses import label_loss
 from compress.methods.pruning.channel_groups import Kept, PrunableNetwork
-from compress.methods.pruning.cut import Trials, choose_cut
+from compress.methods.pruning.cut import choose_cut
 from compress.methods.pruning.filter_length import set_unit_length
 from compress.methods.pruning.filters import remove_filters
-from compress.methods.pruning.importance import LabelledImages
-from compress.methods.pruning.limits import ShippedFile, Whole
+from compress.methods.pruning.limits import Whole
 from compress.methods.pruning.reconstruction import reconstruct, skipped_layers
-from compress.methods.pruning.sensitivity import SENSITIVITY_TEMPERATURE
 from compress.methods.pruning.sparsity import sparsity_penalty
+from compress.methods.pruning.trials import Trials, make_trials
 from compress.models.artifact import Artifact
 from compress.models.initialization import initialize
 from compress.models.widths import read_widths
 from compress.training.context import Context
 from compress.training.loop import TrainSettings, train
-from compress.training.validation import split_logits
-from compress.utils.tensors import to_device
 
 log = logging.getLogger("compress")
-
-_FEWEST_SAMPLES = 256  # train images to judge by where none are used to refit
 
 
 def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact:
@@ -83,34 +74,10 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
 
 
 def _trials(network: nn.Module, config: PruneConfig, context: Context) -> Trials:
-    """Returns what the choice of filters may look at: train images, drawn by the seed, and the validation split."""
-    data, device, task = context.data, context.device, context.task
-    samples = data.train.take(config.reconstruction_samples or _FEWEST_SAMPLES, context.seed)
-    batches = lambda: ((to_device(images, device), labels.to(device)) for images, labels in samples.batches())
-    images = cache(lambda: torch.cat([images for images, _ in batches()]))
-
-    def val_percent(network: nn.Module) -> float:
-        return task.score(split_logits(network, data.val, device), data.val.labels)
-
-    params, macs = count_cost(network.eval(), data.shape)
-    drops = config.target.max_drop_points is not None
-    return Trials(
-        LabelledImages(batches, task.loss),
-        images,
-        lambda outputs, reference: task.distance(outputs, reference, SENSITIVITY_TEMPERATURE),
-        val_percent,
-        Whole(read_widths(network), macs, params),
-        val_percent(network) if drops else math.nan,
-        lambda: _shipped_file(images(), context),
-    )
-
-
-def _shipped_file(images: Tensor, context: Context) -> ShippedFile:
-    if context.shipping is None:
-        raise ValueError("received a limit on the file that ships, and no context.shipping; expected how it is made")
-    # By name: what measures files must not decide the key of a pruning without such a limit.
-    module = importlib.import_module("compress.evaluation.shipped_file")
-    return module.ShippedFile(require_teacher(context), images, context.shipping, context.task.files)
+    """Returns what the choice of filters may look at."""
+    params, macs = count_cost(network.eval(), context.data.shape)
+    whole = Whole(read_widths(network), macs, params)
+    return make_trials(network, whole, context, config.reconstruction_samples, config.target)
 
 
 def _learn_sparsity(
@@ -138,15 +105,10 @@ def _decide(
     """Returns the channels to remove from each group, and notes; a restart takes what the first start chose."""
 
     def decide() -> dict[str, Any]:
-        with torch.random.fork_rng(devices=[]):  # a restart, which does not choose again, then trains alike
-            cut = choose_cut(prunable, config, trials, step)
+        cut = choose_cut(prunable, config, trials, step)
         return {"gone": prunable.lowest(cut.left, cut.scores), "notes": cut.notes}
 
-    checkpoint = context.checkpoint
-    if checkpoint is None:
-        decision = decide()
-    else:
-        decision = context.ranks.rank_zero_first(lambda: checkpoint.decide(f"step {step}", decide)) or {}
+    decision = context.decide(f"step {step}", decide)
     return decision["gone"], decision["notes"]
 
 
@@ -160,16 +122,9 @@ def _reinitialize(network: nn.Module) -> None:
 def _fine_tune(network: nn.Module, config: PruneConfig, context: Context, step: int) -> list[dict[str, float]]:
     """Trains for the step's share of the epochs, on the labels or on the teacher's outputs."""
     epochs = config.epochs * step // config.steps - config.epochs * (step - 1) // config.steps
-    loss, teacher = label_loss(context.train.label_smoothing, context.task), None
-    if config.distill:
-        teacher, defaults = require_teacher(context), DistillConfig()
-        loss = teacher_loss(teacher_function(context), defaults.temperature, defaults.alpha, task=context.task)
     part = f"step {step} of {config.steps}" if config.steps > 1 else ""
-    last = step == config.steps
-    settings = TrainSettings(
-        "prune", epochs, config.lr, teacher=teacher, part=part, last=last, schedule=config.schedule
-    )
-    return train(network, loss, context, settings)
+    settings = TrainSettings("prune", epochs, config.lr, part=part, last=step == config.steps, schedule=config.schedule)
+    return fine_tune(network, context, settings, config.distill)
 
 
 def _step_row(

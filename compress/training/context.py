@@ -1,5 +1,6 @@
 """The context of a stage: what it may use besides its own settings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,18 @@ class Context:
     def task(self) -> Task:
         """Returns what the network's outputs mean."""
         return TASKS[self.data.task]
+
+    def decide(self, name: str, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Returns what `choose` returns, values of JSON; a restart takes what the first start chose.
+
+        All processes get the same, and go on with the same random numbers as without a choice.
+        """
+
+        def decide() -> dict[str, Any]:
+            with torch.random.fork_rng(devices=[]):  # a restart, which does not choose again, then trains alike
+                return choose()
+
+        checkpoint = self.checkpoint
+        if checkpoint is None:
+            return decide()
+        return self.ranks.rank_zero_first(lambda: checkpoint.decide(name, decide)) or {}

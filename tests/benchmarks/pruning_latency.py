@@ -24,8 +24,9 @@ from compress.methods.pruning.filters import known_scores
 from compress.methods.pruning.importance import score_channels
 from compress.methods.pruning.limits import Whole, currency
 from compress.methods.pruning.reconstruction import reconstruct
-from compress.methods.pruning.sensitivity import SENSITIVITY_TEMPERATURE, Sensitivity, measure_sensitivity
+from compress.methods.pruning.sensitivity import Sensitivity, measure_sensitivity
 from compress.methods.pruning.target import Limit, meet_limits
+from compress.methods.pruning.trials import SENSITIVITY_TEMPERATURE
 from compress.models.layer_calls import layer_calls
 from compress.models.widths import read_widths
 from compress.tasks import CLASSIFICATION

@@ -203,3 +203,15 @@ def test_sixty_groups_fit_a_screen(tab: Page, tmp_path: Path, width: int) -> Non
     assert len(set(tab.value(places))) == (2 if width == 390 else 5)
     letters = "[...document.querySelectorAll('.groups text')].map(text => 12 * text.getScreenCTM().a)"
     assert min(tab.value(letters)) >= 10
+
+
+def test_a_factorized_network_has_ranks_in_place_of_filters(tmp_path: Path) -> None:
+    ranks = [{"layer": "conv", "kind": "spatial_svd", "ranks": [8], "of": 24}]
+    groups = [{"layers": ["conv"], "ranks": 24, "left": 8, "curve": [[24, 0.0], [16, 0.01], [8, 0.1]]}]
+    note = {"images": 256, "distance": "nats", "seconds": 9.0, "groups": groups}
+    found = pruning(run_with(tmp_path, target=TARGET, ranks=ranks, sensitivity=note))
+    assert found is not None
+    assert found.ranks == [("conv", "spatial svd", "8 of 24")]
+    assert found.curves is not None
+    assert "factorized alone at several ranks" in found.curves.takeaway
+    assert found.curves.groups[0].caption == "8 of 24 ranks"

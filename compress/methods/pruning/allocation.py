@@ -6,6 +6,7 @@ each group stay. No number ever rises on the way.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -70,8 +71,26 @@ def _share(count: int, ratio: float) -> int:
     return count - int(count * (1 - ratio) + _ROUNDING)
 
 
+class Shrinkable(Protocol):
+    """What shrinks in steps along a path: channels that go together, or the rank of a layer."""
+
+    @property
+    def channels(self) -> int:
+        """The number of the whole."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """The number that stays is a multiple of this, or the whole."""
+        ...
+
+    def allowed(self, left: float) -> int:
+        """Returns the nearest number below `left` that may stay."""
+        ...
+
+
 def cheapest_path(
-    groups: Sequence[ChannelGroup],
+    groups: Sequence[Shrinkable],
     curves: Sequence[Curve],
     start: Sequence[int],
     saved: Callable[[list[int], int, int], float],
@@ -101,7 +120,7 @@ def cheapest_path(
 _MOST_STEPS = 32  # of a group: finer ones save less than a layer's kernels can use
 
 
-def _hull(group: ChannelGroup, curve: Curve) -> dict[int, float]:
+def _hull(group: Shrinkable, curve: Curve) -> dict[int, float]:
     """Returns the distance at every step of a group, from the lower convex hull of a curve, which evens out noise."""
     lefts, distances = zip(*sorted(curve), strict=True)
     # The outputs never come closer with fewer channels; where a curve says so, it is noise.

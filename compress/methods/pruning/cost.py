@@ -35,25 +35,35 @@ def macs_cost(calls: dict[str, list[LayerCall]]) -> Cost:
     return Cost(of_layer)
 
 
-def params_cost(network: nn.Module) -> Cost:
-    """Returns the number of parameters."""
-    return _per_weight(network, weight=1, filters=0, norms=True)
+def params_cost(network: nn.Module, other: nn.Module | None = None) -> Cost:
+    """Returns the number of parameters; `other` has the layers that a search may put in place of some of `network`."""
+    return _per_weight(network, weight=1, filters=0, norms=True, other=other)
 
 
-def bytes_cost(network: nn.Module, size_bytes: float, int8: bool) -> Cost:
+def bytes_cost(network: nn.Module, size_bytes: float, int8: bool, other: nn.Module | None = None) -> Cost:
     """Returns the size of the network's file in bytes, where that of the whole network is `size_bytes`.
 
     Batch norm is folded, so that every filter has a bias of four bytes; in int8 the filter and its bias have a scale of
     four bytes each. The graph around the weights, and the zero points that layers share, do not depend on widths.
+    `other` is that of `params_cost`.
     """
-    return _per_weight(network, 1 if int8 else 4, 12 if int8 else 4, norms=False, total=size_bytes)
+    return _per_weight(network, 1 if int8 else 4, 12 if int8 else 4, norms=False, total=size_bytes, other=other)
 
 
-def _per_weight(network: nn.Module, weight: int, filters: int, norms: bool, total: float | None = None) -> Cost:
+def _per_weight(
+    network: nn.Module,
+    weight: int,
+    filters: int,
+    norms: bool,
+    total: float | None = None,
+    other: nn.Module | None = None,
+) -> Cost:
     """Returns a cost of `weight` a weight and `filters` a filter; with `norms` that of all other parameters too."""
     sizes: dict[str, tuple[float, float]] = {}  # layer -> weights a pair of channels, other parameters a filter
-    for name, width in read_widths(network).items():
-        module = network.get_submodule(name)
+    modules = (dict(other.named_modules()) if other is not None else {}) | dict(network.named_modules())
+    widths = (read_widths(other) if other is not None else {}) | read_widths(network)
+    for name, width in widths.items():
+        module = modules[name]
         own = sum(value.numel() for value in module.parameters(recurse=False))
         if isinstance(module, LAYERS):
             numel = module.weight.numel()

@@ -19,8 +19,13 @@ class ShippedFile(Protocol):
 
     teacher_latency_ms: float  # of the teacher's file, one image
 
-    def cost(self, name: str, network: nn.Module, calls: dict[str, list[LayerCall]]) -> Cost:
-        """Returns the predicted "size_bytes" or "latency_ms" of the file of a network with other widths."""
+    def cost(
+        self, name: str, network: nn.Module, calls: dict[str, list[LayerCall]], other: nn.Module | None = None
+    ) -> Cost:
+        """Returns the predicted "size_bytes" or "latency_ms" of the file of a network with other widths.
+
+        `other` has the layers that may take the place of some of `network`; `calls` has the calls of both.
+        """
         ...
 
     def measure(self, network: nn.Module) -> dict[str, float]:
@@ -57,17 +62,37 @@ def limits_of(
         filters = _filters_cost(prunable)
         return [Limit("filters_share", 1 - config.ratio, filters, sum(whole.channels(prunable)))]
     calls = layer_calls(network, prunable.example)
+    file = FileCosts(shipped, network, calls)
+    return limits_of_target(asked, whole, _macs(prunable, calls, whole), params_cost(network), file)
+
+
+@dataclass
+class FileCosts:
+    """The predicted costs of the file that ships, which is written and measured where one is limited."""
+
+    shipped: Callable[[], ShippedFile]
+    network: nn.Module
+    calls: dict[str, list[LayerCall]]
+    other: nn.Module | None = None  # has the layers that may take the place of some
+
+    def of(self, name: str) -> Cost:
+        """Returns the cost "size_bytes" or "latency_ms"."""
+        return self.shipped().cost(name, self.network, self.calls, self.other)
+
+
+def limits_of_target(asked: dict[str, float], whole: Whole, macs: Cost, params: Cost, file: FileCosts) -> list[Limit]:
+    """Returns the limits on costs of a target, by the names of `asked`."""
     limits = []
     if "macs_share" in asked:
-        limits.append(Limit("macs_share", asked["macs_share"], _macs(prunable, calls, whole), whole.macs))
+        limits.append(Limit("macs_share", asked["macs_share"], macs, whole.macs))
     if "params_share" in asked:
-        limits.append(Limit("params_share", asked["params_share"], params_cost(network), whole.params))
+        limits.append(Limit("params_share", asked["params_share"], params, whole.params))
     if "size_bytes" in asked:
-        limits.append(Limit("size_bytes", asked["size_bytes"], shipped().cost("size_bytes", network, calls)))
+        limits.append(Limit("size_bytes", asked["size_bytes"], file.of("size_bytes")))
     if "latency_ms" in asked or "speedup" in asked:
-        by_speedup = shipped().teacher_latency_ms / asked["speedup"] if "speedup" in asked else math.inf
+        by_speedup = file.shipped().teacher_latency_ms / asked["speedup"] if "speedup" in asked else math.inf
         highest = min(asked.get("latency_ms", math.inf), by_speedup)
-        limits.append(Limit("latency_ms", highest, shipped().cost("latency_ms", network, calls)))
+        limits.append(Limit("latency_ms", highest, file.of("latency_ms")))
     return limits
 
 

@@ -1,26 +1,28 @@
 """Compensates for removed filters without training: refits each layer that lost inputs to its original outputs."""
 
-import contextlib
-import operator
-from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from compress.methods.pruning.least_squares import Fit, least_squares
-from compress.methods.pruning.receptive import channel_dim, computes_weight, pixels
+from compress.methods.pruning.least_squares import least_squares
+from compress.methods.pruning.receptive import computes_weight, pixels
+from compress.methods.pruning.refit_targets import (
+    batch_norm_of,
+    refit_targets,
+    repeated,
+    set_statistics,
+    source_of,
+    without_inplace,
+)
 from compress.models.graph.paired_interpreter import PairedInterpreter
-from compress.models.graph.tracing import batch_norm_at, call_node, only_user, read_argument, trace
+from compress.models.graph.tracing import call_node, trace
 from compress.models.layer_calls import LAYERS
 from compress.models.widths import read_widths
 
 _CHUNK = 64  # images at a time
 _MOST_BYTES = 3 * 2**29  # of the values that a `Reference` keeps
 
-_SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)  # they change nothing in eval mode
 
 _GROUPS = "a convolution in groups"
 _COMPUTED = "its weight is computed from other parameters"
@@ -41,7 +43,7 @@ def reconstruct(
     one as a share of the target's variance. `skipped_layers` returns the layers that cannot be refitted.
     """
     graph = trace(original.eval(), images[:1])
-    with _without_inplace(network, original):
+    with without_inplace(network, original):
         pair = PairedInterpreter(graph, network.eval(), original, list(images.split(_CHUNK)))
         return _reconstruct(pair, graph, kept)
 
@@ -55,14 +57,14 @@ def _reconstruct(
     refitted = set(_layers_that_lost_inputs(network, original)) - {
         row["layer"] for row in _skipped(network, original, graph)
     }
-    repeated = _repeated(graph)
+    often = repeated(graph)
     for node in graph.nodes:
         if node.op == "call_module" and node.target in refitted:
             old = original.get_submodule(node.target)
             filters = torch.tensor(kept.get(node.target, range(_outputs(old))), device=old.weight.device)
             errors[node.target] = _refit(pair, node, filters)
-        elif for_training and (norm := _batch_norm(pair, node)) is not None and node.target not in repeated:
-            source = _source(node)
+        elif for_training and (norm := batch_norm_of(pair, node)) is not None and node.target not in often:
+            source = source_of(node)
             if getattr(source, "target", None) not in refitted:
                 _set_input_statistics(norm, pair.values(source))
         pair.step(node)
@@ -77,7 +79,7 @@ class Reference:
         """Evaluates `original` on `images` (N, C, H, W), or on fewer where the values would not fit into memory."""
         self.original = original.eval()
         self.graph = trace(original, images[:1])
-        with _without_inplace(original):
+        with without_inplace(original):
             first = _values(self.graph, original, images[:1])
             size = sum(value.numel() * value.element_size() for value in first.values())
             self.images = images[: max(_CHUNK // 4, min(len(images), _MOST_BYTES // size))]
@@ -92,22 +94,32 @@ class Reference:
     @torch.no_grad()
     def refitted_outputs(self, network: nn.Module, kept: dict[str, list[int]]) -> Tensor:
         """Refits a pruned copy of the original in place, as `reconstruct` does, and returns its outputs."""
-        unchanged = self._unchanged(network)
-        with _without_inplace(network, self.original):
-            chunks = list(self.images.split(_CHUNK))
-            pair = PairedInterpreter(self.graph, network.eval(), self.original, chunks, self.values, unchanged)
+        before, after = read_widths(self.original), read_widths(network)
+        resized = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+        with without_inplace(network, self.original):
+            pair = self.pair(network, resized)
             _reconstruct(pair, self.graph, kept, for_training=False)
             return torch.cat(pair.values(_end(self.graph)))
 
-    def _unchanged(self, network: nn.Module) -> set[fx.Node]:
-        """Returns the nodes whose values no changed layer reaches."""
-        before, after = read_widths(self.original), read_widths(network)
-        changed: set[fx.Node] = set()
+    @torch.no_grad()
+    def changed_outputs(self, network: nn.Module, changed: set[str]) -> Tensor:
+        """Returns the outputs of a copy of the original in which the modules `changed` compute something else."""
+        with without_inplace(network, self.original):
+            pair = self.pair(network, changed)
+            for node in self.graph.nodes:
+                if node.op != "output":  # the value that it returns would be freed
+                    pair.step(node)
+            return torch.cat(pair.values(_end(self.graph)))
+
+    def pair(self, network: nn.Module, changed: set[str]) -> PairedInterpreter:
+        """Returns an interpreter that computes of a copy only what the modules `changed` reach."""
+        reached: set[fx.Node] = set()
         for node in self.graph.nodes:
-            own = isinstance(node.target, str) and before.get(node.target) != after.get(node.target)
-            if own or changed.intersection(node.all_input_nodes):
-                changed.add(node)
-        return set(self.graph.nodes) - changed
+            own = isinstance(node.target, str) and node.target in changed
+            if own or reached.intersection(node.all_input_nodes):
+                reached.add(node)
+        unchanged, chunks = set(self.graph.nodes) - reached, list(self.images.split(_CHUNK))
+        return PairedInterpreter(self.graph, network.eval(), self.original, chunks, self.values, unchanged)
 
 
 def _values(graph: fx.Graph, network: nn.Module, images: Tensor) -> dict[fx.Node, Tensor]:
@@ -139,7 +151,7 @@ def skipped_layers(network: nn.Module, original: nn.Module, image: Tensor | None
 
 
 def _skipped(network: nn.Module, original: nn.Module, graph: fx.Graph) -> list[dict[str, str]]:
-    reached, repeated = {node.target for node in graph.nodes if node.op == "call_module"}, _repeated(graph)
+    reached, often = {node.target for node in graph.nodes if node.op == "call_module"}, repeated(graph)
     reasons = {}
     for name in _layers_that_lost_inputs(network, original):
         layer = network.get_submodule(name)
@@ -147,7 +159,7 @@ def _skipped(network: nn.Module, original: nn.Module, graph: fx.Graph) -> list[d
             reasons[name] = _GROUPS
         elif computes_weight(layer):
             reasons[name] = _COMPUTED
-        elif name in repeated:
+        elif name in often:
             reasons[name] = _REPEATED
         elif name not in reached:
             reasons[name] = _OPAQUE
@@ -157,54 +169,19 @@ def _skipped(network: nn.Module, original: nn.Module, graph: fx.Graph) -> list[d
     ]
 
 
-def _repeated(graph: fx.Graph) -> set[str]:
-    """Returns the modules that are called more than once: a fit for one call does not suit the other."""
-    times = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    return {name for name, count in times.items() if count > 1}
-
-
-def _source(node: fx.Node) -> fx.Node | None:
-    """Returns the node that a layer reads."""
-    return read_argument(node, 0, "input") or next(iter(node.all_input_nodes), None)
-
-
 def _refit(pair: PairedInterpreter, node: fx.Node, kept: Tensor) -> float:
     """Fits one convolution or linear layer, and the batch norm after it; returns the residual variance."""
     layer = pair.network.get_submodule(node.target)
-    follower = only_user(node)
-    norm = _batch_norm(pair, follower)
-    end = node if norm is None else follower
-    dim = channel_dim(layer)
-    targets = [value.index_select(dim, kept) for value in pair.reference_values(end)]
-    other = _other_addend(pair.network, end)
-    # An addend that comes later still changes: its own refit compensates for this layer.
-    if (
-        other is not None
-        and pair.is_final(other, end)
-        and _shape(pair.reference_values(other)) == _shape(pair.reference_values(end))
-    ):
-        shortcuts = zip(pair.reference_values(other), pair.values(other), strict=True)
-        targets = [
-            target + reference.index_select(dim, kept) - value
-            for target, (reference, value) in zip(targets, shortcuts, strict=True)
-        ]
-    fit = least_squares(layer, pair.values(_source(node)), targets, norm is not None or layer.bias is not None)
+    norm, targets = refit_targets(pair, node, kept)
+    fit = least_squares(layer, pair.values(source_of(node)), targets, norm is not None or layer.bias is not None)
     layer.weight.copy_(fit.weight.T.reshape(layer.weight.shape))
     if norm is not None:
         if layer.bias is not None:
             layer.bias.zero_()
-        _set_statistics(norm, fit)
+        set_statistics(norm, fit)
     elif layer.bias is not None:
         layer.bias.copy_(fit.intercept)
     return fit.residual_variance
-
-
-def _set_statistics(norm: nn.BatchNorm2d, fit: Fit) -> None:
-    """Sets batch norm's statistics to those of the refitted filters' outputs, and its affine map to that of the fit."""
-    norm.running_mean.copy_(fit.mean)
-    norm.running_var.copy_(fit.variance)
-    norm.weight.copy_((fit.variance + norm.eps).sqrt())
-    norm.bias.copy_(fit.mean + fit.intercept)
 
 
 def _set_input_statistics(norm: nn.BatchNorm2d, inputs: list[Tensor]) -> None:
@@ -217,15 +194,6 @@ def _set_input_statistics(norm: nn.BatchNorm2d, inputs: list[Tensor]) -> None:
     norm.running_var.copy_(variance)
     norm.weight.copy_(scale * (variance + norm.eps).sqrt())
     norm.bias.copy_(shift + mean * scale)
-
-
-def _batch_norm(pair: PairedInterpreter, node: fx.Node | None) -> nn.BatchNorm2d | None:
-    """Returns the changed network's batch norm that `node` calls, if its statistics and affine map can be set."""
-    name = batch_norm_at(pair.network, node)
-    norm = pair.network.get_submodule(name) if name else None
-    if node is None or norm is None or norm.running_mean is None or not norm.affine:
-        return None
-    return norm if node.target not in _repeated(node.graph) else None
 
 
 def _layers_that_lost_inputs(network: nn.Module, original: nn.Module) -> list[str]:
@@ -243,38 +211,3 @@ def _layers_that_lost_inputs(network: nn.Module, original: nn.Module) -> list[st
 
 def _outputs(layer: nn.Module) -> int:
     return layer.weight.shape[0]
-
-
-def _shape(values: list[Tensor]) -> torch.Size | None:
-    return values[0].shape if isinstance(values[0], Tensor) else None
-
-
-def _other_addend(network: nn.Module, node: fx.Node) -> fx.Node | None:
-    """Returns the other side of the sum that alone reads `node`, if there is one."""
-    user = only_user(node)
-    while user is not None and _is_identity(network, user):
-        node, user = user, only_user(user)
-    if user is None or user.target not in _SUMS or len(user.args) != 2 or user.kwargs:
-        return None
-    others = [side for side in user.args if side is not node]
-    return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None
-
-
-def _is_identity(network: nn.Module, node: fx.Node) -> bool:
-    """Whether `node` returns its input unchanged in eval mode."""
-    if node.op == "call_module":
-        return isinstance(network.get_submodule(node.target), _IDENTITIES)
-    return getattr(node.target, "__name__", "") == "stochastic_depth"
-
-
-@contextlib.contextmanager
-def _without_inplace(*networks: nn.Module) -> Iterator[None]:
-    """Switches in-place activations off in a block: they must not overwrite values that are read later."""
-    changed = [module for network in networks for module in network.modules() if getattr(module, "inplace", False)]
-    for module in changed:
-        module.inplace = False
-    try:
-        yield
-    finally:
-        for module in changed:
-            module.inplace = True

@@ -15,9 +15,6 @@ from compress.utils.console import progress
 
 log = logging.getLogger("compress")
 
-# Softens the outputs that are compared: a trained network is sure of its train images, so that at 1 a few of them
-# decide. At 4 ResNet-56 with 2.16 times fewer MACs keeps 92.0 % after the refit, at 1 90.3 (tests/benchmarks).
-SENSITIVITY_TEMPERATURE = 4.0
 _SHARES = (0.85, 0.7, 0.5, 0.3, 0.15)  # of a group's channels that stay; distances in between are interpolated
 
 

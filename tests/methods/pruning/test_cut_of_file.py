@@ -30,7 +30,9 @@ class FakeFile:
     def teacher_latency_ms(self) -> float:
         return macs(self.whole) * MS_PER_MAC
 
-    def cost(self, name: str, network: nn.Module, calls: dict[str, list[LayerCall]]) -> Cost:
+    def cost(
+        self, name: str, network: nn.Module, calls: dict[str, list[LayerCall]], other: nn.Module | None = None
+    ) -> Cost:
         layers = macs_cost(calls)
         scale = MS_PER_MAC if name == "latency_ms" else 1.0
         return Cost(lambda layer, width: scale * layers.of_layer(layer, width))
