@@ -67,7 +67,8 @@ def _reconstruct(
             source = source_of(node)
             if getattr(source, "target", None) not in refitted:
                 _set_input_statistics(norm, pair.values(source))
-        pair.step(node)
+        if node.op != "output":  # it would free the value that the network returns
+            pair.step(node)
     return errors
 
 
@@ -107,7 +108,7 @@ class Reference:
         with without_inplace(network, self.original):
             pair = self.pair(network, changed)
             for node in self.graph.nodes:
-                if node.op != "output":  # the value that it returns would be freed
+                if node.op != "output":  # it would free the value that the network returns
                     pair.step(node)
             return torch.cat(pair.values(_end(self.graph)))
 
