@@ -17,9 +17,9 @@ from compress.data.dataset import Data
 from compress.evaluation.benchmark import time_and_memory
 from compress.evaluation.flops import count_cost
 from compress.methods.pruning.reconstruction import skipped_layers
+from compress.methods.restore import restore
 from compress.models.artifact import Artifact
 from compress.models.from_config import teacher_from_config
-from compress.models.widths import read_widths
 from compress.pipeline.compute import prepare_machine, require_networks_fit
 from compress.pipeline.dry_run import DryRunStage, try_export, try_stages
 from compress.pipeline.preprocessing import with_normalisation, with_preprocessing
@@ -32,6 +32,7 @@ PREFLIGHT = "preflight.json"
 _REPETITIONS = 20  # enough for a rough latency
 _NAMES = 3  # layers printed for each reason; the file has all
 
+_SMALLER = ("factorize", "prune")  # stages that take a target
 _FIGURES = ("size_bytes", "latency_ms_p50", "speedup_vs_teacher")
 
 
@@ -51,7 +52,7 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch_dir:
         tried = try_stages(config, data, Path(scratch_dir))
         last, student = tried[-1], _last_float(tried)
-        layers, remarks = _pruned_layers(teacher, tried, config, data)
+        layers, remarks = _pruned_layers(tried, config, data)
         first = Path(scratch_dir, "teacher.onnx")
         for name, network in {"teacher": teacher, "float": student.network}.items():
             _randomize_batch_norm(network)
@@ -61,12 +62,11 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
         if last.artifact.spec.quantization:
             expected["int8"] = _expected_figures(student.network, last.file, first, data, measure, threads)
     floats = last.stays_float
-    target = next((stage.artifact.notes["target"] for stage in tried if "target" in stage.artifact.notes), None)
-    remarks = remarks + (_left_to_the_run(config) if "prune" in config.stages else [])
+    remarks = remarks + [text for name in _SMALLER if name in config.stages for text in _left_to_the_run(config, name)]
     found = {
         "model": model,
         "layers": layers,
-        "target": target,
+        "targets": _targets(config, tried),
         "remarks": remarks,
         "stays_float": floats,
         "expected": expected,
@@ -88,36 +88,41 @@ def _last_float(tried: list[DryRunStage]) -> Artifact:
     return next(stage.artifact for stage in reversed(tried) if not stage.artifact.spec.quantization)
 
 
-def _pruned_layers(
-    teacher: nn.Module, tried: list[DryRunStage], config: Config, data: Data
-) -> tuple[list[dict[str, Any]], list[str]]:
+def _targets(config: Config, tried: list[DryRunStage]) -> dict[str, dict[str, Any]]:
+    """Returns what each stage with a target was asked for and reached, by the stage's name."""
+    notes = {name: stage.artifact.notes for name, stage in zip(config.stages, tried, strict=True)}
+    return {name: notes[name]["target"] for name in _SMALLER if name in notes and "target" in notes[name]}
+
+
+def _pruned_layers(tried: list[DryRunStage], config: Config, data: Data) -> tuple[list[dict[str, Any]], list[str]]:
     """Returns a row for each layer with its filters before and after pruning, and remarks on what is not refitted.
 
     Both are empty where no stage prunes.
     """
-    pruned = next((stage.artifact for stage in tried if stage.artifact.spec.pruning), None)
-    if pruned is None:
+    if "prune" not in config.stages:
         return [], []
-    after, reasons = read_widths(pruned.network), {row["layer"]: row["reason"] for row in reversed(pruned.left_out)}
+    at = config.stages.index("prune")
+    pruned = tried[at].artifact
+    reasons = {row["layer"]: row["reason"] for row in reversed(pruned.left_out)}
     layers = [
-        {"layer": name, "filters": width[0], "left": after[name][0], "reason": reasons.get(name)}
-        for name, width in read_widths(teacher).items()
-        if len(width) > 1
+        {"layer": name, "filters": before, "left": left, "reason": reasons.get(name)}
+        for name, (before, left) in pruned.notes["filters"].items()
     ]
     if not config.prune.reconstruction_samples:
         return layers, []
-    rows = skipped_layers(pruned.network, teacher, torch.zeros(1, *data.shape))
+    before = restore(tried[at - 1].folder, torch.device("cpu")).network
+    rows = skipped_layers(pruned.network, before, torch.zeros(1, *data.shape))
     return layers, [f"{row['layer']}: {row['reason']}" for row in rows]
 
 
-def _left_to_the_run(config: Config) -> list[str]:
-    """Returns what a trained network alone can decide about the pruning."""
-    remarks = []
-    if config.prune.scope == "sensitivity":
-        remarks.append("prune.scope=sensitivity spreads the cut by a trained network; here every layer loses alike")
-    if config.prune.target.max_drop_points is not None:
-        other = "" if len(config.prune.target.asked()) > 1 else f"; here prune.ratio={config.prune.ratio} is shown"
-        remarks.append(f"prune.target.max_drop_points is measured on a trained network{other}")
+def _left_to_the_run(config: Config, stage: str) -> list[str]:
+    """Returns what a trained network alone can decide about a stage that makes it smaller."""
+    settings, remarks = getattr(config, stage), []
+    if settings.scope == "sensitivity":
+        remarks.append(f"{stage}.scope=sensitivity spreads the cut by a trained network; here every layer loses alike")
+    if settings.target.max_drop_points is not None:
+        other = "" if len(settings.target.asked()) > 1 else f"; here {stage}.ratio={settings.ratio} is shown"
+        remarks.append(f"{stage}.target.max_drop_points is measured on a trained network{other}")
     return remarks
 
 
@@ -155,9 +160,10 @@ def _print(found: dict[str, Any]) -> None:
         )
     console.print(table)
     console.print("of files with untrained weights, in ONNX Runtime; ms of one image; accuracy takes a run\n")
-    for name, limit in (found["target"] or {"asked": {}})["asked"].items():
-        reached = found["target"]["reached"][name]
-        console.print(f"prune.target.{name}: {limit:.4g} asked, {reached:.4g} reached", markup=False)
+    for stage, target in found["targets"].items():
+        for name, limit in target["asked"].items():
+            reached = target["reached"][name]
+            console.print(f"{stage}.target.{name}: {limit:.4g} asked, {reached:.4g} reached", markup=False)
     lost = [row for row in found["layers"] if row["left"] < row["filters"]]
     if found["layers"]:
         console.print(f"{len(lost)} of {len(found['layers'])} layers lose filters. The others keep all:")

@@ -70,7 +70,7 @@ def test_a_correction_after_training_is_refused_with_training(asked: str) -> Non
 @pytest.mark.parametrize("recipe", RECIPE_NAMES)
 def test_every_recipe_composes(recipe: str) -> None:
     config = composed(f"recipe={recipe}", "teacher.checkpoint=file.pth")
-    assert config.stages == ["teacher", "prune", "distill", "quantize"]
+    assert config.stages == ["teacher", "factorize" if "factorized" in recipe else "prune", "distill", "quantize"]
     assert config.quantize.mode == ("ptq" if recipe in CALIBRATED else "qat")
 
 
