@@ -1,7 +1,11 @@
-"""Prunes to a latency, int8 in ONNX Runtime: is it met, and is accuracy better than by a share of the MACs?
+"""Prunes to a latency in ONNX Runtime: is it met, and is accuracy better than by a share of the MACs?
+
+    python -m tests.benchmarks.pruning_latency --datasets FOLDER --networks resnet56 --precision float
+    python -m tests.benchmarks.pruning_latency --datasets FOLDER --networks mobilenet_v2 --shares 0.9 0.8
 
 Two paths spread the cut by sensitivity, one by what a microsecond costs and one by what a MAC costs. Both stop at the
-same predicted latency; their int8 files are then timed in turns and scored after the refit, without training.
+same predicted latency; their files are then timed, and scored in float after the refit, without training. Run it on an
+idle machine: times of layers that were measured beside another program are kept, and are wrong.
 """
 
 import argparse
@@ -14,7 +18,7 @@ import torch
 from torch import nn
 
 from compress.config.schema import MeasureConfig
-from compress.config.stage_settings import QuantizeConfig
+from compress.config.stage_settings import PruneConfig, QuantizeConfig
 from compress.evaluation.flops import count_cost
 from compress.evaluation.shipped_file import ShippedFile
 from compress.methods.pruning.channel_groups import PrunableNetwork
@@ -52,7 +56,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--datasets", type=Path, required=True, help="folder of the shared data sets")
     parser.add_argument("--networks", nargs="+", default=["resnet56", "mobilenet_v2"])
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.7, 0.5], help="of the int8 file's latency")
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.7, 0.5], help="of the whole file's latency")
+    parser.add_argument("--precision", choices=("int8", "float"), default="int8")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=Path("outputs/cache/latency"))
     options = parser.parse_args()
@@ -70,14 +75,14 @@ def main() -> int:
 
 def _prepare(subject: Subject, options: argparse.Namespace) -> Bench:
     network, images = subject.network, subject.calibration
-    round_to = 1 if subject.name == "resnet56" else 8
-    prunable = PrunableNetwork(network, images[:1], round_to)
+    prunable = PrunableNetwork(network, images[:1], PruneConfig().round_to)
     scores = known_scores(prunable, score_channels(prunable, "l1"))
     free = [True] * len(scores)
     distance = partial(CLASSIFICATION.distance, temperature=SENSITIVITY_TEMPERATURE)
     sensitivity = measure_sensitivity(prunable, scores, free, images[:256], distance)
     measure = MeasureConfig(repetitions=200)
-    shipping = Shipping(QuantizeConfig(mode="ptq"), measure, options.threads, options.cache)
+    quantize = QuantizeConfig(mode="ptq") if options.precision == "int8" else None
+    shipping = Shipping(quantize, measure, options.threads, options.cache)
     return Bench(subject, prunable, scores, sensitivity, ShippedFile(network, images, shipping, CLASSIFICATION.files))
 
 

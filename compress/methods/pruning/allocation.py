@@ -107,16 +107,20 @@ def cheapest_path(
     while True:
         best, choice = math.inf, None
         for number, hull in enumerate(hulls):
-            fewer = max((count for count in hull if count < left[number]), default=None)
-            gain = 0.0 if fewer is None else saved(left, number, fewer)
-            if fewer is not None and gain > 0 and (hull[fewer] - hull[left[number]]) / gain < best:
-                best, choice = (hull[fewer] - hull[left[number]]) / gain, (number, fewer)
+            # Not the next number alone: kernels work on blocks of channels, so that one less may save nothing and
+            # several less a block.
+            for fewer in sorted((count for count in hull if count < left[number]), reverse=True):
+                gain = saved(left, number, fewer)
+                price = (hull[fewer] - hull[left[number]]) / gain if gain > 0 else math.inf
+                if price < best - _TIE * abs(best if choice else 0.0):
+                    best, choice = price, (number, fewer)
         if choice is None:
             return lambda position: states[round(position * (len(states) - 1))]
         left[choice[0]] = choice[1]
         states.append(list(left))
 
 
+_TIE = 1e-9  # of a price: prices this close are equal, and the smaller step is taken
 _MOST_STEPS = 32  # of a group: finer ones save less than a layer's kernels can use
 
 

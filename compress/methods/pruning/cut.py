@@ -85,12 +85,20 @@ def _candidates(prunable: PrunableNetwork, scores: list[Tensor], trials: Trials)
 def sensitivity_path(prunable: PrunableNetwork, sensitivity: Sensitivity, start: list[int], cost: Cost) -> Path:
     """Returns the path that loses the least for each MAC, byte or microsecond that it saves."""
     cost.prepare(_options(prunable))
+    layers = [{name for name, _ in group.losses} for group in prunable.groups]
+    near = [[number for number, other in enumerate(layers) if other & own] for own in layers]
+    known: dict[tuple[int, ...], float] = {}
 
     def saved(left: list[int], number: int, fewer: int) -> float:
-        before = prunable.widths(left)
-        after = prunable.widths([*left[:number], fewer, *left[number + 1 :]])
-        layers = {name for name, _ in prunable.groups[number].losses}
-        return sum(cost.of_layer(name, before[name]) - cost.of_layer(name, after[name]) for name in layers)
+        """Depends on the groups alone whose layers are those of this one, and is asked for again after each step."""
+        key = (number, fewer, *(left[other] for other in near[number]))
+        if key not in known:
+            before = prunable.widths(left)
+            after = prunable.widths([*left[:number], fewer, *left[number + 1 :]])
+            known[key] = sum(
+                cost.of_layer(name, before[name]) - cost.of_layer(name, after[name]) for name in layers[number]
+            )
+        return known[key]
 
     return cheapest_path(prunable.groups, sensitivity.curves, start, saved)
 

@@ -140,6 +140,13 @@ def test_a_step_that_saves_nothing_is_not_taken() -> None:
     assert path(0.0) == path(1.0) == [4]
 
 
+def test_a_step_goes_as_far_as_a_block_of_channels_that_costs_the_same() -> None:
+    """Kernels that compute channels in blocks of 4 save nothing for 7, 6 or 5 channels, and a block for 4."""
+    blocks = lambda left, number, fewer: math.ceil(left[number] / 4) - math.ceil(fewer / 4)
+    path = cheapest_path([Channels(8)], [[(8, 0.0), (1, 0.7)]], [8], blocks)
+    assert [path(position) for position in (0, 1)] == [[8], [4]]
+
+
 def test_noise_on_a_curve_does_not_stop_the_path() -> None:
     """The outputs of the network with 4 channels come out nearer than those of the one with 6: it counts as flat."""
     groups = [Channels(8), Channels(8)]
