@@ -16,7 +16,8 @@ from compress.utils.errors import UserError
 
 # The others train with the rounding.
 CALIBRATED = (
-    "mobilenet_int8_ptq", "resnet56_cifar_int8", "unlabelled_int8", "ssdlite_bccd_int8", "ssdlite_voc_int8",
+    "mobilenet_int8_ptq", "resnet56_cifar_int8", "resnet56_cifar_factorized_int8", "unlabelled_int8",
+    "ssdlite_bccd_int8", "ssdlite_voc_int8",
 )  # fmt: skip
 RECIPE_NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 

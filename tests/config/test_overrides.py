@@ -79,7 +79,7 @@ def test_commas_are_a_sweep_where_one_is_asked_for(tmp_path: Path) -> None:
         ("prnue.ratio=0.5", "did you mean prune.ratio?"),
         ("Prune.Ratio=0.5", "did you mean prune.ratio?"),
         ("prune-ratio=0.5", "did you mean prune.ratio?"),
-        ("ratio=0.5", "did you mean prune.ratio?"),
+        ("ratio=0.5", "did you mean prune.ratio or factorize.ratio?"),
         ("+prune.ratoi=0.5", "did you mean prune.ratio?"),
         ("~prune.ratoi", "did you mean prune.ratio?"),
         ("epochs=3", "teacher.epochs or prune.epochs"),

@@ -109,7 +109,10 @@ def test_a_process_ends_with_the_mistake(tmp_path: Path, arguments: list[str], p
         (["recipe=mobilenet_int8", "prune.ratoi=0.5"], ["prune.ratoi"]),
         (["recipe=mobilenet_int8", "data=nope"], ["data/nope", "cifar10, coco, digits"]),
         (["recipe=mobilenet_int8", "stages=[teacher,quantize,prune]"], ["quantize last"]),
-        (["recipe=mobilenet_int8", "stages=[teacher,shrink]"], ["shrink", "teacher, prune, distill, quantize"]),
+        (
+            ["recipe=mobilenet_int8", "stages=[teacher,shrink]"],
+            ["shrink", "teacher, prune, factorize, distill, quantize"],
+        ),
         (["recipe=mobilenet_int8", "teacher.model=resnet19"], ["teacher.model=resnet19", "mobilenet_v2"]),
         (["recipe=mobilenet_int8", "distill.student=nope"], ["distill.student=nope"]),
         (["recipe=mobilenet_int8", "data=imagefolder"], ["data.root=None"]),
