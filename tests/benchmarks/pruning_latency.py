@@ -2,10 +2,12 @@
 
     python -m tests.benchmarks.pruning_latency --datasets FOLDER --networks resnet56 --precision float
     python -m tests.benchmarks.pruning_latency --datasets FOLDER --networks mobilenet_v2 --shares 0.9 0.8
+    python -m tests.benchmarks.pruning_latency --datasets FOLDER --networks resnet56 --filters 1 0.95 0.75 0.5
 
 Two paths spread the cut by sensitivity, one by what a microsecond costs and one by what a MAC costs. Both stop at the
 same predicted latency; their files are then timed, and scored in float after the refit, without training. Run it on an
-idle machine: times of layers that were measured beside another program are kept, and are wrong.
+idle machine: times of layers that were measured beside another program are kept, and are wrong. `--filters` times files
+in which all layers keep the same share of their filters, each in turns with the float teacher's file.
 """
 
 import argparse
@@ -57,12 +59,16 @@ def main() -> int:
     parser.add_argument("--datasets", type=Path, required=True, help="folder of the shared data sets")
     parser.add_argument("--networks", nargs="+", default=["resnet56", "mobilenet_v2"])
     parser.add_argument("--shares", nargs="+", type=float, default=[0.7, 0.5], help="of the whole file's latency")
+    parser.add_argument("--filters", nargs="+", type=float, default=[], help="shares that stay, in place of a latency")
     parser.add_argument("--precision", choices=("int8", "float"), default="int8")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=Path("outputs/cache/latency"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
+    if options.filters:
+        _print_filters(options)
+        return 0
     print("| network | asked ms | spread by | predicted | measured | of the asked | MACs % | top-1 % | lead (95 %) |")
     print("|---|---:|---|---:|---:|---:|---:|---:|---:|")
     for name in options.networks:
@@ -73,6 +79,29 @@ def main() -> int:
     return 0
 
 
+def _print_filters(options: argparse.Namespace) -> None:
+    """Prints a row for each network and share of the filters that stays in every layer."""
+    print("| network | filters left % | MACs % | ms | faster than the float teacher |")
+    print("|---|---:|---:|---:|---:|")
+    for name in options.networks:
+        subject = load_subject(name, options.datasets)
+        prunable = PrunableNetwork(subject.network, subject.calibration[:1], 1)
+        scores = known_scores(prunable, score_channels(prunable, "l1"))
+        shipped = _shipped(subject, options)
+        whole = count_cost(subject.network, subject.shape)[1]
+        for share in options.filters:
+            network, _ = prunable.pruned_copy([max(1, round(share * one.channels)) for one in prunable.groups], scores)
+            found, macs = shipped.measure(network), count_cost(network.eval(), subject.shape)[1]
+            cells = f"{100 * macs / whole:.1f} | {found['latency_ms']:.3f} | {found['speedup']:.2f}x"
+            print(f"| {name} | {100 * share:g} | {cells} |", flush=True)
+
+
+def _shipped(subject: Subject, options: argparse.Namespace) -> ShippedFile:
+    quantize = QuantizeConfig(mode="ptq") if options.precision == "int8" else None
+    shipping = Shipping(quantize, MeasureConfig(repetitions=200), options.threads, options.cache)
+    return ShippedFile(subject.network, subject.calibration, shipping, CLASSIFICATION.files)
+
+
 def _prepare(subject: Subject, options: argparse.Namespace) -> Bench:
     network, images = subject.network, subject.calibration
     prunable = PrunableNetwork(network, images[:1], PruneConfig().round_to)
@@ -80,10 +109,7 @@ def _prepare(subject: Subject, options: argparse.Namespace) -> Bench:
     free = [True] * len(scores)
     distance = partial(CLASSIFICATION.distance, temperature=SENSITIVITY_TEMPERATURE)
     sensitivity = measure_sensitivity(prunable, scores, free, images[:256], distance)
-    measure = MeasureConfig(repetitions=200)
-    quantize = QuantizeConfig(mode="ptq") if options.precision == "int8" else None
-    shipping = Shipping(quantize, measure, options.threads, options.cache)
-    return Bench(subject, prunable, scores, sensitivity, ShippedFile(network, images, shipping, CLASSIFICATION.files))
+    return Bench(subject, prunable, scores, sensitivity, _shipped(subject, options))
 
 
 def _rows(bench: Bench, share: float) -> list[str]:
