@@ -47,6 +47,19 @@ def test_what_it_expects_is_what_the_run_finds(tmp_path: Path, tiny_config: Conf
     assert [row["layer"] for row in found["stays_float"]] == [row["layer"] for row in left_out]
 
 
+@pytest.mark.e2e
+def test_it_names_the_targets_of_each_stage(tmp_path: Path, tiny_config: Config, capsys: pytest.CaptureFixture) -> None:
+    """The filters before pruning are those of the factorized network."""
+    config = replace(tiny_config, stages=["teacher", "factorize", "prune"])
+    config.factorize.target.macs_share = config.prune.target.macs_share = 0.8
+    found = run_preflight(config, tmp_path)
+    assert list(found["targets"]) == ["factorize", "prune"]
+    assert all(target["reached"]["macs_share"] <= 0.8 for target in found["targets"].values())
+    assert found["expected"]["float"]["macs"] <= 0.64 * found["expected"]["teacher"]["macs"]
+    assert any(row["layer"].endswith(".0") and row["left"] < row["filters"] for row in found["layers"])
+    assert "factorize.target.macs_share: 0.8 asked, " in capsys.readouterr().out
+
+
 def test_a_network_that_cannot_be_traced_is_told_with_the_cause(tmp_path: Path, tiny_config: Config) -> None:
     with pytest.raises(UserError, match=r"branching, which cannot be .*data-dependent"):
         run_preflight(own(tiny_config, "branching"), tmp_path)
