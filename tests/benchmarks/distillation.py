@@ -23,8 +23,8 @@ from compress.models.artifact import read_tensors
 from compress.pipeline.experiment import run_experiment
 from compress.utils.files import PREDICTIONS
 from tests.benchmarks.distillation_tables import tables
-from tests.benchmarks.headlines import DATASETS, ROOT, commit
-from tests.benchmarks.rows import Row, figures, finished, key_of, make_missing
+from tests.benchmarks.headlines import ROOT, commit
+from tests.benchmarks.rows import Row, add_options, figures, key_of, make_and_print
 
 OUT = ROOT / "outputs" / "benchmarks" / "distillation.json"
 LABELS = "labels"
@@ -70,9 +70,7 @@ class Job:
 def main() -> int:
     """Runs the command line; returns the exit status."""
     options = parse(sys.argv[1:])
-    make_missing(jobs(options), make, options)
-    if options.table:
-        print(tables(list(finished(options.out).values())))
+    make_and_print(jobs(options), make, tables, options)
     return 0
 
 
@@ -84,11 +82,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=30, help="of the student")
     parser.add_argument("--lr", type=float, default=0.1, help="its peak")
-    parser.add_argument("--table", action="store_true", help="print the tables at the end")
-    parser.add_argument("--datasets", type=Path, default=DATASETS, help="the folder of the data and the checkpoints")
-    parser.add_argument("--threads", type=int, default=0, help="of each job; 0: one a core")
-    parser.add_argument("--jobs", type=int, default=1, help="students trained at once, a process each")
-    parser.add_argument("--out", type=Path, default=OUT, help="the JSON file of all rows; runs go beside it")
+    add_options(parser, OUT)
     options = parser.parse_args(words)
     options.out = options.out.resolve()
     return options

@@ -4,7 +4,7 @@ import statistics
 
 from tests.benchmarks.headlines import bits
 from tests.benchmarks.pruning_tables import difference, mean_and_each, teacher_bits
-from tests.benchmarks.rows import Row, machine_text
+from tests.benchmarks.rows import Row, by_series, machine_text
 
 BASELINES = ("labels", "kd")  # that each way is compared with, on the same seeds
 _SERIES = ("pair", "epochs", "lr", "commit")  # rows that differ in them are in tables of their own
@@ -12,10 +12,7 @@ _SERIES = ("pair", "epochs", "lr", "commit")  # rows that differ in them are in 
 
 def tables(rows: list[Row]) -> str:
     """Returns a table for each pair, and for each commit and length of training that rows were made with."""
-    series: dict[tuple, list[Row]] = {}
-    for row in rows:
-        series.setdefault(tuple(row[name] for name in _SERIES), []).append(row)
-    return "\n\n".join(map(_table, series.values()))
+    return "\n\n".join(map(_table, by_series(rows, _SERIES)))
 
 
 def _table(rows: list[Row]) -> str:

@@ -33,7 +33,7 @@ from compress.pipeline.experiment import run_experiment
 from compress.training.validation import split_logits
 from compress.utils.file_lock import lock_file
 from compress.utils.files import METRICS, PREDICTIONS, read_json
-from tests.benchmarks.headlines import DATASETS, ROOT, commit
+from tests.benchmarks.headlines import ROOT, commit
 from tests.benchmarks.pruning_by_hand import (
     PRUNERS,
     file_right,
@@ -42,7 +42,7 @@ from tests.benchmarks.pruning_by_hand import (
     train_by_hand,
 )
 from tests.benchmarks.pruning_tables import BASELINE, tables
-from tests.benchmarks.rows import Row, figures, finished, key_of, make_missing
+from tests.benchmarks.rows import Row, add_options, figures, key_of, make_and_print
 
 OUT = ROOT / "outputs" / "benchmarks" / "pruning.json"
 RECIPE = "resnet56_cifar_int8"
@@ -75,9 +75,7 @@ class Job:
 def main() -> int:
     """Runs the command line; returns the exit status."""
     options = parse(sys.argv[1:])
-    make_missing(jobs(options), make, options)
-    if options.table:
-        print(tables(list(finished(options.out).values())))
+    make_and_print(jobs(options), make, tables, options)
     return 0
 
 
@@ -87,17 +85,13 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--refit", action="store_true", help="every importance and scope, without training")
     parser.add_argument("--train", type=int, default=0, metavar="EPOCHS", help="--ways through the whole recipe")
     parser.add_argument("--lr", type=float, default=0.0, help="the peak in --train; 0: the recipe's")
-    parser.add_argument("--table", action="store_true", help="print the tables at the end")
     parser.add_argument("--ways", nargs="+", default=[], metavar="IMPORTANCE:SCOPE", help="of --refit: all")
     parser.add_argument("--best", choices=IMPORTANCES, help="--refit: the importance that sensitivity is tried with")
     parser.add_argument("--pruners", nargs="*", choices=PRUNERS, default=list(PRUNERS), help="torch-pruning's: all")
     parser.add_argument("--shares", nargs="+", type=float, default=[0.463, 0.3333, 0.25], help="of the MACs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--datasets", type=Path, default=DATASETS, help="the folder of the data and the checkpoints")
     parser.add_argument("--train-images", type=int, default=0, metavar="N", help="a seeded choice of so many; 0: all")
-    parser.add_argument("--threads", type=int, default=0, help="of each job; 0: one a core")
-    parser.add_argument("--jobs", type=int, default=1, help="networks made at once, a process each")
-    parser.add_argument("--out", type=Path, default=OUT, help="the JSON file of all rows; runs go beside it")
+    add_options(parser, OUT)
     options = parser.parse_args(words)
     known = [f"{importance}:{scope}" for importance in IMPORTANCES for scope in SCOPES]
     if unknown := [way for way in options.ways if way not in known]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from compress.utils.statistics import paired_difference
 from tests.benchmarks.headlines import bits
-from tests.benchmarks.rows import Row, machine_text
+from tests.benchmarks.rows import Row, by_series, machine_text
 
 BASELINE = "l1:local"  # that ways are compared with after the refit
 _SERIES = ("part", "epochs", "lr", "train_images", "commit")  # rows that differ in them are in tables of their own
@@ -19,10 +19,7 @@ _TITLES = {
 
 def tables(rows: list[Row]) -> str:
     """Returns a table for each part, and for each commit and number of images that rows were made with."""
-    series: dict[tuple, list[Row]] = {}
-    for row in rows:
-        series.setdefault(tuple(row[name] for name in _SERIES), []).append(row)
-    return "\n\n".join(map(_table, series.values()))
+    return "\n\n".join(map(_table, by_series(rows, _SERIES)))
 
 
 def _table(rows: list[Row]) -> str:

@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 import os
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -20,6 +20,7 @@ from compress.utils.cpu import cpu_flags, cpu_name
 from compress.utils.errors import UserError
 from compress.utils.file_lock import lock_file
 from compress.utils.files import read_json, write_json
+from tests.benchmarks.headlines import DATASETS
 
 log = logging.getLogger("compress")
 
@@ -28,6 +29,35 @@ Row = dict[str, Any]
 
 class CannotMakeError(Exception):
     """A row has no figures, for a reason that belongs into the table."""
+
+
+def add_options(parser: ArgumentParser, out: Path) -> None:
+    """Adds the options of every benchmark that keeps rows."""
+    parser.add_argument("--table", action="store_true", help="print the tables at the end")
+    parser.add_argument("--datasets", type=Path, default=DATASETS, help="the folder of the data and the checkpoints")
+    parser.add_argument("--threads", type=int, default=0, help="of each job; 0: one a core")
+    parser.add_argument("--jobs", type=int, default=1, help="networks made at once, a process each")
+    parser.add_argument("--out", type=Path, default=out, help="the JSON file of all rows; runs go beside it")
+
+
+def make_and_print(
+    jobs: Sequence[Any],
+    make: Callable[[Any, Namespace], Row],
+    tables: Callable[[list[Row]], str],
+    options: Namespace,
+) -> None:
+    """Makes the missing rows of the jobs, and prints the tables of all rows where they are asked for."""
+    make_missing(jobs, make, options)
+    if options.table:
+        print(tables(list(finished(options.out).values())))
+
+
+def by_series(rows: Sequence[Row], names: Sequence[str]) -> list[list[Row]]:
+    """Returns the rows in groups that agree in all that `names` lists."""
+    series: dict[tuple, list[Row]] = {}
+    for row in rows:
+        series.setdefault(tuple(row[name] for name in names), []).append(row)
+    return list(series.values())
 
 
 def make_missing(jobs: Sequence[Any], make: Callable[[Any, Namespace], Row], options: Namespace) -> None:

@@ -1,6 +1,7 @@
 """The stage `factorize` alone and in chains: targets are met, files agree with torch, and networks are rebuilt."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import torch
 
 from compress.config.schema import Config
 from compress.config.stage_settings import FactorizeConfig, PruneTargetConfig
-from compress.data import load_data
 from compress.evaluation.flops import count_cost
 from compress.methods.restore import restore
 from compress.models.artifact import write_model
@@ -18,23 +18,17 @@ from compress.pipeline.run import run_pipeline
 from compress.stages import check_order
 from compress.stages.factorize import factorize
 from compress.stages.prune import prune
-from compress.stages.teacher import teacher
 from compress.training.context import Context
-from compress.training.tensorboard import TensorBoardWriter
 from compress.utils.errors import UserError
 from compress.utils.files import METRICS, SPEC, STAGE, read_json
+from tests.stages.taught import taught
 
 QUICK = FactorizeConfig(round_to=2, reconstruction_samples=64, epochs=0)
 
 
 @pytest.fixture
-def context(tiny_config: Config, tmp_path: Path) -> Context:
-    data = load_data(tiny_config.data, 0)
-    with TensorBoardWriter(tmp_path / "curves") as curves:
-        context = Context(data, None, tiny_config.train, torch.device("cpu"), 0, curves)
-        torch.manual_seed(0)
-        context.teacher = teacher(None, replace(tiny_config.teacher, epochs=1), context)
-        yield context
+def context(tiny_config: Config, tmp_path: Path) -> Iterator[Context]:
+    yield from taught(replace(tiny_config, teacher=replace(tiny_config.teacher, epochs=1)), tmp_path)
 
 
 def asking(**target: float) -> FactorizeConfig:

@@ -1,6 +1,7 @@
 """What a stage does with the network that it is given, apart from the files around it."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,16 +22,12 @@ from compress.training.context import Context
 from compress.training.tensorboard import TensorBoardWriter
 from compress.training.validation import validate
 from compress.utils.errors import UserError
+from tests.stages.taught import taught
 
 
 @pytest.fixture
-def context(tiny_config: Config, tmp_path: Path) -> Context:
-    data = load_data(tiny_config.data, 0)
-    with TensorBoardWriter(tmp_path / "curves") as curves:
-        context = Context(data, None, tiny_config.train, torch.device("cpu"), 0, curves)
-        torch.manual_seed(0)
-        context.teacher = teacher(None, tiny_config.teacher, context)
-        yield context
+def context(tiny_config: Config, tmp_path: Path) -> Iterator[Context]:
+    yield from taught(tiny_config, tmp_path)
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ from torch import nn
 from compress.config.stage_settings import FactorizeConfig
 from compress.methods.factorization.ranks import FactorizableNetwork, LayerRanks
 from compress.methods.factorization.refit import decompose_layers, factorize_layers
-from compress.methods.factorization.sensitivity import RankSensitivity, measure_rank_sensitivity
+from compress.methods.factorization.sensitivity import measure_rank_sensitivity
 from compress.methods.pruning.allocation import Path, cheapest_path
 from compress.methods.pruning.cost import Cost, Widths
-from compress.methods.pruning.limits import FileCosts, limits_of_target
+from compress.methods.pruning.limits import FileCosts, limits_of_target, tightest
 from compress.methods.pruning.search import Candidates, TargetSearch
+from compress.methods.pruning.sensitivity import Sensitivity
 from compress.methods.pruning.target import Limit
 from compress.methods.pruning.trials import SENSITIVITY_IMAGES, Trials
 
@@ -69,9 +70,7 @@ def _limits(factorizable: FactorizableNetwork, config: FactorizeConfig, trials: 
 
 def _currency(limits: list[Limit], factorizable: FactorizableNetwork, trials: Trials) -> Cost:
     """Returns the cost that has to be saved most; MACs where no cost is limited."""
-    if not limits:
-        return factorizable.macs(trials.whole.macs)
-    return max(limits, key=lambda limit: limit.figure(factorizable.before) / limit.highest).cost
+    return tightest(limits, factorizable.before) or factorizable.macs(trials.whole.macs)
 
 
 def local_path(groups: Sequence[LayerRanks]) -> Path:
@@ -79,7 +78,7 @@ def local_path(groups: Sequence[LayerRanks]) -> Path:
     return lambda position: [group.allowed((1 - position) * group.channels) for group in groups]
 
 
-def sensitivity_path(factorizable: FactorizableNetwork, sensitivity: RankSensitivity, cost: Cost) -> Path:
+def sensitivity_path(factorizable: FactorizableNetwork, sensitivity: Sensitivity, cost: Cost) -> Path:
     """Returns the path that loses the least for each MAC, byte or microsecond that it saves."""
     groups = factorizable.groups
     options = [factorizable.layer_widths(group, group.channels) for group in groups]
@@ -110,13 +109,7 @@ def _candidates(factorizable: FactorizableNetwork, trials: Trials, refits: bool)
     macs, params = factorizable.macs(whole.macs), factorizable.params()
 
     def costs(widths: Widths) -> dict[str, float]:
-        counted = {"macs": macs.of(widths), "params": params.of(widths)}
-        return {
-            "macs": counted["macs"],
-            "macs_share": counted["macs"] / whole.macs,
-            "params": counted["params"],
-            "params_share": counted["params"] / whole.params,
-        }
+        return whole.figures(macs.of(widths), params.of(widths))
 
     def bare(left: list[int]) -> nn.Module:
         network = copy.deepcopy(original)

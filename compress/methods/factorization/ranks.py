@@ -30,6 +30,11 @@ class LayerRanks:
     inputs: int  # the channels that the layer reads
     outputs: int
 
+    @property
+    def layers(self) -> list[str]:
+        """The layer, as groups of channels list theirs."""
+        return [self.layer]
+
     def allowed(self, left: float) -> int:
         """Returns the nearest rank below `left`, or the lowest."""
         return min(self.channels, max(int(left) // self.step * self.step, self.step))
@@ -54,13 +59,14 @@ class FactorizableNetwork:
         self.calls = layer_calls(network, example)
         self.left_out = _left_out(network, example, self.calls)
         self.groups: list[LayerRanks] = []
-        for name in self._open_layers():
+        order = self._layers_in_order()
+        for name in (name for name in order if name not in self.left_out):
             ranks = _ranks_of(name, network.get_submodule(name), self.calls[name], method, round_to)
             if ranks.channels > round_to:
                 self.groups.append(ranks)
             else:
                 self.left_out[name] = f"no rank that is a multiple of {round_to} saves a MAC"
-        self._leave_out_tiny_last_layer()
+        self._leave_out_tiny_last_layer(order[-1])
         self.twin = self._with_all_factorized()
         self.calls |= {
             name: calls for name, calls in layer_calls(self.twin, example).items() if name not in self.before
@@ -105,18 +111,15 @@ class FactorizableNetwork:
             if (factors := group.factors(rank)) is not None
         ]
 
-    def _open_layers(self) -> list[str]:
-        """Returns the layers that can be factorized, in the order in which they run."""
+    def _layers_in_order(self) -> list[str]:
+        """Returns the names of the layers, in the order in which they run."""
         names = {module: name for name, module in self.network.named_modules() if isinstance(module, LAYERS)}
-        order = [names[module] for module in call_order(self.network, self.example, names)]
-        return [name for name in order if name not in self.left_out]
+        return [names[module] for module in call_order(self.network, self.example, names)]
 
-    def _leave_out_tiny_last_layer(self) -> None:
+    def _leave_out_tiny_last_layer(self, last: str) -> None:
         """Leaves out the layer that returns the outputs, where it is too small to be worth an error there."""
         if not self.groups:
             return
-        names = {module: name for name, module in self.network.named_modules() if isinstance(module, LAYERS)}
-        last = names[call_order(self.network, self.example, names)[-1]]
         widths = {last: self.before[last]}
         macs, params = macs_cost(self.calls), params_cost(self.network)
         shares = (

@@ -3,44 +3,21 @@
 import copy
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from compress.methods.factorization.ranks import FactorizableNetwork, LayerRanks
 from compress.methods.factorization.refit import LayerToFit, decompose_layers
-from compress.methods.pruning.allocation import Curve
 from compress.methods.pruning.reconstruction import Reference
 from compress.methods.pruning.refit_targets import without_inplace
+from compress.methods.pruning.sensitivity import Sensitivity
 from compress.utils.console import progress
 
 log = logging.getLogger("compress")
 
 _SHARES = (0.85, 0.6, 0.4, 0.2)  # of the rank at which nothing is saved; distances in between are interpolated
-
-
-@dataclass
-class RankSensitivity:
-    """The curve of each layer: (rank, distance of the network's outputs)."""
-
-    images: int
-    curves: Sequence[Curve]
-    seconds: float
-
-    def table(self, factorizable: FactorizableNetwork, left: Sequence[int]) -> dict[str, Any]:
-        """Returns what stage.json says of it; `left` is the rank of each layer in the end."""
-        return {
-            "images": self.images,
-            "distance": "nats",
-            "seconds": round(self.seconds, 1),
-            "groups": [
-                {"layers": [group.layer], "ranks": group.channels, "left": rank, "curve": [list(x) for x in curve]}
-                for group, curve, rank in zip(factorizable.groups, self.curves, left, strict=True)
-            ],
-        }
 
 
 @torch.no_grad()
@@ -49,7 +26,7 @@ def measure_rank_sensitivity(
     images: Tensor,
     distance: Callable[[Tensor, Tensor], Tensor],
     refits: bool = True,
-) -> RankSensitivity:
+) -> Sensitivity:
     """Factorizes each layer alone at several ranks, and measures the distance from the original.
 
     `images` (N, C, H, W) are those of the refit and of the distance, (outputs, reference) -> (N,), whose mean counts.
@@ -77,7 +54,7 @@ def measure_rank_sensitivity(
                 bar.advance()
     seconds = time.perf_counter() - start
     log.info("factorize: sensitivity of %d layers on %d images, %.0f s", len(tries), len(reference.images), seconds)
-    return RankSensitivity(len(reference.images), curves, seconds)
+    return Sensitivity(len(reference.images), curves, seconds, counted="ranks")
 
 
 def _layer_to_fit(reference: Reference, name: str) -> LayerToFit:

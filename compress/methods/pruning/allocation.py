@@ -109,10 +109,10 @@ def cheapest_path(
         for number, hull in enumerate(hulls):
             # Not the next number alone: kernels work on blocks of channels, so that one less may save nothing and
             # several less a block.
-            for fewer in sorted((count for count in hull if count < left[number]), reverse=True):
+            for fewer in (count for count in reversed(hull) if count < left[number]):
                 gain = saved(left, number, fewer)
                 price = (hull[fewer] - hull[left[number]]) / gain if gain > 0 else math.inf
-                if price < best - _TIE * abs(best if choice else 0.0):
+                if price < best * (1 - _TIE):
                     best, choice = price, (number, fewer)
         if choice is None:
             return lambda position: states[round(position * (len(states) - 1))]
@@ -125,7 +125,10 @@ _MOST_STEPS = 32  # of a group: finer ones save less than a layer's kernels can 
 
 
 def _hull(group: Shrinkable, curve: Curve) -> dict[int, float]:
-    """Returns the distance at every step of a group, from the lower convex hull of a curve, which evens out noise."""
+    """Returns the distance at every step of a group, the lowest first, from the lower convex hull of a curve.
+
+    The hull evens out noise.
+    """
     lefts, distances = zip(*sorted(curve), strict=True)
     # The outputs never come closer with fewer channels; where a curve says so, it is noise.
     falling = np.maximum.accumulate(distances[::-1])[::-1]

@@ -44,7 +44,10 @@ class Whole:
     def costs(self, prunable: PrunableNetwork, widths: Widths) -> dict[str, float]:
         """Returns MACs and parameters of a pruned network, and their shares."""
         calls = layer_calls(prunable.network, prunable.example)
-        macs, params = _macs(prunable, calls, self).of(widths), params_cost(prunable.network).of(widths)
+        return self.figures(_macs(calls, self).of(widths), params_cost(prunable.network).of(widths))
+
+    def figures(self, macs: float, params: float) -> dict[str, float]:
+        """Returns MACs and parameters, and their shares of this network's."""
         return {"macs": macs, "macs_share": macs / self.macs, "params": params, "params_share": params / self.params}
 
     def channels(self, prunable: PrunableNetwork) -> list[int]:
@@ -63,7 +66,7 @@ def limits_of(
         return [Limit("filters_share", 1 - config.ratio, filters, sum(whole.channels(prunable)))]
     calls = layer_calls(network, prunable.example)
     file = FileCosts(shipped, network, calls)
-    return limits_of_target(asked, whole, _macs(prunable, calls, whole), params_cost(network), file)
+    return limits_of_target(asked, whole, _macs(calls, whole), params_cost(network), file)
 
 
 @dataclass
@@ -107,12 +110,17 @@ def part_of_the_way(limits: list[Limit], prunable: PrunableNetwork, progress: fl
 
 def currency(limits: list[Limit], prunable: PrunableNetwork, whole: Whole) -> Cost:
     """Returns the cost that a cut has to save most of; MACs where no cost is limited."""
+    return tightest(limits, prunable.before) or _macs(layer_calls(prunable.network, prunable.example), whole)
+
+
+def tightest(limits: list[Limit], widths: Widths) -> Cost | None:
+    """Returns the cost whose limit is the farthest below its figure with these widths; None without a limit."""
     if not limits:
-        return _macs(prunable, layer_calls(prunable.network, prunable.example), whole)
-    return max(limits, key=lambda limit: limit.figure(prunable.before) / limit.highest).cost
+        return None
+    return max(limits, key=lambda limit: limit.figure(widths) / limit.highest).cost
 
 
-def _macs(prunable: PrunableNetwork, calls: dict[str, list[LayerCall]], whole: Whole) -> Cost:
+def _macs(calls: dict[str, list[LayerCall]], whole: Whole) -> Cost:
     """Returns the MACs of one image; those outside of layers, as in attention, do not change."""
     layers = macs_cost(calls)
     return replace(layers, rest=whole.macs - layers.of(whole.widths))

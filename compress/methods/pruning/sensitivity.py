@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -18,6 +18,15 @@ log = logging.getLogger("compress")
 _SHARES = (0.85, 0.7, 0.5, 0.3, 0.15)  # of a group's channels that stay; distances in between are interpolated
 
 
+class Grouped(Protocol):
+    """A network with groups of channels that go together, or with the ranks of its layers."""
+
+    @property
+    def groups(self) -> Sequence[Any]:
+        """The groups, each with `layers` and `channels`."""
+        ...
+
+
 @dataclass
 class Sensitivity:
     """The curve of each group; an empty one where nothing of it can go."""
@@ -25,16 +34,17 @@ class Sensitivity:
     images: int
     curves: Sequence[Curve]
     seconds: float
+    counted: str = "filters"  # what stage.json calls the number that a group has: "filters", or "ranks" of a layer
 
-    def table(self, prunable: PrunableNetwork, left: Sequence[int]) -> dict[str, Any]:
-        """Returns what stage.json says of it; `left` channels of each group stay in the end."""
+    def table(self, network: Grouped, left: Sequence[int]) -> dict[str, Any]:
+        """Returns what stage.json says of it; `left` channels of each group of `network` stay in the end."""
         return {
             "images": self.images,
             "distance": "nats",
             "seconds": round(self.seconds, 1),
             "groups": [
-                {"layers": group.layers, "filters": group.channels, "left": count, "curve": [list(x) for x in curve]}
-                for group, curve, count in zip(prunable.groups, self.curves, left, strict=True)
+                {"layers": group.layers, self.counted: group.channels, "left": count, "curve": [list(x) for x in curve]}
+                for group, curve, count in zip(network.groups, self.curves, left, strict=True)
                 if curve
             ],
         }
