@@ -6,13 +6,13 @@ image (N, 1), `GreaterOrEqual(confidence, threshold)`. Those of a graph form a c
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-THRESHOLDS = "thresholds"  # an input of the file, float32 (E,), whose default are the chosen ones
-EXIT_INDEX = "exit_index"  # an output, int64 (N,): the exit at which an image leaves, from 0; E: the end
+from compress.utils.exit_names import EXIT_INDEX, THRESHOLDS
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,13 @@ def flatten(model: ModelProto) -> None:
             graph.node.extend(nodes)
             graph.initializer.extend(body.initializer)
             graph.value_info.extend(body.value_info)
+
+
+def load_flat(path: Path) -> ModelProto:
+    """Returns the content of a file, without branches."""
+    model = onnx.load(str(path))
+    flatten(model)
+    return model
 
 
 def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:

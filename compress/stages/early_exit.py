@@ -6,7 +6,7 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from compress.config.stage_settings import EarlyExitConfig
+from compress.config.stage_settings import DistillConfig, EarlyExitConfig
 from compress.methods.distillation.teacher_logits import require_teacher, teacher_function
 from compress.methods.early_exit.calibrate import calibrate_exits
 from compress.methods.early_exit.network import EarlyExitNetwork, set_choice
@@ -37,9 +37,11 @@ def early_exit(artifact: Artifact, config: EarlyExitConfig, context: Context) ->
 
 
 def _train(network: EarlyExitNetwork, config: EarlyExitConfig, context: Context) -> list[dict[str, float]]:
-    """Trains the exits, and with train=all the network too; returns a row an epoch."""
+    """Trains the exits, and with train=all the network too, as distill does by default; returns a row an epoch."""
     whole = config.train == "all"
-    loss = ends_loss(context.task, teacher_function(context) if whole else None)
+    defaults = DistillConfig()
+    teacher_fn = teacher_function(context) if whole else None
+    loss = ends_loss(teacher_fn, defaults.temperature, defaults.alpha, context.task)
     settings = TrainSettings(
         "early_exit",
         config.epochs,

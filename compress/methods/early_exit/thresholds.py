@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NEVER = 2.0  # a threshold that no confidence reaches
+from compress.utils.exit_names import NEVER
+
 _TRIES = 400  # combinations of the thresholds of all exits but the last, for each of which the last one's is computed
 _LEAST_GAP = 1e-6  # between confidences that a threshold can tell apart
 _LARGEST_SCALE = 1000.0  # of logits: a temperature of a thousandth

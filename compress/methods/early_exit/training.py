@@ -2,25 +2,19 @@
 
 from torch import Tensor, nn
 
-from compress.config.stage_settings import DistillConfig
 from compress.data.dataset import Batch
 from compress.methods.distillation.losses import TeacherFn, distillation
-from compress.tasks.base import Task
+from compress.tasks import CLASSIFICATION, Task
 from compress.training.step import LossFn
 
 
-def ends_loss(
-    task: Task, teacher_fn: TeacherFn | None, temperature: float | None = None, alpha: float | None = None
-) -> LossFn:
+def ends_loss(teacher_fn: TeacherFn | None, temperature: float, alpha: float, task: Task = CLASSIFICATION) -> LossFn:
     """Returns the sum of the exits' losses, and of the end's where it learns from the logits of `teacher_fn`.
 
-    Each is Hinton's mixture, by default with the weights of the stage distill; exits have the end for their teacher
-    (Phuong & Lampert 2019, "Distillation-Based Training for Multi-Exit Architectures"). The logits that the loss
-    returns, which training accuracy counts, are those of the first exit.
+    Each is Hinton's mixture; exits have the end for their teacher (Phuong & Lampert 2019, "Distillation-Based Training
+    for Multi-Exit Architectures"). The logits that the loss returns, by which training accuracy is counted, are those
+    of the first exit.
     """
-    defaults = DistillConfig()
-    temperature = defaults.temperature if temperature is None else temperature
-    alpha = defaults.alpha if alpha is None else alpha
 
     def loss(network: nn.Module, examples: Batch) -> tuple[Tensor, Tensor]:
         *early, end = (logits.float() for logits in network(examples.images))

@@ -8,6 +8,7 @@ import onnx
 import onnxruntime as ort
 from torch.fx import GraphModule
 
+from compress.export.onnx_branches import load_flat
 from compress.export.onnx_inspect import LAYERS, inspect_quantization
 from compress.export.onnx_session import open_session, session_options
 from compress.models.graph.aten_patterns import (
@@ -93,7 +94,7 @@ def count_macs(path: Path) -> dict[str, int]:
 
     Shapes come from a run, because a file need not contain them.
     """
-    model = onnx.load(str(path))
+    model = load_flat(path)
     layers = [node for node in model.graph.node if node.op_type in LAYERS and len(node.input) > 1]
     if not layers:
         return {}
