@@ -212,6 +212,29 @@ class DistillConfig:
 
 
 @dataclass
+class EarlyExitConfig:
+    """Exits at which images leave that the first layers are sure of, and their training."""
+
+    after: list[str] = option(
+        [],
+        "modules of the network that an exit follows, e.g. [layer1,layer2]; []: those near a third and two thirds of "
+        "the MACs",
+    )
+    train: str = option(
+        "all", "exits: the network stays as it is; all: it is trained with them", choices=("exits", "all")
+    )
+    max_drop_points: float = option(
+        0.5,
+        "points of validation top-1 that may be lost against the network's end; it decides who leaves",
+        low=0.0,
+        high=100,
+    )
+    epochs: int = option(10, "epochs of training", low=0, high=10000)
+    lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
+    schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
+
+
+@dataclass
 class QuantizeConfig:
     """Quantization to int8, after training or with it."""
 
@@ -257,4 +280,5 @@ class StageSections:
     prune: PruneConfig = field(default_factory=PruneConfig)
     factorize: FactorizeConfig = field(default_factory=FactorizeConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    early_exit: EarlyExitConfig = field(default_factory=EarlyExitConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from compress.export.onnx_branches import load_flat
 from compress.export.onnx_inspect import LAYERS
 from compress.export.onnx_session import open_session, session_options
 
@@ -44,7 +45,7 @@ def layer_shapes(path: Path) -> dict[str, LayerShapes]:
 
     They come from a run, because a file need not contain them.
     """
-    model = onnx.load(str(path))
+    model = load_flat(path)
     layers = [node for node in model.graph.node if node.op_type in LAYERS and len(node.input) > 1]
     if not layers:
         return {}
