@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.methods.dynamic_width.network import rebuild_dynamic_width
 from compress.methods.early_exit.network import rebuild_early_exit
 from compress.methods.factorization.layers import rebuild_factorized
 from compress.models import Architecture, build
@@ -85,6 +86,10 @@ def _rebuild_early_exit(network: nn.Module, change: dict[str, Any], spec: Spec) 
     return rebuild_early_exit(network, change["exits"], len(spec.classes))
 
 
+def _rebuild_dynamic_width(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
+    return rebuild_dynamic_width(network, change["channels"])
+
+
 def _rebuild_quantized(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
     """Inserts observers or fake quantization into the float network, which `convert` then turns into int8."""
     from compress.methods.quantization.mixed_precision import exclude_layers  # imported here because it takes seconds
@@ -100,6 +105,7 @@ _REBUILD = {
     "prune": _rebuild_pruned,
     "factorize": _rebuild_factorized,
     "early_exit": _rebuild_early_exit,
+    "dynamic_width": _rebuild_dynamic_width,
     "quantize": _rebuild_quantized,
 }
 

@@ -62,7 +62,7 @@ def compute_and_evaluate(
             stage_dir / files.ONNX,
             data.shape,
             TASKS[data.task].files,
-            branches=result.spec.early_exit is not None,
+            branches=result.spec.exits is not None,
         )
         left_out, quantization = result.left_out, result.spec.quantization
         int8: dict[str, Any] = {}
@@ -183,7 +183,7 @@ def _check_int8(
     Raises ValueError where the runtime runs other layers than expected in float, and UserError where most of the
     arithmetic is float although the user did not allow that.
     """
-    decodes = TASKS[result.spec.task].files.compute is not None or result.spec.early_exit is not None
+    decodes = TASKS[result.spec.task].files.compute is not None or result.spec.exits is not None
     floats = {layer.name for layer in inspect_quantization(path) if not layer.quantized}
     require_quantized(path, tuple(floats))
     chosen = quantization["float_layers"]

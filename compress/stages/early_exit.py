@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from compress.config.stage_settings import DistillConfig, EarlyExitConfig
+from compress.methods.conditional.selection import set_choice
 from compress.methods.distillation.teacher_logits import require_teacher, teacher_function
 from compress.methods.early_exit.calibrate import calibrate_exits
-from compress.methods.early_exit.network import EarlyExitNetwork, set_choice
+from compress.methods.early_exit.network import EarlyExitNetwork
 from compress.methods.early_exit.places import Places
 from compress.methods.early_exit.shapes import ends_macs, exit_shapes
 from compress.methods.early_exit.training import ends_loss

@@ -41,7 +41,7 @@ def _notes(choice: Choice, ends: Sequence[Tensor], labels: Tensor, record: dict[
         last = at == len(choice.thresholds)
         rows.append(
             {
-                "after": None if last else record["exits"][at]["after"],
+                "after": None if last else record["exits"][at].get("after") or record["exits"][at]["width"],
                 "macs": macs,
                 "temperature": None if last else choice.temperatures[at],
                 "threshold": None if last else choice.thresholds[at],
