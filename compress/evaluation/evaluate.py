@@ -11,6 +11,7 @@ from compress.data.dataset import Data
 from compress.evaluation.benchmark import benchmark
 from compress.evaluation.concurrent_runs import count_concurrent_runs
 from compress.evaluation.cuda import cuda_latency
+from compress.evaluation.early_exit import evaluate_exits, exit_benchmark
 from compress.evaluation.energy_estimate import estimate_energy_mj
 from compress.evaluation.environment import environment
 from compress.evaluation.example_boxes import example_boxes
@@ -53,6 +54,7 @@ class Evaluation:
     predictions: dict[str, torch.Tensor]  # each test image's label, and the predictions of the files
     profile: dict[str, Any]  # profile.json
     examples: dict[str, torch.Tensor] | None  # examples.safetensors; None for the teacher
+    exits: dict[str, torch.Tensor] | None  # exits.safetensors; None for a network without exits
 
 
 def evaluate_stage(
@@ -75,7 +77,11 @@ def evaluate_stage(
     predictions = task.predictions(outputs.targets, outputs.logits, outputs.deployed)
     params, macs = count_cost(float_network(saved.spec), data.shape)
     no_energy = f"{concurrent_runs} other runs drew from the same counters" if concurrent_runs else None
-    measured = benchmark(folder / ONNX, teacher / ONNX, data.shape, config, threads, no_energy=no_energy)
+    exits = evaluate_exits(folder / ONNX, saved, data.test, device, threads) if saved.spec.early_exit else None
+    if exits:
+        measured, times = exit_benchmark(folder / ONNX, teacher / ONNX, data.test, config, threads, no_energy)
+    else:
+        measured = benchmark(folder / ONNX, teacher / ONNX, data.shape, config, threads, no_energy=no_energy)
     has_nms = (folder / NMS_ONNX).is_file()
     figures = {
         "metric": task.metric.key,
@@ -86,6 +92,7 @@ def evaluate_stage(
         "macs": macs,
         **measured.figures,
         "estimated_energy_mj_per_image": estimate_energy_mj(folder / ONNX, cache_bytes()),
+        **({"mean_macs": exits.mean_macs, "early_exit": exits.figures | times} if exits else {}),
         "targets": target_figures(folder, stage.skipped_layers, outputs, task, data.shape, config, threads),
         **({"with_nms": nms_figures(folder, data.test, len(data.classes), config, threads)} if has_nms else {}),
         **cuda_latency(folder, data.shape, device, config.repetitions),
@@ -93,7 +100,7 @@ def evaluate_stage(
         "environment": environment(threads) | {"runs_beside": max(concurrent_runs, count_concurrent_runs())},
     }
     images = _example_images(stage, data, examples, predictions, reference)
-    return Evaluation(with_causes(figures), predictions, measured.profile, images)
+    return Evaluation(with_causes(figures), predictions, measured.profile, images, exits.tensors if exits else None)
 
 
 def _example_images(

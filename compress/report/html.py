@@ -13,6 +13,7 @@ from compress.report import verdict
 from compress.report.box_pictures import box_gallery
 from compress.report.classification import class_figures
 from compress.report.detection import box_figures, nms_rows
+from compress.report.early_exit import exits
 from compress.report.energy import disagreements, energy_rows
 from compress.report.gallery import gallery
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
@@ -56,6 +57,7 @@ def run_page(run: RunRecord) -> str:
         trade_offs=trade_offs(run),
         widths=width_chart(run),
         pruning=pruning(run),
+        exits=exits(run),
         profile=profile_chart(run),
         sensitivity=sensitivity_chart(run.last.sensitivity),
         classes=class_figures(run),

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from compress.report import verdict
 from compress.report.classification import class_figures
 from compress.report.detection import box_figures, nms_rows
+from compress.report.early_exit import exits
 from compress.report.energy import disagreements, energy_rows
 from compress.report.gallery import disagreement
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
@@ -39,6 +40,7 @@ def run_markdown(run: RunRecord) -> str:
         _boxes(run),
         escape(disagreement(run)),
         _widths(run),
+        _exits(run),
         _time(run),
         _sensitivity(run),
         _seeds(run),
@@ -192,6 +194,18 @@ def _widths(run: RunRecord) -> str:
         return ""
     rows = ((bar.name, bar.value) for bar in chart.bars)
     return f"{escape(chart.takeaway)}\n\n{fold('Output channels before and after', table(('layer', 'channels'), rows))}"
+
+
+def _exits(run: RunRecord) -> str:
+    found = exits(run)
+    if found is None:
+        return ""
+    ends = table(
+        ("leaves", "share of the images", "right of these", "MACs", "confidence from which", "temperature"),
+        ((row.name, row.share, row.percent, row.macs, row.threshold, row.temperature) for row in found.rows),
+    )
+    times = table(("file", "mean", "median", "p95"), found.times)
+    return "\n\n".join([escape(found.takeaway), ends, fold("Latency with exits and without", times)])
 
 
 def _time(run: RunRecord) -> str:
