@@ -169,6 +169,13 @@ class DistillConfig:
     student: Optional[str] = option(
         None, "null: the network of the stage before; a name as in teacher.model: a new student"
     )
+    student_image_size: Optional[int] = option(
+        None,
+        "pixels a side to which the student itself resizes images, not of boxes; a new student is built for this size, "
+        "with the stem that teacher.stem=auto chooses for it; null: data.image_size",
+        low=8,
+        high=1024,
+    )
     losses: list[str] = option(
         ["kd"],
         'of the outputs: kd, kd_standardized, dkd, dist, mlkd; of layers: at, rkd, fitnet, review; "NAME" has the '

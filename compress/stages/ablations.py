@@ -76,6 +76,8 @@ def _no_choice(config: Config) -> str:
 def _no_training(config: Config) -> str:
     if config.prune.scope != "local" and (config.prune.steps > 1 or config.prune.sparsity_epochs):
         return "prune.steps or prune.sparsity_epochs decide the shape, which new weights would not get"
+    if "distill" in config.stages and config.distill.student_image_size:
+        return "it trains without distill, and so without distill.student_image_size"
     return _no_pruned_shape(config) or ("" if _float_epochs(config) else "there is no epoch before int8")
 
 
