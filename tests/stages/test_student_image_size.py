@@ -16,7 +16,6 @@ from compress.methods.restore import restore
 from compress.models import Architecture, build
 from compress.models.artifact import write_model
 from compress.pipeline.compute import require_networks_fit
-from compress.stages.ablations import ABLATIONS
 from compress.stages.distill import distill
 from compress.training.context import Context
 from compress.utils.errors import UserError
@@ -74,12 +73,3 @@ def test_boxes_are_refused() -> None:
     config = Config(data=DataConfig(name="voc", task="detection"), distill=DistillConfig(student_image_size=64))
     with pytest.raises(UserError, match=r"student_image_size=64 with data\.task=detection; .*or set data\.image_size"):
         check(config)
-
-
-def test_a_control_without_distillation_would_have_another_size(tiny_config: Config) -> None:
-    tiny_config.distill.student_image_size = 16
-    assert "without distill.student_image_size" in ABLATIONS["dense_from_scratch"].unfit(tiny_config)
-    assert [name for name, ablation in ABLATIONS.items() if not ablation.unfit(tiny_config)] == [
-        "random_pruned",
-        "finetuned_without_distillation",
-    ]
