@@ -9,6 +9,7 @@ from torch import nn
 from compress.methods.factorization.layers import rebuild_factorized
 from compress.models import Architecture, build
 from compress.models.artifact import Artifact, Spec, read_model, read_outputs
+from compress.models.input_size import set_input_size
 from compress.models.outputs import require_recorded_outputs
 from compress.models.widths import set_widths
 
@@ -80,6 +81,11 @@ def _rebuild_factorized(network: nn.Module, change: dict[str, Any], spec: Spec) 
     return rebuild_factorized(network, change["layers"])
 
 
+def _rebuild_resized(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
+    set_input_size(network, tuple(spec.input["shape"]), tuple(change["size"]))
+    return network
+
+
 def _rebuild_quantized(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
     """Inserts observers or fake quantization into the float network, which `convert` then turns into int8."""
     from compress.methods.quantization.mixed_precision import exclude_layers  # imported here because it takes seconds
@@ -91,7 +97,12 @@ def _rebuild_quantized(network: nn.Module, change: dict[str, Any], spec: Spec) -
 
 
 # The method of a change -> the function that repeats it on the network before it, with its record and the spec.
-_REBUILD = {"prune": _rebuild_pruned, "factorize": _rebuild_factorized, "quantize": _rebuild_quantized}
+_REBUILD = {
+    "prune": _rebuild_pruned,
+    "factorize": _rebuild_factorized,
+    "resize_input": _rebuild_resized,
+    "quantize": _rebuild_quantized,
+}
 
 
 def _untie(network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
