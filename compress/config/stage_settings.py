@@ -57,6 +57,7 @@ class TeacherConfig:
     )
 
 
+ENERGY_LIMIT = "estimated_energy_share"
 FILE_LIMITS = ("size_bytes", "latency_ms", "speedup")  # on the file that ships, whose figures are measured
 
 
@@ -66,6 +67,12 @@ class PruneTargetConfig:
 
     macs_share: Optional[float] = option(None, "share of the MACs that stays", low=0.01, high=1.0)
     params_share: Optional[float] = option(None, "share of the parameters that stays", low=0.01, high=1.0)
+    estimated_energy_share: Optional[float] = option(
+        None,
+        "share of the estimated energy of an image that stays, in the precision that ships (compress/evaluation)",
+        low=0.01,
+        high=1.0,
+    )
     size_bytes: Optional[int] = option(None, "of the model.onnx that the last stage writes", low=1, high=1e12)
     latency_ms: Optional[float] = option(
         None, "of one image in that file, in ONNX Runtime on this CPU with these threads", low=1e-3, high=1e6
@@ -84,7 +91,7 @@ class PruneTargetConfig:
 
     def asked_of_file(self) -> dict[str, float]:
         """Returns those of them that are on the file that ships."""
-        return {name: value for name, value in self.asked().items() if name in FILE_LIMITS}
+        return {name: value for name, value in self.asked().items() if name in (ENERGY_LIMIT, *FILE_LIMITS)}
 
 
 @dataclass

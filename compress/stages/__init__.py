@@ -117,15 +117,16 @@ def _target_key(stage: str) -> Callable[[Config, tuple[int, int, int]], dict[str
     """Returns the key of a stage with a target."""
 
     def key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
-        """Returns the later stages that decide the file, and the machine that times it, where a target limits them."""
+        """Returns the later stages that decide the file, and the machine that runs it, where a target limits them."""
         if not getattr(config, stage).target.asked_of_file():
             return {}
         from compress.utils.cores import cores
-        from compress.utils.cpu import cpu_name
+        from compress.utils.cpu import cache_bytes, cpu_name
 
         after = config.stages[config.stages.index(stage) :]
         target = _quantize_key(config, shape)["target"] if "quantize" in after else None
-        return {"file": after, "target": target, "cpu": cpu_name(), "threads": config.threads or cores()}
+        machine = {"cpu": cpu_name(), "caches": cache_bytes(), "threads": config.threads or cores()}
+        return {"file": after, "target": target} | machine
 
     return key
 
