@@ -11,6 +11,7 @@ from compress.methods.early_exit.network import rebuild_early_exit
 from compress.methods.factorization.layers import rebuild_factorized
 from compress.models import Architecture, build
 from compress.models.artifact import Artifact, Spec, read_model, read_outputs
+from compress.models.input_size import set_input_size
 from compress.models.outputs import require_recorded_outputs
 from compress.models.widths import set_widths
 
@@ -90,6 +91,11 @@ def _rebuild_dynamic_width(network: nn.Module, change: dict[str, Any], spec: Spe
     return rebuild_dynamic_width(network, change["channels"])
 
 
+def _rebuild_resized(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
+    set_input_size(network, tuple(spec.input["shape"]), tuple(change["size"]))
+    return network
+
+
 def _rebuild_quantized(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
     """Inserts observers or fake quantization into the float network, which `convert` then turns into int8."""
     from compress.methods.quantization.mixed_precision import exclude_layers  # imported here because it takes seconds
@@ -106,6 +112,7 @@ _REBUILD = {
     "factorize": _rebuild_factorized,
     "early_exit": _rebuild_early_exit,
     "dynamic_width": _rebuild_dynamic_width,
+    "resize_input": _rebuild_resized,
     "quantize": _rebuild_quantized,
 }
 
