@@ -106,7 +106,7 @@ def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
     """Yields the nodes of a graph and of all branches in it."""
     for node in graph.node:
         yield node
-        for branch in _branches_of(node):
+        for branch in branches_of(node):
             yield from all_nodes(branch)
 
 
@@ -244,7 +244,7 @@ def _move_into_branches(graph: GraphProto) -> None:
     """
     own = {name for node in graph.node for name in node.input} | {value.name for value in graph.input}
     own |= {name for node in graph.node for name in node.output}
-    branches = [branch for node in graph.node for branch in _branches_of(node)]
+    branches = [branch for node in graph.node for branch in branches_of(node)]
     names = [{name for node in all_nodes(branch) for name in (*node.input, *node.output)} for branch in branches]
     for field in (graph.initializer, graph.value_info):
         kept = []
@@ -260,7 +260,8 @@ def _move_into_branches(graph: GraphProto) -> None:
         _move_into_branches(branch)
 
 
-def _branches_of(node: NodeProto) -> list[GraphProto]:
+def branches_of(node: NodeProto) -> list[GraphProto]:
+    """Returns the branches of an `If`; an empty list for any other node."""
     return [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
 
 

@@ -13,8 +13,8 @@ from compress.report import verdict
 from compress.report.box_pictures import box_gallery
 from compress.report.classification import class_figures
 from compress.report.detection import box_figures, nms_rows
-from compress.report.early_exit import exits
 from compress.report.energy import disagreements, energy_rows
+from compress.report.exits import exits
 from compress.report.gallery import gallery
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
 from compress.report.multilabel import label_figures

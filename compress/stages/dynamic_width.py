@@ -8,12 +8,12 @@ import torch
 from compress.config.options import as_typed
 from compress.config.stage_settings import DistillConfig, DynamicWidthConfig
 from compress.evaluation.flops import count_cost
+from compress.methods.conditional.calibrate import calibrate_exits
 from compress.methods.conditional.selection import set_choice
+from compress.methods.conditional.training import ends_loss
 from compress.methods.distillation.teacher_logits import require_teacher, teacher_function
 from compress.methods.dynamic_width.channels import narrower_networks
 from compress.methods.dynamic_width.shared_weights import SharedWeights
-from compress.methods.early_exit.calibrate import calibrate_exits
-from compress.methods.early_exit.training import ends_loss
 from compress.models.artifact import Artifact
 from compress.models.widths import read_widths
 from compress.training.context import Context
@@ -32,7 +32,7 @@ def dynamic_width(artifact: Artifact, config: DynamicWidthConfig, context: Conte
     widths = [*made.narrower, made.network]
     record = {
         "channels": [read_widths(narrow) for narrow in made.narrower],
-        "exits": [{"width": share} for share in config.widths[:-1]],
+        "ends": [{"width": share} for share in config.widths],
         "macs": list(accumulate(count_cost(each, context.data.shape)[1] for each in widths)),
         "settings": asdict(config),
     }

@@ -17,6 +17,14 @@ class Exit(Protocol):
         ...
 
 
+class Ends(Protocol):
+    """A network with several ends, in eval mode."""
+
+    def ends(self, images: Tensor) -> Sequence[Tensor]:
+        """Returns the logits (N, K) of each end for images (N, C, H, W), in the order in which they are computed."""
+        ...
+
+
 def confident(logits: Tensor, temperature: Tensor, threshold: Tensor) -> Tensor:
     """Returns whether the probability of the likeliest class is at least `threshold`, (N, 1); `logits` are (N, K).
 
