@@ -226,6 +226,8 @@ ORDERS = [
     ["teacher", "distill", "prune", "quantize"],
     ["teacher", "factorize", "prune", "distill"],
     ["teacher", "distill", "factorize", "quantize"],
+    ["teacher", "early_exit"],
+    *(["teacher", second, "early_exit"] for second in ("prune", "factorize")),
 ]
 
 
@@ -237,6 +239,7 @@ def test_every_pair_of_stages_composes(tiny_npz: Path, tmp_path: Path, stages: l
     assert [row["stage"][3:] for row in summary["stages"]] == stages
     seen = {pair for order in [*ORDERS, list(STAGES)] for pair in pairwise(order)}
     possible = {(a, b) for a in STAGES for b in STAGES if a not in (b, "quantize") and b != "teacher"}
+    possible -= {("early_exit", b) for b in STAGES if b != "quantize"}
     assert seen == possible
 
 
@@ -263,7 +266,7 @@ def test_a_prune_ratio_of_zero_leaves_the_teacher(tiny_npz: Path, tmp_path: Path
         (["prune"], "teacher first"),
         (["teacher", "quantize", "prune"], "quantize last"),
         (["teacher", "prune", "prune"], "each stage once"),
-        (["teacher", "shrink"], "with shrink; expected names among teacher, prune, factorize, distill, quantize"),
+        (["teacher", "shrink"], "with shrink; expected names among teacher, prune, factorize, distill, early_exit, q"),
     ],
 )
 def test_impossible_orders_are_refused(stages: list[str], message: str) -> None:

@@ -156,6 +156,7 @@ INSIDE = {
     "prune": {"stages.prune", "methods.pruning.filters", "methods.pruning.reconstruction", "methods.restore"},
     "factorize": {"stages.factorize", "methods.factorization.refit", "methods.pruning.least_squares"},
     "distill": {"stages.distill", "methods.distillation.losses", "methods.restore", "training.pseudo_labels"},
+    "early_exit": {"stages.early_exit", "methods.early_exit.thresholds", "methods.early_exit.training"},
     "quantize": {"stages.quantize", "methods.quantization.quantizer", "methods.quantization.sensitivity"},
 }
 OUTSIDE = ("launch", "pipeline", "report", "evaluation", "training.tensorboard", "utils.console", "config")
@@ -176,8 +177,8 @@ def test_a_key_holds_the_code_that_decides_the_result_and_no_other(name: str) ->
     others = {other for other in STAGES if other != name}
     assert [other for other in others if f"stages.{other}" in names] == []
     methods = {"prune": {"pruning"}, "factorize": {"pruning"}}
-    rebuilt = {"factorization", "quantization"} if name != "teacher" else set()  # by `restore`
-    foreign = {"pruning", "factorization", "quantization"} - methods.get(name, set()) - rebuilt
+    rebuilt = {"factorization", "early_exit", "quantization"} if name != "teacher" else set()  # by `restore`
+    foreign = {"pruning", "factorization", "early_exit", "quantization"} - methods.get(name, set()) - rebuilt
     assert [method for method in foreign if covers(f"methods.{method}", names)] == []
 
 

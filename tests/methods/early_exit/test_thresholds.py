@@ -51,9 +51,7 @@ def test_no_other_thresholds_are_cheaper_within_the_limit(points: float, seed: i
     least = int((ends[-1].argmax(1) == labels).sum()) - int(points / 100 * 40 + 1e-9)
     assert right >= least
     candidates = [[NEVER, *values.double().sub(1e-9).tolist()] for values in confidences]
-    found = [
-        cost_and_right(ends, labels, leaves(confidences, pair), MACS) for pair in itertools.product(*candidates)
-    ]
+    found = [cost_and_right(ends, labels, leaves(confidences, pair), MACS) for pair in itertools.product(*candidates)]
     assert cost == min(own for own, kept in found if kept >= least)
 
 
