@@ -230,7 +230,8 @@ ORDERS = [
     *(["teacher", second, "early_exit"] for second in ("prune", "factorize")),
     *(["teacher", second, "dynamic_width"] for second in ("prune", "factorize")),
 ]
-ELSEWHERE = ["teacher", "dynamic_width", "quantize"]  # tests/stages/test_dynamic_width.py
+# The run of most tests here, and that of tests/stages/test_dynamic_width.py.
+ELSEWHERE = [["teacher", "prune", "distill", "quantize"], ["teacher", "dynamic_width", "quantize"]]
 EXITS = ("early_exit", "dynamic_width")  # one of them at most, and only quantize after it
 
 
@@ -241,7 +242,7 @@ def test_every_pair_of_stages_composes(tiny_npz: Path, tmp_path: Path, stages: l
     summary = run_pipeline(config, tmp_path)
     assert [row["stage"][3:] for row in summary["stages"]] == stages
     whole = [name for name in STAGES if name != "dynamic_width"]
-    seen = {pair for order in [*ORDERS, ELSEWHERE, whole] for pair in pairwise(order)}
+    seen = {pair for order in [*ORDERS, *ELSEWHERE, whole] for pair in pairwise(order)}
     possible = {(a, b) for a in STAGES for b in STAGES if a not in (b, "quantize") and b != "teacher"}
     possible -= {(a, b) for a in EXITS for b in STAGES if b != "quantize"}
     assert seen == possible
