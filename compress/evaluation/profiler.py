@@ -20,7 +20,7 @@ class _Key(NamedTuple):
 
     name: str
     operator: str
-    index: str
+    position: str
 
 
 def node_times(

@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from compress.report.early_exit import exits
 from compress.report.run_files import load_run
+from compress.report.stage_table import key_figures
 from tests.report.test_run_page import read_page, written
 from tests.report.tiny_run import finish, write_tiny_run
 
@@ -89,6 +90,9 @@ def test_the_latency_of_the_run_is_the_mean(tmp_path: Path) -> None:
     assert "early_exit takes 0.660 ms an image; the teacher, in turns with it, 1.98 ms." in page
     assert "median, or mean" in page
     assert "it is the mean over 40 test images" in page
+    figures = {figure.name: (figure.value, figure.change) for figure in key_figures(load_run(tmp_path))}
+    assert figures["Latency, one image"] == ("0.660 ms", "3.0 times faster")
+    assert figures["MACs, one image"] == ("36.0 k", "2.8 times fewer")
 
 
 def test_easy_and_hard_images_are_shown(tmp_path: Path) -> None:
