@@ -10,7 +10,7 @@ from compress.models import Architecture, build
 
 SHAPE = (1, 8, 8)
 IMAGES: Tensor = torch.randn(48, *SHAPE, generator=torch.Generator().manual_seed(1))
-SHAPES = [ExitShape("layer1", 16, 8, 1), ExitShape("layer2", 32, 8, 0)]
+SHAPES = [ExitShape("layer1", 16, 8, 1, 2, 1), ExitShape("layer2", 32, 8, 1, 1, 0)]
 
 
 def exiting(seed: int = 0) -> EarlyExitNetwork:
@@ -24,14 +24,14 @@ def exiting(seed: int = 0) -> EarlyExitNetwork:
     return network.eval()
 
 
-def mixed(seed: int = 0) -> EarlyExitNetwork:
+def mixed(images: Tensor = IMAGES) -> EarlyExitNetwork:
     """The same with thresholds at which a third of the images leaves at each end."""
-    network = exiting(seed)
+    network = exiting()
     temperatures = [0.5, 2.0]
     with torch.no_grad():
-        first, second, _ = network.ends(IMAGES)
+        first, second, _ = network.ends(images)
         sure = confidence(first, temperatures[0])
         threshold = sure.quantile(2 / 3).item()
         rest = confidence(second[sure < threshold], temperatures[1])
-    set_choice(network, temperatures, [threshold, rest.median().item()])
+    set_choice(network, temperatures, [threshold, rest.quantile(0.5).item()])
     return network

@@ -4,7 +4,7 @@ import json
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import onnxruntime
@@ -13,6 +13,14 @@ _SUFFIX = "_kernel_time"
 _BRANCH = "SequentialExecutor::Execute"  # the event of a branch's execution; that of the `If` around it comes next
 # What ONNX Runtime appends to the name of a node, or of its output, when it replaces the node by a faster one.
 _RUNTIME = re.compile(r"((?<=/BatchNormalization)_bn)?(_nchwc)?(_token_\d+)?$")
+
+
+class _Key(NamedTuple):
+    """A node; those that the runtime adds have the same names in each branch."""
+
+    name: str
+    operator: str
+    position: str
 
 
 def node_times(
@@ -31,19 +39,19 @@ def node_times(
         for run in range(-1, runs):
             session.run(None, {"image": images[run % len(images)]})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    operators: dict[str, str] = {}
-    milliseconds: dict[str, float] = {}
+    milliseconds: dict[_Key, float] = {}
     first_end = next(at for at, event in enumerate(events) if event["name"] == "model_run")
     for before, event in zip(events[first_end:], events[first_end + 1 :], strict=False):
         if event["cat"] == "Node" and event["name"].endswith(_SUFFIX):
-            name = event["name"].removesuffix(_SUFFIX)
-            operators[name] = event["args"]["op_name"]
+            arguments = event["args"]
+            key = _Key(event["name"].removesuffix(_SUFFIX), arguments["op_name"], arguments["node_index"])
             branch = before["dur"] if before["name"] == _BRANCH else 0  # its nodes have events of their own
-            milliseconds[name] = milliseconds.get(name, 0.0) + (event["dur"] - branch) / runs / 1000
+            milliseconds[key] = milliseconds.get(key, 0.0) + (event["dur"] - branch) / runs / 1000
     total = sum(milliseconds.values())
+    names = _file_names([key.name for key in milliseconds])
     return [
-        {"name": name, "operator": operators[found], "ms": ms, "share_percent": 100 * ms / total}
-        for name, (found, ms) in zip(_file_names(list(milliseconds)), milliseconds.items(), strict=True)
+        {"name": name, "operator": key.operator, "ms": ms, "share_percent": 100 * ms / total}
+        for name, (key, ms) in zip(names, milliseconds.items(), strict=True)
     ]
 
 

@@ -229,11 +229,11 @@ def _seeds(run: RunRecord) -> str:
     if run.repeats is None:
         return ""
     key = run.last.metric.key
-    figures = (f"deployed_{key}_percent", f"{key}_delta_points", "latency_ms_p50")
-    rows = (
-        (row["stage"], *(f"{row['figures'][name]['mean']:.2f} ± {row['figures'][name]['std']:.2f}" for name in figures))
-        for row in run.repeats["stages"]
-    )
+    rows = []
+    for row in run.repeats["stages"]:
+        latency = "latency_ms_mean" if "latency_ms_mean" in row["figures"] else "latency_ms_p50"
+        figures = [row["figures"][name] for name in (f"deployed_{key}_percent", f"{key}_delta_points", latency)]
+        rows.append((row["stage"], *(f"{figure['mean']:.2f} ± {figure['std']:.2f}" for figure in figures)))
     return f"Over {len(run.repeats['seeds'])} seeds:\n\n" + table(
         ("stage", f"{run.last.metric.label} %", "points", "ms"), rows
     )

@@ -88,12 +88,13 @@ class TradeOff:
 
 
 def key_figures(run: RunRecord) -> list[KeyFigure]:
-    """Returns accuracy, size, latency and MACs of the last stage's file."""
+    """Returns accuracy, size, latency and MACs of the last stage's file; the last two of the mean image with exits."""
     own, theirs = run.last.metrics, run.teacher.metrics
     metric = run.last.metric
     title = f"{metric.name[0].upper()}{metric.name[1:]}"
     delta = f"{signed(run.last.delta)} points" if run.last is not run.teacher else "the teacher itself"
-    size, fewer = times_smaller(run, run.last), theirs["macs"] / own["macs"]
+    size, macs = times_smaller(run, run.last), own.get("mean_macs", own["macs"])
+    fewer = times_text(theirs["macs"] / macs, "fewer", "more", "as many")
     return [
         _figure(title, f"deployed_{metric.key}_percent", run, percent, delta, "higher"),
         _figure("File size", "size_bytes", run, size_text, times_text(size, "smaller", "larger", "as large"), "lower"),
@@ -101,7 +102,7 @@ def key_figures(run: RunRecord) -> list[KeyFigure]:
             "Latency, one image", headline_latency_ms(own), teacher_latency(run), milliseconds,
             times_text(own["speedup_vs_teacher"], "faster", "slower", "as fast"), "lower",
         ),
-        _figure("MACs, one image", "macs", run, count_text, times_text(fewer, "fewer", "more", "as many"), "lower"),
+        _pair("MACs, one image", macs, theirs["macs"], count_text, fewer, "lower"),
     ]  # fmt: skip
 
 

