@@ -29,10 +29,12 @@ from compress.report.markdown import run_markdown
 from compress.report.run_files import load_run
 from compress.stages import check_order
 from compress.stages.dynamic_width import dynamic_width
+from compress.training.checkpoint import Checkpoint
 from compress.training.context import Context
 from compress.utils.errors import UserError
 from compress.utils.exit_names import EXIT_INDEX, NEVER, THRESHOLDS
 from compress.utils.files import METRICS, SPEC, STAGE, read_json
+from tests.pipeline.small_training import Killed, dying
 from tests.stages.taught import taught
 
 QUICK = DynamicWidthConfig(widths=[0.25, 0.5, 1.0], round_to=2, epochs=0)
@@ -59,6 +61,22 @@ def test_widths_are_recorded_and_rebuilt_exactly(context: Context, tmp_path: Pat
     state, wanted = rebuilt.state_dict(), network.state_dict()
     assert state.keys() == wanted.keys()
     assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+
+
+def test_a_training_that_is_killed_ends_the_same(context: Context, tmp_path: Path) -> None:
+    config = replace(QUICK, epochs=2)
+
+    def run(checkpoint: Checkpoint | None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        found = dynamic_width(copy.deepcopy(context.teacher), config, replace(context, checkpoint=checkpoint, notes={}))
+        return found.network.state_dict()
+
+    wanted = run(None)
+    with pytest.raises(Killed):
+        run(dying(tmp_path / "state", 5))
+    found = run(Checkpoint(tmp_path / "state", "key", 10))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_without_training_the_widest_is_the_network_that_came(context: Context) -> None:

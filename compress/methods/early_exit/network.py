@@ -62,7 +62,7 @@ class EarlyExitNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.exits = nn.ModuleList(Exit(shape, classes) for shape in shapes)
-        self._after = [shape.after for shape in shapes]
+        self.shapes = list(shapes)
 
     def ends(self, images: Tensor) -> list[Tensor]:
         """Returns the logits (N, K) of each exit, in order, and last those of the end."""
@@ -72,8 +72,8 @@ class EarlyExitNetwork(nn.Module):
             found.append(exit(output))  # at once: a later layer may change its input in place
 
         hooks = [
-            self.network.get_submodule(name).register_forward_hook(partial(leave, exit))
-            for name, exit in zip(self._after, self.exits, strict=True)
+            self.network.get_submodule(shape.after).register_forward_hook(partial(leave, exit))
+            for shape, exit in zip(self.shapes, self.exits, strict=True)
         ]
         try:
             end = find_logits(self.network(images))
