@@ -1,10 +1,10 @@
 """Checks settings: each value against its range, and values that exclude each other."""
 
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from compress.config.distill_losses import check_task, logit_losses
+from compress.config.distill_teachers import check_teachers
 from compress.config.options import as_typed, check_ranges
 from compress.config.schema import Config, DataConfig, ExportConfig, RepeatConfig
 from compress.config.stage_settings import DistillConfig, DynamicWidthConfig, PruneConfig, QuantizeConfig, TeacherConfig
@@ -26,7 +26,7 @@ def _check_together(config: Any) -> None:
         _check_mixing(config)
         _check_exits(config)
         check_task(config.distill.losses, config.data.task)
-        _check_teachers(config)
+        check_teachers(config.distill.teachers if "distill" in config.stages else [])
         _check_student_size(config)
     if isinstance(config, DataConfig):
         _check_normalisation(config)
@@ -105,18 +105,6 @@ def _check_widths(widths: list[float]) -> None:
             f"dynamic_width.widths={as_typed(widths)}",
             "two or more shares of the channels, each larger than the one before, and last 1.0: the whole network",
             "set for example dynamic_width.widths=[0.5,1.0]",
-        )
-
-
-def _check_teachers(config: Config) -> None:
-    """Raises UserError for a teacher that is not there, before another one trains for hours."""
-    named = config.distill.teachers if "distill" in config.stages else []
-    missing = [name for name in named if name != "teacher" and not Path(name).exists()]
-    if missing:
-        raise UserError(
-            f"distill.teachers with {missing[0]}, which does not exist",
-            "run folders, stage folders, checkpoint files, or teacher",
-            "mend the path; a file that moved has another one",
         )
 
 

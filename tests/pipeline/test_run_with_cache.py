@@ -174,7 +174,8 @@ def test_a_key_holds_the_code_that_decides_the_result_and_no_other(name: str) ->
     names = {full.removeprefix("compress.") for full in files}
     assert names >= INSIDE[name] | {"export.onnx", "models.artifact"}
     counted = {"evaluation", "evaluation.flops"} if name in COUNTING else set()
-    counted |= {"config.distill_losses"} if name == "distill" else set()  # it reads weights from settings
+    # It reads the weights of losses and the names of teachers from settings.
+    counted |= {"config.distill_losses", "config.distill_teachers"} if name == "distill" else set()
     assert [part for part in OUTSIDE if covers(part, names - counted)] == []
     others = {other for other in STAGES if other != name}
     assert [other for other in others if f"stages.{other}" in names] == []
