@@ -10,6 +10,7 @@ from compress.methods.factorization.layers import rebuild_factorized
 from compress.models import Architecture, build
 from compress.models.artifact import Artifact, Spec, read_model, read_outputs
 from compress.models.outputs import require_recorded_outputs
+from compress.models.sub_network import cut_kernels, replace_by_identities
 from compress.models.widths import set_widths
 
 
@@ -80,6 +81,13 @@ def _rebuild_factorized(network: nn.Module, change: dict[str, Any], spec: Spec) 
     return rebuild_factorized(network, change["layers"])
 
 
+def _rebuild_searched(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
+    replace_by_identities(network, change["left_out_blocks"])
+    cut_kernels(network, change["kernels"])
+    set_widths(network, change["widths"])
+    return network
+
+
 def _rebuild_quantized(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
     """Inserts observers or fake quantization into the float network, which `convert` then turns into int8."""
     from compress.methods.quantization.mixed_precision import exclude_layers  # imported here because it takes seconds
@@ -91,7 +99,12 @@ def _rebuild_quantized(network: nn.Module, change: dict[str, Any], spec: Spec) -
 
 
 # The method of a change -> the function that repeats it on the network before it, with its record and the spec.
-_REBUILD = {"prune": _rebuild_pruned, "factorize": _rebuild_factorized, "quantize": _rebuild_quantized}
+_REBUILD = {
+    "prune": _rebuild_pruned,
+    "factorize": _rebuild_factorized,
+    "search_architecture": _rebuild_searched,
+    "quantize": _rebuild_quantized,
+}
 
 
 def _untie(network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
