@@ -57,6 +57,7 @@ class TeacherConfig:
     )
 
 
+ENERGY_LIMIT = "estimated_energy_share"
 FILE_LIMITS = ("size_bytes", "latency_ms", "speedup")  # on the file that ships, whose figures are measured
 
 
@@ -66,6 +67,12 @@ class PruneTargetConfig:
 
     macs_share: Optional[float] = option(None, "share of the MACs that stays", low=0.01, high=1.0)
     params_share: Optional[float] = option(None, "share of the parameters that stays", low=0.01, high=1.0)
+    estimated_energy_share: Optional[float] = option(
+        None,
+        "share of the estimated energy of an image that stays, in the precision that ships (compress/evaluation)",
+        low=0.01,
+        high=1.0,
+    )
     size_bytes: Optional[int] = option(None, "of the model.onnx that the last stage writes", low=1, high=1e12)
     latency_ms: Optional[float] = option(
         None, "of one image in that file, in ONNX Runtime on this CPU with these threads", low=1e-3, high=1e6
@@ -84,7 +91,7 @@ class PruneTargetConfig:
 
     def asked_of_file(self) -> dict[str, float]:
         """Returns those of them that are on the file that ships."""
-        return {name: value for name, value in self.asked().items() if name in FILE_LIMITS}
+        return {name: value for name, value in self.asked().items() if name in (ENERGY_LIMIT, *FILE_LIMITS)}
 
 
 @dataclass
@@ -205,6 +212,29 @@ class DistillConfig:
 
 
 @dataclass
+class EarlyExitConfig:
+    """Exits at which images leave that the first layers are sure of, and their training."""
+
+    after: list[str] = option(
+        [],
+        "modules of the network that an exit follows, e.g. [layer1,layer2]; []: those near a third and two thirds of "
+        "the MACs",
+    )
+    train: str = option(
+        "all", "exits: the network stays as it is; all: it is trained with them", choices=("exits", "all")
+    )
+    max_drop_points: float = option(
+        0.5,
+        "points of validation top-1 that may be lost against the network's end; it decides who leaves",
+        low=0.0,
+        high=100,
+    )
+    epochs: int = option(10, "epochs of training", low=0, high=10000)
+    lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
+    schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
+
+
+@dataclass
 class QuantizeConfig:
     """Quantization to int8, after training or with it."""
 
@@ -250,4 +280,5 @@ class StageSections:
     prune: PruneConfig = field(default_factory=PruneConfig)
     factorize: FactorizeConfig = field(default_factory=FactorizeConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    early_exit: EarlyExitConfig = field(default_factory=EarlyExitConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)

@@ -24,6 +24,7 @@ def _check_together(config: Any) -> None:
     if isinstance(config, Config):
         _check_boxes(config)
         _check_mixing(config)
+        _check_exits(config)
         check_task(config.distill.losses, config.data.task)
         _check_teachers(config)
     if isinstance(config, DataConfig):
@@ -76,6 +77,20 @@ def _check_mixing(config: Config) -> None:
             f"{received} with data.task=detection",
             "0: boxes of two images cannot be mixed",
             "leave that out",
+        )
+
+
+def _check_exits(config: Config) -> None:
+    """Raises UserError for exits where an image has no single class, whose probability could decide who leaves."""
+    if "early_exit" in config.stages and config.data.task != "classification":
+        raise UserError(
+            f"stages={as_typed(config.stages)} with data.task={config.data.task}",
+            "data.task=classification: the probability of its one class decides whether an image leaves",
+            "leave early_exit out of the stages",
+        )
+    if len(set(config.early_exit.after)) < len(config.early_exit.after):
+        raise UserError(
+            f"early_exit.after={as_typed(config.early_exit.after)}", "each module once", "remove the repeated one"
         )
 
 

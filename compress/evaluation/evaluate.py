@@ -11,6 +11,7 @@ from compress.data.dataset import Data
 from compress.evaluation.benchmark import benchmark
 from compress.evaluation.concurrent_runs import count_concurrent_runs
 from compress.evaluation.cuda import cuda_latency
+from compress.evaluation.energy_estimate import estimate_energy_mj
 from compress.evaluation.environment import environment
 from compress.evaluation.example_boxes import example_boxes
 from compress.evaluation.example_images import ExampleImages
@@ -23,6 +24,7 @@ from compress.methods.restore import float_network, restore, restore_float
 from compress.models.artifact import read_tensors
 from compress.tasks import TASKS
 from compress.tasks.base import Predictions, Task
+from compress.utils.cpu import cache_bytes
 from compress.utils.files import METRICS, NMS_ONNX, ONNX, PREDICTIONS, read_json
 from compress.utils.missing import with_causes
 
@@ -83,6 +85,7 @@ def evaluate_stage(
         "params": params,
         "macs": macs,
         **measured.figures,
+        "estimated_energy_mj_per_image": estimate_energy_mj(folder / ONNX, cache_bytes()),
         "targets": target_figures(folder, stage.skipped_layers, outputs, task, data.shape, config, threads),
         **({"with_nms": nms_figures(folder, data.test, len(data.classes), config, threads)} if has_nms else {}),
         **cuda_latency(folder, data.shape, device, config.repetitions),

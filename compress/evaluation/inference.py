@@ -11,6 +11,7 @@ from compress.data.dataset import Split
 from compress.export import Runner
 from compress.export.onnx_session import open_session
 from compress.tasks.base import Task
+from compress.utils.exit_names import EXIT_INDEX
 from compress.utils.tensors import to_device
 
 
@@ -24,9 +25,10 @@ class Outputs:
 
 
 def onnx_runner(path: Path, threads: int) -> Runner:
-    """Returns the runner of model.onnx in ONNX Runtime."""
+    """Returns the runner of model.onnx in ONNX Runtime, which returns the outputs of its task."""
     session = open_session(path, threads)
-    return lambda images: session.run(None, {"image": images})
+    names = [output.name for output in session.get_outputs() if output.name != EXIT_INDEX]
+    return lambda images: session.run(names, {"image": images})
 
 
 # Called with each batch: images (N, C, H, W), targets (N, ...), and the outputs (N, ...) of model.onnx.

@@ -15,6 +15,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from compress.export.file_outputs import LOGITS, FileOutputs, append_computation
+from compress.export.onnx_branches import branch_on_selections
 from compress.export.onnx_names import name_by_layer, name_uniquely
 from compress.export.onnx_rewrites import (
     add_fourth_channel,
@@ -34,13 +35,17 @@ OPSET = 18  # the exporter's native one; has every operator that ONNX Runtime fu
 
 
 def export_onnx(
-    module: nn.Module, path: Path, input_shape: tuple[int, int, int], outputs: FileOutputs = LOGITS
+    module: nn.Module,
+    path: Path,
+    input_shape: tuple[int, int, int],
+    outputs: FileOutputs = LOGITS,
+    branches: bool = False,
 ) -> None:
     """Writes `module`, a float network or what `convert` returned, to `path` with its weights inside.
 
     `input_shape` is (C, H, W). The file's input is `image`, float32 (N, C, H, W) with N free. Batch norm is folded, and
     nodes have the names of the layers. The same module gives the same bytes; no path or stack trace of this machine
-    goes in.
+    goes in. With `branches` the file of a network with exits skips what an image does not need, and takes `thresholds`.
     """
     example = torch.zeros(2, *input_shape)
     # After weights in channels_last the exporter writes average pooling as a gather of strided elements.
@@ -75,7 +80,10 @@ def export_onnx(
     RemoveUnusedNodesPass()(model)
     name_uniquely(model)
     strip_descriptions(model)
-    Path(path).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    content = ir.to_proto(model)
+    if branches:
+        branch_on_selections(content)
+    Path(path).write_bytes(content.SerializeToString(deterministic=True))
 
 
 @contextlib.contextmanager

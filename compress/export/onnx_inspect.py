@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from compress.export.onnx_branches import all_nodes, load_flat
 from compress.export.onnx_session import open_session, session_options
 
 LAYERS = ("Conv", "Gemm", "MatMul", "ConvTranspose", "Einsum")
@@ -35,7 +36,7 @@ class Layer:
 
 def inspect_quantization(path: Path) -> list[Layer]:
     """Returns each layer with weights in the file: whether int8 kernels can run it, and if not, what is missing."""
-    graph = onnx.load(str(path)).graph
+    graph = load_flat(path).graph
     producers = {output: node for node in graph.node for output in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -57,7 +58,8 @@ def executed_operators(path: Path) -> Counter:
 def float_operators(path: Path, decodes: bool = False) -> dict[str, int]:
     """Returns how often ONNX Runtime executes in float each operator that is neither convolution nor matrix product.
 
-    A file that `decodes` ends in arithmetic on the network's outputs, which is float by intention and is not counted.
+    A file that `decodes` ends in arithmetic on the network's outputs, or selects among them, which is float by
+    intention and is not counted.
     """
     nodes = _executed_nodes(path)
     if decodes:
@@ -67,12 +69,12 @@ def float_operators(path: Path, decodes: bool = False) -> dict[str, int]:
 
 
 def _executed_nodes(path: Path) -> list[onnx.NodeProto]:
-    """Returns the nodes that ONNX Runtime executes, in order."""
+    """Returns the nodes that ONNX Runtime executes, in order; those of a branch follow the `If` that runs it."""
     with tempfile.TemporaryDirectory() as folder:
         options = session_options()  # hides the warning that the optimized file suits this CPU only, which is wanted
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         open_session(path, options=options)
-        return list(onnx.load(options.optimized_model_filepath).graph.node)
+        return list(all_nodes(onnx.load(options.optimized_model_filepath).graph))
 
 
 def _before_int8(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:

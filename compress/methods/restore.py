@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.methods.early_exit.network import rebuild_early_exit
 from compress.methods.factorization.layers import rebuild_factorized
 from compress.models import Architecture, build
 from compress.models.artifact import Artifact, Spec, read_model, read_outputs
@@ -88,6 +89,10 @@ def _rebuild_searched(network: nn.Module, change: dict[str, Any], spec: Spec) ->
     return network
 
 
+def _rebuild_early_exit(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
+    return rebuild_early_exit(network, change["exits"], len(spec.classes))
+
+
 def _rebuild_quantized(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
     """Inserts observers or fake quantization into the float network, which `convert` then turns into int8."""
     from compress.methods.quantization.mixed_precision import exclude_layers  # imported here because it takes seconds
@@ -103,6 +108,7 @@ _REBUILD = {
     "prune": _rebuild_pruned,
     "factorize": _rebuild_factorized,
     "search_architecture": _rebuild_searched,
+    "early_exit": _rebuild_early_exit,
     "quantize": _rebuild_quantized,
 }
 

@@ -37,6 +37,11 @@ class Spec:
         return [change for change in self.changes if change["method"] == "prune"]
 
     @property
+    def early_exit(self) -> dict[str, Any] | None:
+        """The record of the exits; None for a network without."""
+        return next((change for change in self.changes if change["method"] == "early_exit"), None)
+
+    @property
     def quantization(self) -> dict[str, Any] | None:
         """The record of the quantization; None for a float network."""
         return next((change for change in self.changes if change["method"] == "quantize"), None)

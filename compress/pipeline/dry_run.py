@@ -104,10 +104,10 @@ def try_stages(config: Config, data: Data, scratch_dir: Path) -> list[DryRunStag
     return done
 
 
-def try_export(network: nn.Module, data: Data, file: Path, model: str) -> None:
+def try_export(network: nn.Module, data: Data, file: Path, model: str, branches: bool = False) -> None:
     """Writes the float file and runs it. Raises UserError where `network`, named `model`, cannot be exported."""
     outputs = TASKS[data.task].files
-    _attempt(lambda: export_onnx(network, file, data.shape, outputs), model, "exported", network, data)
+    _attempt(lambda: export_onnx(network, file, data.shape, outputs, branches), model, "exported", network, data)
     images = next(data.train.batches())[0][:_IMAGES]
     with torch.no_grad():
         _compare_file(file, images, _computed(network.eval()(images), outputs), _DEPLOYED, f"{model} as an ONNX file")
@@ -161,10 +161,11 @@ def _try_stage(name: str, done: list[DryRunStage], dry_run: _DryRun) -> DryRunSt
     tried.folder.mkdir()
     write_model(artifact, tried.folder)
     _try_restoring(tried, model, dry_run)
+    branches = artifact.spec.early_exit is not None
     if quantization := artifact.spec.quantization:
         _try_int8(tried, quantization["float_layers"], model, dry_run)
-    elif model != before:
-        try_export(artifact.network, data, tried.file, model)
+    elif model != before or branches:
+        try_export(artifact.network, data, tried.file, model, branches)
     return tried
 
 
@@ -186,7 +187,14 @@ def _try_restoring(tried: DryRunStage, model: str, dry_run: _DryRun) -> None:
 def _try_int8(tried: DryRunStage, float_layers: list[str], model: str, dry_run: _DryRun) -> None:
     """Raises UserError unless the int8 file runs, agrees with the simulation, and is mostly int8."""
     network, file, outputs = tried.artifact.network, tried.file, TASKS[dry_run.data.task].files
-    _attempt(lambda: export_onnx(network, file, dry_run.data.shape, outputs), model, "quantized", network, dry_run.data)
+    branches = tried.artifact.spec.early_exit is not None
+    _attempt(
+        lambda: export_onnx(network, file, dry_run.data.shape, outputs, branches),
+        model,
+        "quantized",
+        network,
+        dry_run.data,
+    )
     with torch.no_grad():
         expected = _computed(network(dry_run.images), outputs)
         _compare_file(file, dry_run.images, expected, _INT8, f"{model} as an int8 file")

@@ -22,6 +22,7 @@ _OPERATOR = re.compile(r"(?:OpOverload\(op='|torch\.ops\.)([\w.]+)")
 _LEAVE_OUT = {
     "pruned": "leave prune out of the stages, e.g. stages=[teacher,distill,quantize]",
     "factorized": "leave factorize out of the stages, e.g. stages=[teacher,distill,quantize]",
+    "given exits": "leave early_exit out of the stages, e.g. stages=[teacher,prune,distill,quantize]",
     "quantized": "leave quantize out of the stages, e.g. stages=[teacher,prune,distill]",
 }
 

@@ -57,7 +57,13 @@ def compute_and_evaluate(
         with track_cost(config.measure.country, run.device) as spent:
             result = compute_stage(StageJob(name, stage_dir, list(done), inputs), run, curves)
         write_model(result, stage_dir)
-        export_onnx(result.network.cpu(), stage_dir / files.ONNX, data.shape, TASKS[data.task].files)
+        export_onnx(
+            result.network.cpu(),
+            stage_dir / files.ONNX,
+            data.shape,
+            TASKS[data.task].files,
+            branches=result.spec.early_exit is not None,
+        )
         left_out, quantization = result.left_out, result.spec.quantization
         int8: dict[str, Any] = {}
         if quantization:
@@ -177,7 +183,7 @@ def _check_int8(
     Raises ValueError where the runtime runs other layers than expected in float, and UserError where most of the
     arithmetic is float although the user did not allow that.
     """
-    decodes = TASKS[result.spec.task].files.compute is not None
+    decodes = TASKS[result.spec.task].files.compute is not None or result.spec.early_exit is not None
     floats = {layer.name for layer in inspect_quantization(path) if not layer.quantized}
     require_quantized(path, tuple(floats))
     chosen = quantization["float_layers"]

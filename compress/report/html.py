@@ -13,6 +13,7 @@ from compress.report import verdict
 from compress.report.box_pictures import box_gallery
 from compress.report.classification import class_figures
 from compress.report.detection import box_figures, nms_rows
+from compress.report.energy import disagreements, energy_rows
 from compress.report.gallery import gallery
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
 from compress.report.multilabel import label_figures
@@ -23,7 +24,6 @@ from compress.report.stage_table import (
     AGREEMENTS,
     TESTS,
     cautions,
-    energy_rows,
     kept_epochs,
     key_figures,
     left_out,
@@ -49,6 +49,7 @@ def run_page(run: RunRecord) -> str:
         agreement=AGREEMENTS[run.last.metric.key],
         p_value_test=TESTS[run.last.metric.p_value],
         energy=energy_rows(run),
+        disagreements=disagreements(run),
         cautions=cautions(run),
         kept_epochs=kept_epochs(run),
         unavailable=unavailable(run),

@@ -78,6 +78,9 @@ def _share_text(value: float) -> str:
 _FIGURES = {
     "macs_share": _Figure("MACs, one image", "of the MACs", _share_text, count="macs", points=100),
     "params_share": _Figure("parameters", "of the parameters", _share_text, count="params", points=100),
+    "estimated_energy_share": _Figure(
+        "estimated energy, one image", "of the estimated energy", _share_text, points=100
+    ),
     "size_bytes": _Figure("file size", "for the file", size_text, measured="size_bytes"),
     "latency_ms": _Figure(
         "latency, one image", "an image", lambda value: f"{three_digits(value)} ms", measured="latency_ms"

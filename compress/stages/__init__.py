@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from compress.config.schema import Config
 from compress.config.stage_settings import FactorizeConfig, PruneConfig
@@ -23,7 +23,9 @@ class Stage:
 
     run: str
     participle: str  # the state of its network, for messages: "pruned"
-    place: Literal["first", "last"] | None = None
+    first: bool = False  # the others start from it
+    followed_by: tuple[str, ...] | None = None  # the only stages that may come after it; None: any
+    why_last: str = ""  # why no other may
     epochs: Callable[[Any], int] = lambda settings: settings.epochs  # that it trains; 0: it runs in one process
     key: Callable[[Config, tuple[int, int, int]], dict[str, Any]] = lambda config, shape: {}  # what else decides it
     networks: Callable[[Config], dict[str, str]] = lambda config: {}  # setting key -> name of a network it builds
@@ -95,15 +97,16 @@ def _target_key(stage: str) -> Callable[[Config, tuple[int, int, int]], dict[str
     """Returns the key of a stage with a target."""
 
     def key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
-        """Returns the later stages that decide the file, and the machine that times it, where a target limits them."""
+        """Returns the later stages that decide the file, and the machine that runs it, where a target limits them."""
         if not getattr(config, stage).target.asked_of_file():
             return {}
         from compress.utils.cores import cores
-        from compress.utils.cpu import cpu_name
+        from compress.utils.cpu import cache_bytes, cpu_name
 
         after = config.stages[config.stages.index(stage) :]
         target = _quantize_key(config, shape)["target"] if "quantize" in after else None
-        return {"file": after, "target": target, "cpu": cpu_name(), "threads": config.threads or cores()}
+        machine = {"cpu": cpu_name(), "caches": cache_bytes(), "threads": config.threads or cores()}
+        return {"file": after, "target": target} | machine
 
     return key
 
@@ -117,7 +120,7 @@ STAGES = {
     "teacher": Stage(
         "compress.stages.teacher:teacher",
         "trained",
-        place="first",
+        first=True,
         key=_teacher_key,
         networks=lambda config: {} if config.teacher.factory else {"teacher.model": config.teacher.model},
     ),
@@ -144,10 +147,17 @@ STAGES = {
         dry_run=lambda settings, images: {"rounds": 1},
         networks=lambda config: {"distill.student": config.distill.student} if config.distill.student else {},
     ),
+    "early_exit": Stage(
+        "compress.stages.early_exit:early_exit",
+        "given exits",
+        followed_by=("quantize",),
+        why_last="its exits and thresholds belong to the layers as they are",
+    ),
     "quantize": Stage(
         "compress.stages.quantize:quantize",
         "quantized",
-        place="last",
+        followed_by=(),
+        why_last="int8 weights cannot be pruned or trained",
         epochs=lambda settings: settings.epochs if settings.mode == "qat" else 0,
         key=_quantize_key,
         dry_run=lambda settings, images: {"calibration_samples": images, "rounding_steps": 1, "max_drop_points": None},
@@ -167,12 +177,14 @@ def check_order(stages: list[str]) -> None:
         )
     if len(set(stages)) < len(stages):
         raise UserError(received, "each stage once", "remove the repeated one")
-    first = next(name for name, stage in STAGES.items() if stage.place == "first")
+    first = next(name for name, stage in STAGES.items() if stage.first)
     if not stages or stages[0] != first:
         raise UserError(received, f"{first} first: the others start from it", f"put {first} first")
-    early = next((name for name in stages[:-1] if STAGES[name].place == "last"), None)
-    if early:
-        raise UserError(received, f"{early} last: int8 weights cannot be pruned or trained", f"put {early} last")
+    for at, name in enumerate(stages):
+        allowed, later = STAGES[name].followed_by, stages[at + 1 :]
+        if allowed is not None and not set(later) <= set(allowed):
+            place = f"before {' and '.join(allowed)} alone" if allowed else "last"
+            raise UserError(received, f"{name} {place}: {STAGES[name].why_last}", f"put {name} {place}")
 
 
 def networks(config: Config) -> dict[str, str]:

@@ -23,8 +23,8 @@ def budget_epochs(config: Config) -> int:
 
 
 def _float_epochs(config: Config) -> int:
-    """Returns the number of epochs between the teacher and int8."""
-    return _epochs(config, [name for name in config.stages[1:] if STAGES[name].place != "last"])
+    """Returns the number of epochs between the teacher and int8 that shape the network itself, without its exits."""
+    return _epochs(config, [name for name in config.stages[1:] if STAGES[name].followed_by is None])
 
 
 def _epochs(config: Config, stages: list[str]) -> int:

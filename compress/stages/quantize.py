@@ -14,6 +14,10 @@ from compress.config.stage_settings import QuantizeConfig
 from compress.data.dataset import Split
 from compress.methods.distillation.losses import teacher_loss
 from compress.methods.distillation.teacher_logits import require_teacher, teacher_function
+from compress.methods.early_exit.calibrate import calibrate_exits
+from compress.methods.early_exit.graph import GraphEnds
+from compress.methods.early_exit.network import set_choice
+from compress.methods.early_exit.training import ends_loss
 from compress.methods.quantization.correction import correct
 from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target
 from compress.methods.quantization.equalization import Equalization
@@ -43,7 +47,10 @@ log = logging.getLogger("compress")
 
 
 def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Artifact:
-    """Quantizes the artifact's network; `config.calibration_samples` train images decide the activation ranges."""
+    """Quantizes the artifact's network; `config.calibration_samples` train images decide the activation ranges.
+
+    The thresholds of exits are chosen anew, by the logits of int8.
+    """
     example = torch.zeros(1, *context.data.shape, device=context.device)
     target = choose_target(config.target, cpu_flags())
     bits, qat = WEIGHT_BITS[target], config.mode == "qat"
@@ -57,7 +64,8 @@ def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Ar
     calibrate(prepared, (to_device(images, context.device) for images, _ in samples.batches()))
     uncorrected = prepared if qat else copy.deepcopy(prepared)
     notes, left_out = ({}, []) if qat else _correct(prepared, equalization, samples, config, context)
-    notes["history"] = _train(prepared, config, context) if qat else []
+    exits = artifact.spec.early_exit
+    notes["history"] = _train(prepared, config, context, exits is not None) if qat else []
     for module in (prepared, uncorrected):
         module.cpu()
     sensitivity = _measure_sensitivity(artifact.network, prepared, uncorrected, config, context)
@@ -79,7 +87,13 @@ def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Ar
         "float_layers": float_layers,
     }
     spec = artifact.spec.changed("quantize", **quantization)
-    return Artifact(convert(prepared), spec, left_out, notes, sensitivity, prepared.state_dict())
+    converted = convert(prepared)
+    if exits is not None:
+        choice, found = calibrate_exits(GraphEnds(converted), exits, context.data.val, torch.device("cpu"))
+        notes |= found
+        for module in (prepared, converted):
+            set_choice(module, choice.temperatures, choice.thresholds)
+    return Artifact(converted, spec, left_out, notes, sensitivity, prepared.state_dict())
 
 
 def _correct(
@@ -129,7 +143,7 @@ def _reason(row: dict[str, Any], sensitivity: dict[str, Any], metric: Metric) ->
     )
 
 
-def _train(prepared: GraphModule, config: QuantizeConfig, context: Context) -> list[dict[str, Any]]:
+def _train(prepared: GraphModule, config: QuantizeConfig, context: Context, has_exits: bool) -> list[dict[str, Any]]:
     def freeze(epoch: int) -> None:
         if epoch > math.ceil(_FREEZE_BATCH_NORM * config.epochs):
             freeze_batch_norm(prepared)
@@ -138,7 +152,8 @@ def _train(prepared: GraphModule, config: QuantizeConfig, context: Context) -> l
 
     # bf16 has 8 bits itself: it would blur the grid that is trained.
     context = replace(context, train=replace(context.train, precision="float32"))
-    loss = teacher_loss(teacher_function(context), config.temperature, config.alpha, task=context.task)
+    make_loss = ends_loss if has_exits else teacher_loss
+    loss = make_loss(teacher_function(context), config.temperature, config.alpha, context.task)
     teacher = require_teacher(context) if config.alpha else None
     settings = TrainSettings("quantize", config.epochs, config.lr, freeze, teacher=teacher, schedule=config.schedule)
-    return train(prepared, loss, context, settings)
+    return train(GraphEnds(prepared) if has_exits else prepared, loss, context, settings)

@@ -35,13 +35,15 @@ def test_what_was_asked_reached_and_predicted_is_one_sentence(tmp_path: Path) ->
     ("key", "asked", "told"),
     [
         ("macs_share", 0.5, "Asked for at most 50.0 % of the MACs; reached 49.7 % (61.2 M)."),
+        ("estimated_energy_share", 0.5, "Asked for at most 50.0 % of the estimated energy; reached 49.3 %."),
         ("params_share", 0.5, "Asked for at most 50.0 % of the parameters; reached 48.0 % (410 k)."),
         ("speedup", 1.5, "Asked for at least 1.50 times the teacher's speed; reached 1.90 times."),
         ("max_drop_points", 0.5, "Asked for at most 0.50 points lost on validation before fine-tuning; reached 0.40"),
     ],
 )
 def test_each_target_has_its_unit(tmp_path: Path, key: str, asked: float, told: str) -> None:
-    (sentence,) = sentences(tmp_path, asked={key: asked}, reached=TARGET["reached"] | {"drop_points": 0.4})
+    taken = {"drop_points": 0.4, "estimated_energy_share": 0.493}
+    (sentence,) = sentences(tmp_path, asked={key: asked}, reached=TARGET["reached"] | taken)
     assert sentence.startswith(told)
     assert "over the target" not in sentence
 

@@ -31,6 +31,7 @@ from compress.models.graph.aten_patterns import (
     only_returned,
     only_user,
     origin,
+    result_values,
 )
 from compress.models.graph.batch_norm import ConvBatchNorm
 
@@ -98,8 +99,7 @@ class RuntimeQuantizer(Quantizer):
 
     def _outputs(self, quantized_inputs: dict[Node, list[Node]], module: GraphModule) -> set[Node]:
         """Returns the node after which each int8 kernel's output is quantized, past fused clamps; logits stay float."""
-        (result,) = (node for node in module.graph.nodes if node.op == "output")
-        logits = {origin(node) for node in result.all_input_nodes}
+        logits = {origin(node) for node in result_values(module.graph)}
         ends = set()
         for node in quantized_inputs:
             end = node

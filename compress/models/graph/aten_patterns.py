@@ -5,7 +5,7 @@ from typing import Any, TypeGuard, overload
 
 import torch
 import torch.ao.quantization.fx._decomposed
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from compress.utils.user_code import innermost_line
 
@@ -159,6 +159,19 @@ def only_returned(node: Node) -> bool:
         user.op == "output" or ((is_move(user) or is_call(user, CONCATENATIONS)) and only_returned(user))
         for user in node.users
     )
+
+
+def result_values(graph: Graph) -> list[Node]:
+    """Returns the values that a graph returns; of each selection by `torch.where`, in order, those it selects from."""
+    (result,) = (node for node in graph.nodes if node.op == "output")
+    waiting, found = list(result.all_input_nodes), []
+    while waiting:
+        node = waiting.pop(0)
+        if is_call(node, {aten.where.self}):
+            waiting = [value for value in node.args[1:] if isinstance(value, Node)] + waiting
+        else:
+            found.append(node)
+    return found
 
 
 def origin(node: Node) -> Node:

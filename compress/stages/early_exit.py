@@ -1,0 +1,59 @@
+"""Gives the network exits, at which images leave that its first layers are sure of, and trains them."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+from compress.config.stage_settings import DistillConfig, EarlyExitConfig
+from compress.methods.distillation.teacher_logits import require_teacher, teacher_function
+from compress.methods.early_exit.calibrate import calibrate_exits
+from compress.methods.early_exit.network import EarlyExitNetwork, set_choice
+from compress.methods.early_exit.places import Places
+from compress.methods.early_exit.shapes import ends_macs, exit_shapes
+from compress.methods.early_exit.training import ends_loss
+from compress.models.artifact import Artifact
+from compress.training.context import Context
+from compress.training.loop import TrainSettings, train
+
+
+def early_exit(artifact: Artifact, config: EarlyExitConfig, context: Context) -> Artifact:
+    """Adds exits after `config.after`, or after found modules, trains them and chooses their thresholds."""
+    classes = len(context.data.classes)
+    places = Places(artifact.network, torch.zeros(1, *context.data.shape, device=context.device))
+    chosen = places.named(config.after) if config.after else places.near_thirds()
+    shapes = exit_shapes(chosen, places.macs)
+    network = EarlyExitNetwork(artifact.network, shapes, classes).to(context.device)
+    history = _train(network, config, context)
+    record = {
+        "exits": [asdict(shape) for shape in shapes],
+        "macs": ends_macs(chosen, shapes, classes, places.macs),
+        "settings": asdict(config),
+    }
+    choice, notes = calibrate_exits(network, record, context.data.val, context.device)
+    set_choice(network, choice.temperatures, choice.thresholds)
+    return Artifact(network, artifact.spec.changed("early_exit", **record), notes=notes | {"history": history})
+
+
+def _train(network: EarlyExitNetwork, config: EarlyExitConfig, context: Context) -> list[dict[str, float]]:
+    """Trains the exits, and with train=all the network too, as distill does by default; returns a row an epoch."""
+    whole = config.train == "all"
+    defaults = DistillConfig()
+    teacher_fn = teacher_function(context) if whole else None
+    loss = ends_loss(teacher_fn, defaults.temperature, defaults.alpha, context.task)
+    settings = TrainSettings(
+        "early_exit",
+        config.epochs,
+        config.lr,
+        before_epoch=(lambda epoch: None) if whole else _frozen(network.network),
+        teacher=require_teacher(context) if whole else None,
+        schedule=config.schedule,
+    )
+    return train(network, loss, context, settings)
+
+
+def _frozen(network: nn.Module) -> Callable[[int], None]:
+    """Freezes a network, also its batch norm's statistics, which stay as they are in eval mode."""
+    network.requires_grad_(False)
+    return lambda epoch: network.eval()
