@@ -163,10 +163,16 @@ class FactorizeConfig:
     reconstruction_samples: int = option(
         1024, "train images on which the factors are fitted to the layers' outputs; 0: not at all", low=0, high=1000000
     )
+    reinitialize: bool = option(False, "draw all weights anew: a control that shows what they are worth")
     distill: bool = option(False, "the fine-tuning learns from the teacher, as distill does by default")
     epochs: int = option(2, "epochs of fine-tuning", low=0, high=10000)
     lr: float = option(0.005, "peak learning rate", low=1e-7, high=10)
     schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
+
+    @property
+    def replaces_layers(self) -> bool:
+        """Whether it asks for any layer to be factorized."""
+        return bool(self.ratio or self.target.asked())
 
 
 @dataclass
@@ -175,6 +181,13 @@ class DistillConfig:
 
     student: Optional[str] = option(
         None, "null: the network of the stage before; a name as in teacher.model: a new student"
+    )
+    student_image_size: Optional[int] = option(
+        None,
+        "pixels a side to which the student itself resizes images, not of boxes; a new student is built for this size, "
+        "with the stem that teacher.stem=auto chooses for it; null: data.image_size",
+        low=8,
+        high=1024,
     )
     losses: list[str] = option(
         ["kd"],

@@ -27,6 +27,7 @@ def _check_together(config: Any) -> None:
         _check_exits(config)
         check_task(config.distill.losses, config.data.task)
         _check_teachers(config)
+        _check_student_size(config)
     if isinstance(config, DataConfig):
         _check_normalisation(config)
         _check_crop(config)
@@ -103,6 +104,17 @@ def _check_teachers(config: Config) -> None:
             f"distill.teachers with {missing[0]}, which does not exist",
             "run folders, stage folders, checkpoint files, or teacher",
             "mend the path; a file that moved has another one",
+        )
+
+
+def _check_student_size(config: Config) -> None:
+    """Raises UserError where the student of a detector would resize images, without their boxes."""
+    size = config.distill.student_image_size
+    if size and config.data.task == "detection":
+        raise UserError(
+            f"distill.student_image_size={size} with data.task=detection",
+            "null: boxes are in pixels of the network's input",
+            "leave it out, or set data.image_size, which resizes images with their boxes",
         )
 
 

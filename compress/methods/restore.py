@@ -10,6 +10,7 @@ from compress.methods.early_exit.network import rebuild_early_exit
 from compress.methods.factorization.layers import rebuild_factorized
 from compress.models import Architecture, build
 from compress.models.artifact import Artifact, Spec, read_model, read_outputs
+from compress.models.input_size import set_input_size
 from compress.models.outputs import require_recorded_outputs
 from compress.models.sub_network import cut_kernels, replace_by_identities
 from compress.models.widths import set_widths
@@ -93,6 +94,11 @@ def _rebuild_early_exit(network: nn.Module, change: dict[str, Any], spec: Spec) 
     return rebuild_early_exit(network, change["exits"], len(spec.classes))
 
 
+def _rebuild_resized(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
+    set_input_size(network, tuple(spec.input["shape"]), tuple(change["size"]))
+    return network
+
+
 def _rebuild_quantized(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
     """Inserts observers or fake quantization into the float network, which `convert` then turns into int8."""
     from compress.methods.quantization.mixed_precision import exclude_layers  # imported here because it takes seconds
@@ -109,6 +115,7 @@ _REBUILD = {
     "factorize": _rebuild_factorized,
     "search_architecture": _rebuild_searched,
     "early_exit": _rebuild_early_exit,
+    "resize_input": _rebuild_resized,
     "quantize": _rebuild_quantized,
 }
 

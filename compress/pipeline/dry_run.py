@@ -153,7 +153,7 @@ def _try_stage(name: str, done: list[DryRunStage], dry_run: _DryRun) -> DryRunSt
     quick = {"epochs": min(1, settings.epochs), "lr": _LR} | stage.dry_run(settings, _IMAGES)
     network = dry_run.network if current is None else current.network
     before = dry_run.model if current is None else current.spec.architecture["model"]
-    model = next(iter(stage.networks(config).values()), before)
+    model = next((built.name for built in stage.networks(config)), before)
     artifact = _attempt(
         lambda: stage.load()(current, replace(settings, **quick), context), model, stage.participle, network, data
     )

@@ -110,7 +110,7 @@ def _run_record(inputs: dict[str, Any], run: RunContext, duration_s: float) -> d
 
 def _needs_dry_run(config: Config) -> bool:
     """Whether a run starts with a dry run; the networks of the zoo need none."""
-    return bool(config.teacher.factory) or any(is_library(backbone_name(name)) for name in networks(config).values())
+    return bool(config.teacher.factory) or any(is_library(backbone_name(network.name)) for network in networks(config))
 
 
 def reexport_stage(

@@ -17,7 +17,7 @@ from compress.report.energy import disagreements, energy_rows
 from compress.report.gallery import gallery
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
 from compress.report.multilabel import label_figures
-from compress.report.pruning import pruning
+from compress.report.pruning import prunings
 from compress.report.run_files import RunRecord
 from compress.report.settings import changed_settings, command, digests, versions
 from compress.report.stage_table import (
@@ -55,7 +55,7 @@ def run_page(run: RunRecord) -> str:
         unavailable=unavailable(run),
         trade_offs=trade_offs(run),
         widths=width_chart(run),
-        pruning=pruning(run),
+        prunings=prunings(run),
         profile=profile_chart(run),
         sensitivity=sensitivity_chart(run.last.sensitivity),
         classes=class_figures(run),

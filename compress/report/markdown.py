@@ -236,7 +236,7 @@ def _controls(run: RunRecord) -> str:
         for row in run.controls["controls"]
     )  # fmt: skip
     heads = ("control", "against", "what it is", f"{run.last.metric.label} %", "points", "95 % interval")
-    budget = f"Plainer ways to a network of the same shape, {run.controls['budget_epochs']} epochs each:"
+    budget = f"Plainer ways to a network as small, {run.controls['budget_epochs']} epochs each:"
     left_out = [f"{row['control'].replace('_', ' ')}: {row['reason']}" for row in run.controls["left_out"]]
     return "\n\n".join(filter(None, (budget, table(heads, rows, 3), bullets(left_out, "Left out"))))
 
