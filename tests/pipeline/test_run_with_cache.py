@@ -154,6 +154,12 @@ INSIDE = {
         "models.registry",
     },
     "prune": {"stages.prune", "methods.pruning.filters", "methods.pruning.reconstruction", "methods.restore"},
+    "search_architecture": {
+        "stages.search_architecture",
+        "methods.architecture_search.trials",
+        "methods.pruning.reconstruction",
+        "utils.numbered_sampler",
+    },
     "factorize": {"stages.factorize", "methods.factorization.refit", "methods.pruning.least_squares"},
     "distill": {"stages.distill", "methods.distillation.losses", "methods.restore", "training.pseudo_labels"},
     "quantize": {"stages.quantize", "methods.quantization.quantizer", "methods.quantization.sensitivity"},
@@ -167,17 +173,23 @@ def covers(part: str, names: set[str]) -> bool:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_key_holds_the_code_that_decides_the_result_and_no_other(name: str) -> None:
-    files = code_files(*compute.computing_modules(name, name == "teacher", getattr(Config(), name)))
+    settings = getattr(Config(), name)
+    files = code_files(*compute.computing_modules(name, name == "teacher", settings))
     names = {full.removeprefix("compress.") for full in files}
     assert names >= INSIDE[name] | {"export.onnx", "models.artifact"}
-    counted = {"evaluation", "evaluation.flops"} if name in ("prune", "factorize") else set()  # a target counts MACs
+    smaller = name in ("prune", "search_architecture", "factorize")
+    counted = {"evaluation", "evaluation.flops"} if smaller else set()  # a target counts MACs
     counted |= {"config.distill_losses"} if name == "distill" else set()  # it reads weights from settings
     assert [part for part in OUTSIDE if covers(part, names - counted)] == []
     others = {other for other in STAGES if other != name}
     assert [other for other in others if f"stages.{other}" in names] == []
-    methods = {"prune": {"pruning"}, "factorize": {"pruning"}}
+    methods = {
+        "search_architecture": {"pruning", "architecture_search"},
+        "prune": {"pruning"},
+        "factorize": {"pruning"},
+    }
     rebuilt = {"factorization", "quantization"} if name != "teacher" else set()  # by `restore`
-    foreign = {"pruning", "factorization", "quantization"} - methods.get(name, set()) - rebuilt
+    foreign = {"pruning", "factorization", "quantization", "architecture_search"} - methods.get(name, set()) - rebuilt
     assert [method for method in foreign if covers(f"methods.{method}", names)] == []
 
 

@@ -14,7 +14,8 @@ from compress.models.graph.residual_blocks import residual_blocks
 from compress.models.layer_calls import LAYERS, layer_calls
 from compress.models.sub_network import cut_kernels, kernel_sizes, replace_by_identities
 
-_MOST_WIDTHS = 32  # of a group: finer ones save less than a layer's kernels can use
+MOST_WIDTHS = 32  # of a group: finer ones save less than a layer's kernels can use
+FEW_WIDTHS = 8  # where each pair of them has to be timed
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class WidthGroup:
 class SearchSpace:
     """The sub-networks of a network. Layers with another kernel count as layers of other names, as costs see them."""
 
-    def __init__(self, network: nn.Module, example: Tensor, round_to: int = 1, most_widths: int = _MOST_WIDTHS):
+    def __init__(self, network: nn.Module, example: Tensor, round_to: int = 1, most_widths: int = MOST_WIDTHS):
         """Traces `network` on `example` (1, C, H, W).
 
         Widths will be multiples of `round_to`, and each group of channels has at most `most_widths` of them.
