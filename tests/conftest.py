@@ -24,7 +24,7 @@ from compress.config.stage_settings import (
 from compress.evaluation import benchmark, concurrent_runs
 from compress.evaluation.benchmark_job import ENERGY, MEMORY, PROFILE, TIME, BenchmarkJob
 from compress.models import ZOO, Entry
-from tests.own_networks import Plain
+from tests.own_networks import Blocks, Plain
 
 torch.set_num_threads(1)
 
@@ -120,8 +120,12 @@ def _canned(job: BenchmarkJob) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_network() -> None:
-    """`teacher.model=plain`, for runs whose network is not the subject: it exports in a third of resnet8's time."""
+    """`teacher.model=plain`, for runs whose network is not the subject: it exports in a third of resnet8's time.
+
+    `blocks` is for searches: it has residual blocks and large kernels.
+    """
     ZOO["plain"] = Entry("tests/own_networks.py", own=lambda channels, classes: Plain(classes, channels), small=None)
+    ZOO["blocks"] = Entry("tests/own_networks.py", own=lambda channels, classes: Blocks(classes, channels), small=None)
 
 
 @pytest.fixture(scope="session", autouse=True)

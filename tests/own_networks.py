@@ -18,6 +18,34 @@ class Plain(nn.Module):
         return self.head(torch.relu(x + self.body(x)).mean((2, 3)))
 
 
+class Inverted(nn.Module):
+    """An inverted residual block (Sandler et al. 2018): a wider depthwise convolution of 5x5 inside a branch."""
+
+    def __init__(self, channels: int, inner: int):
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU(),
+            nn.Conv2d(inner, inner, 5, padding=2, groups=inner, bias=False), nn.BatchNorm2d(inner), nn.ReLU(),
+            nn.Conv2d(inner, channels, 1, bias=False), nn.BatchNorm2d(channels),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.branch(x)
+
+
+class Blocks(nn.Module):
+    """A stem, residual blocks that can be left out, and a classifier: what a search can change in little time."""
+
+    def __init__(self, num_classes: int, in_channels: int):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.blocks = nn.Sequential(Inverted(8, 16), Inverted(8, 16), Inverted(8, 16))
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
 class Branching(Plain):
     """What no tracer can follow: the path depends on the pixels."""
 

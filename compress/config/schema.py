@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any, Optional
 
 from compress.config.options import option
-from compress.config.stage_settings import StageSections
+from compress.config.stage_sections import StageSections
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Every setting of a stage, its default, its meaning and its range."""
+"""Every setting of the stages, its default, its meaning and its range; of the search: search_settings.py."""
 
 from dataclasses import dataclass, field, fields
 from typing import Optional
@@ -6,7 +6,7 @@ from typing import Optional
 from compress.config.options import option
 
 SCHEDULES = ("cosine", "linear", "step", "constant")
-_SCHEDULE = (
+SCHEDULE_HELP = (
     "of the learning rate after train.warmup; cosine and linear fall to 0, step to a tenth at half and at three "
     "quarters of the steps"
 )
@@ -48,7 +48,7 @@ class TeacherConfig:
     anchor_ratios: list[float] = option([2.0, 3.0], "boxes: aspect ratios of the anchors beside squares, both ways")
     epochs: int = option(12, "0 with a checkpoint: the teacher is taken as it is", low=0, high=10000)
     lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
-    schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
+    schedule: str = option("cosine", SCHEDULE_HELP, choices=SCHEDULES)
     freeze_epochs: int = option(
         0, "fine-tuning: so many epochs at the start train the last layer alone", low=0, high=10000
     )
@@ -132,7 +132,7 @@ class PruneConfig:
     distill: bool = option(False, "the fine-tuning learns from the teacher, as distill does by default")
     epochs: int = option(2, "epochs of fine-tuning", low=0, high=10000)
     lr: float = option(0.005, "peak learning rate", low=1e-7, high=10)
-    schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
+    schedule: str = option("cosine", SCHEDULE_HELP, choices=SCHEDULES)
 
     @property
     def removes_filters(self) -> bool:
@@ -167,7 +167,7 @@ class FactorizeConfig:
     distill: bool = option(False, "the fine-tuning learns from the teacher, as distill does by default")
     epochs: int = option(2, "epochs of fine-tuning", low=0, high=10000)
     lr: float = option(0.005, "peak learning rate", low=1e-7, high=10)
-    schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
+    schedule: str = option("cosine", SCHEDULE_HELP, choices=SCHEDULES)
 
     @property
     def replaces_layers(self) -> bool:
@@ -221,7 +221,7 @@ class DistillConfig:
     )
     epochs: int = option(10, "epochs of each round", low=0, high=10000)
     lr: float = option(0.01, "peak learning rate", low=1e-7, high=10)
-    schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
+    schedule: str = option("cosine", SCHEDULE_HELP, choices=SCHEDULES)
 
 
 @dataclass
@@ -244,7 +244,7 @@ class EarlyExitConfig:
     )
     epochs: int = option(10, "epochs of training", low=0, high=10000)
     lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
-    schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
+    schedule: str = option("cosine", SCHEDULE_HELP, choices=SCHEDULES)
 
 
 @dataclass
@@ -266,7 +266,7 @@ class DynamicWidthConfig:
     )
     epochs: int = option(10, "epochs of training, of all widths together", low=0, high=10000)
     lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
-    schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
+    schedule: str = option("cosine", SCHEDULE_HELP, choices=SCHEDULES)
 
 
 @dataclass
@@ -302,19 +302,6 @@ class QuantizeConfig:
     allow_float: bool = option(False, "take an int8 file in which most of the arithmetic stays float")
     epochs: int = option(3, "qat: epochs", low=0, high=10000)
     lr: float = option(0.002, "qat: peak learning rate", low=1e-7, high=10)
-    schedule: str = option("cosine", f"qat: {_SCHEDULE}", choices=SCHEDULES)
+    schedule: str = option("cosine", f"qat: {SCHEDULE_HELP}", choices=SCHEDULES)
     temperature: float = option(2.0, "qat: as distill.temperature", low=0.1, high=100)
     alpha: float = option(0.9, "qat: weight of the teacher's term; 0: labels only", low=0.0, high=1.0)
-
-
-@dataclass
-class StageSections:
-    """The settings of each stage, under its name."""
-
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    prune: PruneConfig = field(default_factory=PruneConfig)
-    factorize: FactorizeConfig = field(default_factory=FactorizeConfig)
-    distill: DistillConfig = field(default_factory=DistillConfig)
-    early_exit: EarlyExitConfig = field(default_factory=EarlyExitConfig)
-    dynamic_width: DynamicWidthConfig = field(default_factory=DynamicWidthConfig)
-    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)

@@ -28,6 +28,7 @@ def _check_together(config: Any) -> None:
         check_task(config.distill.losses, config.data.task)
         check_teachers(config.distill.teachers if "distill" in config.stages else [])
         _check_student_size(config)
+        _check_search(config)
     if isinstance(config, DataConfig):
         _check_normalisation(config)
         _check_crop(config)
@@ -62,6 +63,25 @@ def _check_boxes(config: Config) -> None:
             f"export.nms=true with data={config.data.name}",
             "images with boxes",
             "set data=voc or data=coco, or leave export.nms out",
+        )
+
+
+def _check_search(config: Config) -> None:
+    """Raises UserError for a search without a target, and for smaller images where boxes are in their pixels."""
+    if "search_architecture" not in config.stages:
+        return
+    settings = config.search_architecture
+    if not settings.target.asked():
+        raise UserError(
+            "stages with search_architecture, and nothing under search_architecture.target",
+            "what the network may cost, or lose",
+            "set search_architecture.target.macs_share=0.5, for example",
+        )
+    if settings.input_sizes and config.data.task == "detection":
+        raise UserError(
+            f"search_architecture.input_sizes={as_typed(settings.input_sizes)} with data.task=detection",
+            "[]: boxes are in pixels of the network's input",
+            "leave it out, or set data.image_size, which resizes images with their boxes",
         )
 
 

@@ -13,6 +13,7 @@ from compress.models import Architecture, build
 from compress.models.artifact import Artifact, Spec, read_model, read_outputs
 from compress.models.input_size import set_input_size
 from compress.models.outputs import require_recorded_outputs
+from compress.models.sub_network import cut_kernels, replace_by_identities
 from compress.models.widths import set_widths
 
 
@@ -83,6 +84,13 @@ def _rebuild_factorized(network: nn.Module, change: dict[str, Any], spec: Spec) 
     return rebuild_factorized(network, change["layers"])
 
 
+def _rebuild_searched(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
+    replace_by_identities(network, change["left_out_blocks"])
+    cut_kernels(network, change["kernels"])
+    set_widths(network, change["widths"])
+    return network
+
+
 def _rebuild_early_exit(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
     return rebuild_early_exit(network, change["exits"], len(spec.classes))
 
@@ -110,6 +118,7 @@ def _rebuild_quantized(network: nn.Module, change: dict[str, Any], spec: Spec) -
 _REBUILD = {
     "prune": _rebuild_pruned,
     "factorize": _rebuild_factorized,
+    "search_architecture": _rebuild_searched,
     "early_exit": _rebuild_early_exit,
     "dynamic_width": _rebuild_dynamic_width,
     "resize_input": _rebuild_resized,

@@ -10,8 +10,9 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 # Modules that many import and no result depends on: the Python interface, the settings (those of a stage are in its
 # key), and what only displays the progress of a run.
 _LEFT_OUT = (
-    "compress", "compress.config.schema", "compress.config.stage_settings", "compress.config.options",
-    "compress.config.validation", "compress.training.tensorboard", "compress.utils.console",
+    "compress", "compress.config.schema", "compress.config.stage_sections", "compress.config.stage_settings",
+    "compress.config.search_settings", "compress.config.options", "compress.config.validation",
+    "compress.training.tensorboard", "compress.utils.console",
     "compress.utils.errors", "compress.utils.units",
 )  # fmt: skip
 

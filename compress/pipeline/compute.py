@@ -172,6 +172,7 @@ def compute_stage(job: StageJob, run: RunContext, curves: TensorBoardWriter) -> 
             checkpoint,
             ranks,
             min_val_metric=min_val_metric,
+            search_dir=search_dir(job, config),
             shipping=shipping,
         )
         result = load_stage(job.name)(current, settings, context)
@@ -179,6 +180,20 @@ def compute_stage(job: StageJob, run: RunContext, curves: TensorBoardWriter) -> 
     if data is not run.data:
         result.notes["labels"] = "the teacher's likeliest class of each train image: they have none of their own"
     return result
+
+
+def search_dir(job: StageJob, config: Config) -> Path | None:
+    """Returns where a stage keeps what it searched: by all that decides it, or beside its folder without a cache.
+
+    None for a stage that keeps nothing.
+    """
+    later = STAGES[job.name].after_search
+    if later is None:
+        return None
+    if not config.cache.enabled:
+        return files.search_folder(job.stage_dir)
+    settings = {name: value for name, value in job.inputs["settings"].items() if name not in later}
+    return Path(config.cache.dir) / "searches" / files.digest_of(job.inputs | {"settings": settings})
 
 
 def shipping_of(config: Config, threads: int) -> Shipping:

@@ -21,6 +21,7 @@ _OPERATOR = re.compile(r"(?:OpOverload\(op='|torch\.ops\.)([\w.]+)")
 # step of the dry run -> what to do where the cause is unknown
 _LEAVE_OUT = {
     "pruned": "leave prune out of the stages, e.g. stages=[teacher,distill,quantize]",
+    "searched": "leave search_architecture out of the stages, e.g. stages=[teacher,prune,distill,quantize]",
     "factorized": "leave factorize out of the stages, e.g. stages=[teacher,distill,quantize]",
     "given exits": "leave early_exit out of the stages, e.g. stages=[teacher,prune,distill,quantize]",
     "given several widths": "leave dynamic_width out of the stages, e.g. stages=[teacher,prune,distill,quantize]",

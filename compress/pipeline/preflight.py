@@ -32,7 +32,7 @@ PREFLIGHT = "preflight.json"
 _REPETITIONS = 20  # enough for a rough latency
 _NAMES = 3  # layers printed for each reason; the file has all
 
-_SMALLER = ("factorize", "prune")  # stages that take a target
+_SMALLER = ("factorize", "prune", "search_architecture")  # stages that take a target
 _EXITS = "ms are those of an image that goes to the last end; how many leave before is known of a trained network alone"
 _FIGURES = ("size_bytes", "latency_ms_p50", "speedup_vs_teacher")
 
@@ -121,10 +121,15 @@ def _pruned_layers(tried: list[DryRunStage], config: Config, data: Data) -> tupl
 def _left_to_the_run(config: Config, stage: str) -> list[str]:
     """Returns what a trained network alone can decide about a stage that makes it smaller."""
     settings, remarks = getattr(config, stage), []
-    if settings.scope == "sensitivity":
+    shown = f"{stage}.ratio={settings.ratio}" if hasattr(settings, "ratio") else "the whole network"
+    if getattr(settings, "trials", 0):
+        remarks.append(
+            f"{stage} compares trained sub-networks; here the one is shown whose layers are all alike narrower"
+        )
+    if getattr(settings, "scope", "") == "sensitivity":
         remarks.append(f"{stage}.scope=sensitivity spreads the cut by a trained network; here every layer loses alike")
     if settings.target.max_drop_points is not None:
-        other = "" if len(settings.target.asked()) > 1 else f"; here {stage}.ratio={settings.ratio} is shown"
+        other = "" if len(settings.target.asked()) > 1 else f"; here {shown} is shown"
         remarks.append(f"{stage}.target.max_drop_points is measured on a trained network{other}")
     return remarks
 

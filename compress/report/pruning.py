@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from compress.report.architecture_front import Front, architecture_front
 from compress.report.pruning_curves import Curves, Steps, group_curves, step_curve
 from compress.report.rank_table import Ranks, rank_table
 from compress.report.run_files import RunRecord, StageRecord
@@ -13,7 +14,7 @@ from compress.utils.units import count_text, size_text, three_digits
 
 _LEAST_PERCENT = 0.05  # a smaller difference would be written as 0.0 %
 _FEW_TRIES = 12  # the table of which is open
-_PRUNING, _FACTORIZATION = "Pruning", "Factorization"
+_PRUNING, _FACTORIZATION, _SEARCH = "Pruning", "Factorization", "Architecture search"
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,17 @@ class Target:
 class Pruning:
     """The parts of a stage's section; None stands for one that the stage did not note."""
 
-    title: str  # "Pruning" or "Factorization"
+    title: str  # "Pruning", "Factorization" or "Architecture search"
     target: Target | None
     curves: Curves | None
     steps: Steps | None
     ranks: Ranks | None
+    front: Front | None
+
+    @property
+    def anchor(self) -> str:
+        """The name by which links of the page find the section."""
+        return self.title.lower().replace(" ", "-")
 
     @property
     def is_factorization(self) -> bool:
@@ -124,6 +131,7 @@ def _pruning(run: RunRecord, stage: StageRecord) -> Pruning:
         group_curves(notes["sensitivity"], stage.metric) if notes.get("sensitivity") else None,
         step_curve(notes["steps"], stage.metric) if notes.get("steps") else None,
         rank_table(notes.get("ranks", [])),
+        architecture_front(notes.get("architectures"), stage.metric),
     )
 
 
@@ -160,7 +168,8 @@ def _smaller_stages(run: RunRecord) -> list[StageRecord]:
 
 
 def _title(stage: StageRecord) -> str:
-    return _FACTORIZATION if "ranks" in stage.record["notes"] else _PRUNING
+    notes = stage.record["notes"]
+    return _SEARCH if "architectures" in notes else _FACTORIZATION if "ranks" in notes else _PRUNING
 
 
 def _asked(note: dict[str, Any]) -> dict[str, float]:

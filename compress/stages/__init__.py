@@ -3,9 +3,11 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 from compress.config.schema import Config
+from compress.config.search_settings import SearchArchitectureConfig
 from compress.config.stage_settings import FactorizeConfig, PruneConfig
 from compress.utils.errors import UserError
 from compress.utils.nearest import did_you_mean
@@ -42,6 +44,9 @@ class Stage:
     # (settings, images) -> the settings that a dry run on so many images changes
     dry_run: Callable[[Any, int], dict[str, Any]] = lambda settings, images: {}
     loads: Callable[[Any], tuple[str, ...]] = lambda settings: ()  # modules that it loads by name and depends on
+    # Settings that decide nothing of what it searches, which is kept for other values of these; None: it keeps nothing.
+    after_search: tuple[str, ...] | None = None
+    extra: tuple[str, str] | None = None  # a package that it needs, and the extra that brings it
 
     @property
     def module(self) -> str:
@@ -115,6 +120,17 @@ def _factorize_dry_run(settings: FactorizeConfig, images: int) -> dict[str, Any]
     }
 
 
+def _search_dry_run(settings: SearchArchitectureConfig, images: int) -> dict[str, Any]:
+    """Returns settings that need no trained weights: the uniform sub-network is taken without a search."""
+    return {
+        "target": replace(settings.target, max_drop_points=None),
+        "trials": 0,
+        "pick": None,
+        "reconstruction_samples": min(settings.reconstruction_samples, images),
+        "fine_tune_epochs": min(1, settings.fine_tune_epochs),
+    }
+
+
 def _target_key(stage: str) -> Callable[[Config, tuple[int, int, int]], dict[str, Any]]:
     """Returns the key of a stage with a target."""
 
@@ -153,6 +169,16 @@ STAGES = {
         key=_target_key("prune"),
         dry_run=_prune_dry_run,
         loads=_target_loads,
+    ),
+    "search_architecture": Stage(
+        "compress.stages.search_architecture:search_architecture",
+        "searched",
+        epochs=lambda settings: settings.epochs + settings.fine_tune_epochs,
+        key=_target_key("search_architecture"),
+        dry_run=_search_dry_run,
+        loads=_target_loads,
+        after_search=("pick", "fine_tune_epochs", "distill"),
+        extra=("optuna", "search"),
     ),
     "factorize": Stage(
         "compress.stages.factorize:factorize",
@@ -194,7 +220,7 @@ STAGES = {
 
 
 def check_order(stages: list[str]) -> None:
-    """Raises UserError for a stage that is unknown, repeated or out of place."""
+    """Raises UserError for a stage that is unknown, repeated or out of place, and for one whose package is missing."""
     received = f"stages=[{','.join(stages)}]"
     unknown = [name for name in stages if name not in STAGES]
     if unknown:
@@ -213,6 +239,17 @@ def check_order(stages: list[str]) -> None:
         if allowed is not None and not set(later) <= set(allowed):
             place = f"before {' and '.join(allowed)} alone" if allowed else "last"
             raise UserError(received, f"{name} {place}: {STAGES[name].why_last}", f"put {name} {place}")
+        _require_extra(name)
+
+
+def _require_extra(name: str) -> None:
+    package, extra = STAGES[name].extra or (None, "")
+    if package is not None and find_spec(package) is None:
+        raise UserError(
+            f"stages with {name}, and no package {package}",
+            "the extra that brings it",
+            f'run pip install -e ".[{extra}]"',
+        )
 
 
 def networks(config: Config) -> list[BuiltNetwork]:

@@ -50,12 +50,18 @@ def _equal_ranks(config: Config) -> Config:
     return replace(config, factorize=replace(config.factorize, scope="local"))
 
 
+def _uniform_architecture(config: Config) -> Config:
+    return replace(config, search_architecture=replace(config.search_architecture, trials=0))
+
+
 def _labels_only(config: Config) -> Config:
     epochs = STAGES["distill"].epochs(config.distill)
     distill = replace(config.distill, losses=["kd"], alpha=0.0, hint_layers=[], teachers=[], rounds=1, epochs=epochs)
     prune, factorize = replace(config.prune, distill=False), replace(config.factorize, distill=False)
-    quantize = replace(config.quantize, alpha=0.0)
-    return replace(config, prune=prune, factorize=factorize, distill=distill, quantize=quantize)
+    search, quantize = replace(config.search_architecture, distill=False), replace(config.quantize, alpha=0.0)
+    return replace(
+        config, prune=prune, factorize=factorize, search_architecture=search, distill=distill, quantize=quantize
+    )
 
 
 def _from_scratch(config: Config) -> Config:
@@ -107,7 +113,20 @@ def _no_choice_of_ranks(config: Config) -> str:
     return _no_smaller_shape(config)
 
 
+def _no_search(config: Config) -> str:
+    if "search_architecture" not in config.stages:
+        return "no architecture is searched"
+    if not config.search_architecture.trials:
+        return "search_architecture.trials is 0"
+    if config.search_architecture.target.max_drop_points is not None:
+        return "search_architecture.target.max_drop_points would find a larger network for it"
+    return ""
+
+
 def _no_training(config: Config) -> str:
+    shaping = [name for name in config.stages if name in (*_shaping(config), "search_architecture")]
+    if shaping[-1:] == ["search_architecture"]:
+        return "search_architecture decides the shape by trained weights, and draws no new ones"
     if reason := _no_smaller_shape(config):
         return reason
     prune = config.prune
@@ -122,8 +141,10 @@ def _no_distillation(config: Config) -> str:
     distill, quantize = config.distill, config.quantize
     compared = distill.alpha or feature_losses(distill.losses, distill.hint_layers)
     distilled = "distill" in config.stages and distill.epochs and compared
-    tuned = [getattr(config, name) for name in ("prune", "factorize") if name in config.stages]
-    distilled = distilled or any(settings.distill and settings.epochs for settings in tuned)
+    epochs = {"search_architecture": config.search_architecture.fine_tune_epochs}
+    epochs |= {name: getattr(config, name).epochs for name in ("prune", "factorize")}
+    tuned = [getattr(config, name) for name in epochs if name in config.stages and epochs[name]]
+    distilled = distilled or any(settings.distill for settings in tuned)
     aware = "quantize" in config.stages and quantize.mode == "qat" and quantize.epochs and quantize.alpha
     return "" if distilled or aware else "nothing is learned from the teacher"
 
@@ -132,6 +153,9 @@ ABLATIONS = {
     "random_pruned": Ablation("filters removed at random, all else the same", _random_pruned, _no_choice_of_filters),
     "equal_ranks": Ablation(
         "ranks that fall alike in all layers, all else the same", _equal_ranks, _no_choice_of_ranks
+    ),
+    "uniform_architecture": Ablation(
+        "the sub-network whose layers are all alike narrower, all else the same", _uniform_architecture, _no_search
     ),
     "finetuned_without_distillation": Ablation(
         "the same network, trained as long on the labels alone", _labels_only, _no_distillation

@@ -44,6 +44,7 @@ class Context:
     finished: list[FinishedTraining] = field(default_factory=list)  # of the stage, in order; `train` adds them
     notes: dict[str, Any] = field(default_factory=dict)  # for stage.json: what the stage found
     min_val_metric: list[float] = field(default_factory=list)  # in percent, an epoch each: a training below it ends
+    search_dir: Path | None = None  # where a stage keeps what it searched, for other settings too; None: it does not
     shipping: Shipping | None = None  # None: no stage has to meet a limit on the last file
 
     @property

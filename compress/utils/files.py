@@ -64,9 +64,15 @@ def decisions_file(training: Path) -> Path:
     return training.with_name(f"{training.name}.json")
 
 
+def search_folder(stage_dir: Path) -> Path:
+    """Returns the folder of a search under way, where no cache keeps it."""
+    return stage_dir.with_name(f"{stage_dir.name}.search")
+
+
 def remove_training(stage_dir: Path) -> None:
-    """Removes the saved training of a finished stage and its decisions, whole or half-written."""
+    """Removes the saved training of a finished stage, its decisions and its search, whole or half-written."""
     training = training_file(stage_dir)
+    shutil.rmtree(search_folder(stage_dir), ignore_errors=True)
     for path in (training, decisions_file(training)):
         path.unlink(missing_ok=True)
         _part(path).unlink(missing_ok=True)

@@ -271,7 +271,10 @@ def test_a_prune_ratio_of_zero_leaves_the_teacher(tiny_npz: Path, tmp_path: Path
         (["prune"], "teacher first"),
         (["teacher", "quantize", "prune"], "quantize last"),
         (["teacher", "prune", "prune"], "each stage once"),
-        (["teacher", "shrink"], "with shrink; expected names among teacher, prune, factorize, distill, early_exit, d"),
+        (
+            ["teacher", "shrink"],
+            "with shrink; expected names among teacher, prune, search_architecture, factorize, distill, early_exit",
+        ),
     ],
 )
 def test_impossible_orders_are_refused(stages: list[str], message: str) -> None:

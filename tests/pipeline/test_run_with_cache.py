@@ -154,13 +154,19 @@ INSIDE = {
         "models.registry",
     },
     "prune": {"stages.prune", "methods.pruning.filters", "methods.pruning.reconstruction", "methods.restore"},
+    "search_architecture": {
+        "stages.search_architecture",
+        "methods.architecture_search.trials",
+        "methods.pruning.reconstruction",
+        "utils.numbered_sampler",
+    },
     "factorize": {"stages.factorize", "methods.factorization.refit", "methods.pruning.least_squares"},
     "distill": {"stages.distill", "methods.distillation.losses", "methods.restore", "training.pseudo_labels"},
     "early_exit": {"stages.early_exit", "methods.conditional.thresholds", "methods.conditional.training"},
     "dynamic_width": {"stages.dynamic_width", "methods.dynamic_width.channels", "methods.conditional.thresholds"},
     "quantize": {"stages.quantize", "methods.quantization.quantizer", "methods.quantization.sensitivity"},
 }
-COUNTING = ("prune", "factorize", "dynamic_width")  # stages that count MACs
+COUNTING = ("prune", "search_architecture", "factorize", "dynamic_width")  # stages that count MACs
 OUTSIDE = ("launch", "pipeline", "report", "evaluation", "training.tensorboard", "utils.console", "config")
 
 
@@ -170,7 +176,8 @@ def covers(part: str, names: set[str]) -> bool:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_key_holds_the_code_that_decides_the_result_and_no_other(name: str) -> None:
-    files = code_files(*compute.computing_modules(name, name == "teacher", getattr(Config(), name)))
+    settings = getattr(Config(), name)
+    files = code_files(*compute.computing_modules(name, name == "teacher", settings))
     names = {full.removeprefix("compress.") for full in files}
     assert names >= INSIDE[name] | {"export.onnx", "models.artifact"}
     counted = {"evaluation", "evaluation.flops"} if name in COUNTING else set()
@@ -179,10 +186,10 @@ def test_a_key_holds_the_code_that_decides_the_result_and_no_other(name: str) ->
     assert [part for part in OUTSIDE if covers(part, names - counted)] == []
     others = {other for other in STAGES if other != name}
     assert [other for other in others if f"stages.{other}" in names] == []
-    methods = {key: {"pruning"} for key in COUNTING}
+    methods = {key: {"pruning"} for key in COUNTING} | {"search_architecture": {"pruning", "architecture_search"}}
     rebuilt = {"factorization", "early_exit", "dynamic_width", "quantization"}  # by `restore`
     allowed = methods.get(name, set()) | (rebuilt if name != "teacher" else set())
-    foreign = {"pruning", *rebuilt} - allowed
+    foreign = {"pruning", "architecture_search", *rebuilt} - allowed
     assert [method for method in foreign if covers(f"methods.{method}", names)] == []
 
 

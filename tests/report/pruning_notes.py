@@ -49,3 +49,19 @@ def with_notes(folder: Path, stage: str = "02_prune", **notes: Any) -> Path:
 
 def run_with(folder: Path, **notes: Any) -> RunRecord:
     return load_run(with_notes(folder, **notes))
+
+
+FRONT = {
+    "candidates": 200,
+    "tried": [[1.0, 0.31], [0.7, 0.6], [1.5, 0.2], [0.99, 0.25]],
+    "front": [
+        {
+            "number": number, "share": share, "distance": distance, "val_percent": percent, "macs": 1e6 * share,
+            "macs_share": 0.5 * share, "params": 1e5 * share, "params_share": 0.4 * share,
+            "candidate": {"left": [8], "without": ["layer1.0"] * number, "kernels": {}, "input_size": None},
+        }
+        for number, (share, distance, percent) in enumerate([(0.7, 0.5, 80.0), (0.98, 0.2, 85.25), (1.5, 0.1, 90.0)], 1)
+    ],
+    "taken": 2,
+    "picked": False,
+}  # fmt: skip

@@ -23,7 +23,6 @@ from compress.launch.search.loop import Result, SearchHooks, TrialJob, search
 from compress.launch.search.objectives import Goals, parse_goals
 from compress.launch.search.pareto import best_trial
 from compress.launch.search.results import print_results, write_results
-from compress.launch.search.sampler import NumberedSampler
 from compress.launch.search.space import Dimension, read_space
 from compress.launch.search.storage import open_storage, storage_url
 from compress.launch.search.trials import Trial, Trials
@@ -31,6 +30,7 @@ from compress.launch.sweep import current_state
 from compress.report.settings import flat
 from compress.utils.errors import Interrupted, UserError
 from compress.utils.files import FAILED
+from compress.utils.numbered_sampler import NumberedSampler
 
 # Settings that may differ between two starts of a study: the places of files, and what changes no figure.
 _ELSEWHERE = ("data.root", "data.workers", "cache.dir", "cache.enabled", "train.checkpoint_minutes")

@@ -14,12 +14,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from compress.launch.search.objectives import Goals, take_figure
-from compress.launch.search.sampler import NumberedSampler
 from compress.launch.search.space import Dimension, Value
 from compress.launch.search.storage import BEAT_S, silence_heartbeat_warnings
 from compress.utils.errors import UserError
 from compress.utils.file_lock import is_dead_here, this_process
 from compress.utils.files import FAILED, GIVEN_UP
+from compress.utils.numbered_sampler import NumberedSampler
 
 log = logging.getLogger("compress")
 

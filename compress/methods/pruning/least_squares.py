@@ -11,6 +11,7 @@ from compress.methods.pruning.receptive import pixels, rows
 _RIDGE = 1e-2  # share of the mean squared input: less overfits a thousand images and hinders fine-tuning
 _LEAST_SQUARE = 1e-12  # gives inputs that are all zero a solution
 _MAX_ROWS = 200_000  # positions on which a layer is fitted
+_MAX_VALUES = 20_000_000  # that a depthwise layer reads there
 
 
 @dataclass
@@ -42,6 +43,34 @@ def least_squares(layer: nn.Module, inputs: list[Tensor], targets: list[Tensor],
     residual = error / (goal_variance.sum() * sum(map(len, goals))).clamp_min(1e-12)
     weight, intercepts = solution[:-1], solution[-1]
     return Fit(weight.float(), intercepts.float(), (mean - intercepts).float(), variance.float(), residual.item())
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether each filter reads one channel, its own."""
+    return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels == layer.out_channels
+
+
+def least_squares_by_channel(layer: nn.Conv2d, inputs: list[Tensor], targets: list[Tensor], intercept: bool) -> Fit:
+    """Fits a depthwise layer: the same as `least_squares`, for each channel alone; the weight is (k k, C)."""
+    channels, places = layer.out_channels, sum(target.numel() for target in targets) / layer.out_channels
+    size = layer.weight[0].numel()
+    step = max(1, math.ceil(places * channels * size / _MAX_VALUES))
+    seen = torch.cat([rows(layer, x[::step]).float() for x in inputs]).view(-1, channels, size)
+    goals = torch.cat([pixels(layer, y[::step]).float() for y in targets])  # (places, C)
+    ones = seen.new_full((*seen.shape[:2], 1), float(intercept))
+    seen = torch.cat([seen, ones], 2).transpose(0, 1).double()  # (C, places, k k + 1)
+    goals = goals.T[..., None].double()
+    gram = seen.transpose(1, 2) @ seen
+    ridge = _RIDGE * gram.diagonal(dim1=1, dim2=2)[:, :-1].mean(1).clamp_min(_LEAST_SQUARE)
+    damping = torch.eye(size + 1, dtype=gram.dtype, device=gram.device) * ridge[:, None, None]
+    damping[:, -1, -1] = 0 if intercept else 1
+    solution = torch.linalg.solve(gram + damping, seen.transpose(1, 2) @ goals)  # (C, k k + 1, 1)
+    weight, intercepts = solution[:, :-1, 0], solution[:, -1, 0] * intercept
+    fitted = (seen @ solution)[..., 0]
+    variance = goals[..., 0].var(1, correction=0)
+    residual = (fitted - goals[..., 0]).square().mean(1).sum() / variance.sum().clamp_min(1e-12)
+    mean, spread = fitted.mean(1), fitted.var(1, correction=0)
+    return Fit(weight.T.float(), intercepts.float(), (mean - intercepts).float(), spread.float(), residual.item())
 
 
 def _moments(chunks: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """Finds what a layer should return in a network whose earlier layers have changed, and where its constant can go."""
 
 import contextlib
-import operator
 from collections import Counter
 from collections.abc import Iterator
 
@@ -11,10 +10,8 @@ from torch import Tensor, fx, nn
 from compress.methods.pruning.least_squares import Fit
 from compress.methods.pruning.receptive import channel_dim
 from compress.models.graph.paired_interpreter import PairedInterpreter
+from compress.models.graph.residual_blocks import is_sum, is_unchanged
 from compress.models.graph.tracing import batch_norm_at, only_user, read_argument
-
-_SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)  # they change nothing in eval mode
 
 
 def refit_targets(
@@ -43,6 +40,14 @@ def refit_targets(
             target + own(reference) - value for target, (reference, value) in zip(targets, shortcuts, strict=True)
         ]
     return norm, targets
+
+
+def ends_branch(pair: PairedInterpreter, node: fx.Node) -> bool:
+    """Whether a layer's output, after its batch norm, is an addend of a sum whose other side is final before it."""
+    follower = only_user(node)
+    end = node if batch_norm_of(pair, follower) is None else follower
+    other = _other_addend(pair.network, end)
+    return other is not None and pair.is_final(other, end)
 
 
 def batch_norm_of(pair: PairedInterpreter, node: fx.Node | None) -> nn.BatchNorm2d | None:
@@ -80,19 +85,12 @@ def _shape(values: list[Tensor]) -> torch.Size | None:
 def _other_addend(network: nn.Module, node: fx.Node) -> fx.Node | None:
     """Returns the other side of the sum that alone reads `node`, if there is one."""
     user = only_user(node)
-    while user is not None and _is_identity(network, user):
+    while user is not None and is_unchanged(network, user):
         node, user = user, only_user(user)
-    if user is None or user.target not in _SUMS or len(user.args) != 2 or user.kwargs:
+    if user is None or not is_sum(user):
         return None
     others = [side for side in user.args if side is not node]
     return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None
-
-
-def _is_identity(network: nn.Module, node: fx.Node) -> bool:
-    """Whether `node` returns its input unchanged in eval mode."""
-    if node.op == "call_module":
-        return isinstance(network.get_submodule(node.target), _IDENTITIES)
-    return getattr(node.target, "__name__", "") == "stochastic_depth"
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ class TargetSearch:
                 return
             self.measured = self.trials.shipped().measure(self.candidates.bare(self.left))
             widths = self.candidates.widths(self.left)
-            filled = max(_filled(name, self.measured[name], limit) for name, limit in of_file.items())
+            filled = max(filled(name, self.measured[name], limit) for name, limit in of_file.items())
             costs = self.candidates.costs(widths)
             self.tries.append({"position": None} | costs | self.measured | {"met": filled <= 1})
             found.append((filled, self.left, self.measured))
@@ -136,16 +136,7 @@ class TargetSearch:
             for limit, before in zip(limits, self.limits, strict=True)
             if limit.figure(widths) > limit.highest
         }
-        settings = {name: [name] for name in missed} | {"latency_ms": ["latency_ms", "speedup"]}
-        names = [name for missing in missed for name in settings[missing] if name in self.asked]
-        stage = self.candidates.stage
-        asked = ", ".join(f"{stage}.target.{name}={self.asked[name]:.4g}" for name in names)
-        least = ", ".join(f"{name} {figure:.4g}" for name, figure in missed.items())
-        return UserError(
-            f"{asked or f'{stage}.ratio'}, while the smallest network that {stage} can reach has {least}",
-            f"a target that {stage} can reach",
-            f"ask for no less than that, or {self.candidates.remedy}",
-        )
+        return unreachable(self.candidates.stage, self.candidates.remedy, self.asked, missed)
 
     def _loses(self, drop: float, most: float) -> UserError:
         share, stage = self.tries[-1]["macs_share"], self.candidates.stage
@@ -157,6 +148,19 @@ class TargetSearch:
         )
 
 
-def _filled(name: str, figure: float, limit: float) -> float:
+def unreachable(stage: str, remedy: str, asked: dict[str, float], missed: dict[str, float]) -> UserError:
+    """Returns the error of a target whose limits the smallest network misses; `missed` has its figures."""
+    settings = {name: [name] for name in missed} | {"latency_ms": ["latency_ms", "speedup"]}
+    names = [name for missing in missed for name in settings[missing] if name in asked]
+    received = ", ".join(f"{stage}.target.{name}={asked[name]:.4g}" for name in names)
+    least = ", ".join(f"{name} {figure:.4g}" for name, figure in missed.items())
+    return UserError(
+        f"{received or f'{stage}.ratio'}, while the smallest network that {stage} can reach has {least}",
+        f"a target that {stage} can reach",
+        f"ask for no less than that, or {remedy}",
+    )
+
+
+def filled(name: str, figure: float, limit: float) -> float:
     """Returns a measured figure as a share of its limit; a speedup is limited from below."""
     return limit / figure if name == "speedup" else figure / limit

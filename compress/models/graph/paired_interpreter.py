@@ -1,9 +1,10 @@
 """Evaluates two networks of one graph on the same images, node by node, so that layers can change on the way."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor, fx, nn
 
+from compress.models.graph.residual_blocks import ResidualBlock
 from compress.models.graph.tracing import call_node
 
 
@@ -13,6 +14,7 @@ class PairedInterpreter:
     Each value is kept until its last reader has run. `images` is a list of (N, C, H, W). Call `step` on each node in
     turn; the layer that a node calls may change until then. `known` are values of the original that were computed
     before, from which others are computed where they are asked for; at nodes in `unchanged` both networks agree.
+    `without` are blocks of the original in whose place the network passes their input on.
     """
 
     def __init__(
@@ -23,12 +25,17 @@ class PairedInterpreter:
         images: list[Tensor],
         known: Mapping[fx.Node, list[Tensor]] | None = None,
         unchanged: Collection[fx.Node] = (),
+        without: Iterable[ResidualBlock] = (),
     ):
         self.network, self.original, self.images = network, original, images
         self._known, self._unchanged = known or {}, unchanged
         self._values: dict[tuple[bool, fx.Node], dict[int, Tensor]] = {}
         self._order = {node: position for position, node in enumerate(graph.nodes)}
         self._last_use = {node: max((self._order[user] for user in node.users), default=-1) for node in graph.nodes}
+        self.passed_on = {block.end: block.source for block in without}
+        for end, source in self.passed_on.items():
+            self._last_use[source] = max(self._last_use[source], self._order[end])
+        self.left_out = {node for block in without for node in block.nodes}
         self._constants: set[fx.Node] = set()
         for node in graph.nodes:
             if node.op != "placeholder" and self._constants.issuperset(node.all_input_nodes):
@@ -61,10 +68,13 @@ class PairedInterpreter:
         if node in self._constants:  # weights are read when their layer runs: until then they may change
             return
         now = self._order[node]
-        spent = [source for source in [node, *node.all_input_nodes] if self._last_use[source] <= now]
+        read = [node, *node.all_input_nodes, *([self.passed_on[node]] if node in self.passed_on else [])]
+        spent = [source for source in read if self._last_use[source] <= now]
         for at in range(len(self.images)):  # chunk by chunk, so that input and output are never both whole
             for reference in (False, True):
-                if not self._known or not (reference or node in self._unchanged):
+                known = self._known and (reference or node in self._unchanged)
+                skipped = not reference and node in self.left_out and node not in self.passed_on
+                if not known and not skipped:
                     self._value(reference, node, at)
                 for source in spent:
                     self._values.get((reference, source), {}).pop(at, None)
@@ -78,6 +88,8 @@ class PairedInterpreter:
         if at not in values:
             if node.op == "placeholder":
                 values[at] = self.images[at]
+            elif not reference and node in self.passed_on:
+                values[at] = self._value(False, self.passed_on[node], at)
             else:
                 inputs = {source: self._value(reference, source, at) for source in node.all_input_nodes}
                 values[at] = call_node(node, self.original if reference else self.network, inputs)

@@ -13,12 +13,12 @@ from compress.launch.search.loop import Result, SearchHooks, TrialJob, search
 from compress.launch.search.objectives import Goals, parse_goals
 from compress.launch.search.pareto import best_trial
 from compress.launch.search.results import print_results, write_results
-from compress.launch.search.sampler import NumberedSampler
 from compress.launch.search.space import Dimension
 from compress.launch.search.storage import open_storage, storage_url
 from compress.launch.search.trials import Trial, Trials
 from compress.utils.errors import EarlyStopped
 from compress.utils.files import FAILED, FINISHED, GIVEN_UP
+from compress.utils.numbered_sampler import NumberedSampler
 
 DATABASES = ExitStack()
 
