@@ -237,7 +237,7 @@ def test_every_pair_of_stages_composes(tiny_npz: Path, tmp_path: Path, stages: l
     config.stages, config.quantize.mode = stages, "ptq"
     summary = run_pipeline(config, tmp_path)
     assert [row["stage"][3:] for row in summary["stages"]] == stages
-    seen = {pair for order in [*ORDERS, list(STAGES)] for pair in pairwise(order)}
+    seen = {pair for order in [*ORDERS, list(STAGES), Config().stages] for pair in pairwise(order)}
     possible = {(a, b) for a in STAGES for b in STAGES if a not in (b, "quantize") and b != "teacher"}
     possible -= {("early_exit", b) for b in STAGES if b != "quantize"}
     assert seen == possible
