@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from compress.methods.early_exit.network import EarlyExitNetwork, ExitShape, set_choice
-from compress.methods.early_exit.thresholds import confidence
+from compress.methods.conditional.selection import set_choice
+from compress.methods.conditional.thresholds import confidence
+from compress.methods.early_exit.network import EarlyExitNetwork, ExitShape
 from compress.models import Architecture, build
 
 SHAPE = (1, 8, 8)

@@ -57,6 +57,7 @@ class TeacherConfig:
     )
 
 
+ENERGY_LIMIT = "estimated_energy_share"
 FILE_LIMITS = ("size_bytes", "latency_ms", "speedup")  # on the file that ships, whose figures are measured
 
 
@@ -66,6 +67,12 @@ class PruneTargetConfig:
 
     macs_share: Optional[float] = option(None, "share of the MACs that stays", low=0.01, high=1.0)
     params_share: Optional[float] = option(None, "share of the parameters that stays", low=0.01, high=1.0)
+    estimated_energy_share: Optional[float] = option(
+        None,
+        "share of the estimated energy of an image that stays, in the precision that ships (compress/evaluation)",
+        low=0.01,
+        high=1.0,
+    )
     size_bytes: Optional[int] = option(None, "of the model.onnx that the last stage writes", low=1, high=1e12)
     latency_ms: Optional[float] = option(
         None, "of one image in that file, in ONNX Runtime on this CPU with these threads", low=1e-3, high=1e6
@@ -84,7 +91,7 @@ class PruneTargetConfig:
 
     def asked_of_file(self) -> dict[str, float]:
         """Returns those of them that are on the file that ships."""
-        return {name: value for name, value in self.asked().items() if name in FILE_LIMITS}
+        return {name: value for name, value in self.asked().items() if name in (ENERGY_LIMIT, *FILE_LIMITS)}
 
 
 @dataclass
@@ -156,10 +163,16 @@ class FactorizeConfig:
     reconstruction_samples: int = option(
         1024, "train images on which the factors are fitted to the layers' outputs; 0: not at all", low=0, high=1000000
     )
+    reinitialize: bool = option(False, "draw all weights anew: a control that shows what they are worth")
     distill: bool = option(False, "the fine-tuning learns from the teacher, as distill does by default")
     epochs: int = option(2, "epochs of fine-tuning", low=0, high=10000)
     lr: float = option(0.005, "peak learning rate", low=1e-7, high=10)
     schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
+
+    @property
+    def replaces_layers(self) -> bool:
+        """Whether it asks for any layer to be factorized."""
+        return bool(self.ratio or self.target.asked())
 
 
 @dataclass
@@ -168,6 +181,13 @@ class DistillConfig:
 
     student: Optional[str] = option(
         None, "null: the network of the stage before; a name as in teacher.model: a new student"
+    )
+    student_image_size: Optional[int] = option(
+        None,
+        "pixels a side to which the student itself resizes images, not of boxes; a new student is built for this size, "
+        "with the stem that teacher.stem=auto chooses for it; null: data.image_size",
+        low=8,
+        high=1024,
     )
     losses: list[str] = option(
         ["kd"],
@@ -228,6 +248,28 @@ class EarlyExitConfig:
 
 
 @dataclass
+class DynamicWidthConfig:
+    """The network at several widths, of which an image takes the narrowest that is sure of it, and their training."""
+
+    widths: list[float] = option(
+        [0.5, 1.0],
+        "shares of the channels of each width, the narrowest first; 1: the network as it is",
+        low=0.05,
+        high=1,
+    )
+    round_to: int = option(8, "channels are kept multiples of this", low=1, high=256)
+    max_drop_points: float = option(
+        0.5,
+        "points of validation top-1 that may be lost against the widest; it decides who ends at which width",
+        low=0.0,
+        high=100,
+    )
+    epochs: int = option(10, "epochs of training, of all widths together", low=0, high=10000)
+    lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
+    schedule: str = option("cosine", _SCHEDULE, choices=SCHEDULES)
+
+
+@dataclass
 class QuantizeConfig:
     """Quantization to int8, after training or with it."""
 
@@ -274,4 +316,5 @@ class StageSections:
     factorize: FactorizeConfig = field(default_factory=FactorizeConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     early_exit: EarlyExitConfig = field(default_factory=EarlyExitConfig)
+    dynamic_width: DynamicWidthConfig = field(default_factory=DynamicWidthConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)

@@ -7,7 +7,7 @@ from typing import Any
 from compress.config.distill_losses import check_task, logit_losses
 from compress.config.options import as_typed, check_ranges
 from compress.config.schema import Config, DataConfig, ExportConfig, RepeatConfig
-from compress.config.stage_settings import DistillConfig, PruneConfig, QuantizeConfig, TeacherConfig
+from compress.config.stage_settings import DistillConfig, DynamicWidthConfig, PruneConfig, QuantizeConfig, TeacherConfig
 from compress.utils.errors import UserError
 
 
@@ -27,6 +27,7 @@ def _check_together(config: Any) -> None:
         _check_exits(config)
         check_task(config.distill.losses, config.data.task)
         _check_teachers(config)
+        _check_student_size(config)
     if isinstance(config, DataConfig):
         _check_normalisation(config)
         _check_crop(config)
@@ -36,6 +37,8 @@ def _check_together(config: Any) -> None:
         _check_distillation(config)
     if isinstance(config, QuantizeConfig):
         _check_corrections(config)
+    if isinstance(config, DynamicWidthConfig):
+        _check_widths(config.widths)
     if isinstance(config, ExportConfig):
         _check_targets(config.targets)
     if isinstance(config, RepeatConfig) and len(set(config.seeds)) < len(config.seeds):
@@ -82,15 +85,26 @@ def _check_mixing(config: Config) -> None:
 
 def _check_exits(config: Config) -> None:
     """Raises UserError for exits where an image has no single class, whose probability could decide who leaves."""
-    if "early_exit" in config.stages and config.data.task != "classification":
+    named = [stage for stage in ("early_exit", "dynamic_width") if stage in config.stages]
+    if named and config.data.task != "classification":
         raise UserError(
             f"stages={as_typed(config.stages)} with data.task={config.data.task}",
             "data.task=classification: the probability of its one class decides whether an image leaves",
-            "leave early_exit out of the stages",
+            f"leave {named[0]} out of the stages",
         )
     if len(set(config.early_exit.after)) < len(config.early_exit.after):
         raise UserError(
             f"early_exit.after={as_typed(config.early_exit.after)}", "each module once", "remove the repeated one"
+        )
+
+
+def _check_widths(widths: list[float]) -> None:
+    """Raises UserError for widths among which no image could choose."""
+    if len(widths) < 2 or widths[-1] != 1 or sorted(set(widths)) != widths:
+        raise UserError(
+            f"dynamic_width.widths={as_typed(widths)}",
+            "two or more shares of the channels, each larger than the one before, and last 1.0: the whole network",
+            "set for example dynamic_width.widths=[0.5,1.0]",
         )
 
 
@@ -103,6 +117,17 @@ def _check_teachers(config: Config) -> None:
             f"distill.teachers with {missing[0]}, which does not exist",
             "run folders, stage folders, checkpoint files, or teacher",
             "mend the path; a file that moved has another one",
+        )
+
+
+def _check_student_size(config: Config) -> None:
+    """Raises UserError where the student of a detector would resize images, without their boxes."""
+    size = config.distill.student_image_size
+    if size and config.data.task == "detection":
+        raise UserError(
+            f"distill.student_image_size={size} with data.task=detection",
+            "null: boxes are in pixels of the network's input",
+            "leave it out, or set data.image_size, which resizes images with their boxes",
         )
 
 

@@ -19,7 +19,8 @@ MEMORY, TIME, PROFILE, ENERGY = "memory", "time", "profile", "energy"
 class BenchmarkJob:
     """Measures a file in ONNX Runtime; one process runs all tasks and prints the figures as a line of JSON.
 
-    `rival` is another file that takes turns with it while both are timed. `images` is an .npy file of images
+    `rival` is another file that takes turns with it while both are timed; so is `last_end`, that of a network with
+    early ends but without these. `images` is an .npy file of images
     (M, C, H, W), which the calls take in turn, in place of noise. `counters` is the folder of the CPU's energy
     counters.
     """
@@ -33,6 +34,7 @@ class BenchmarkJob:
     repetitions: int = 1
     counters: str = str(COUNTERS)
     images: str | None = None
+    last_end: str | None = None
 
 
 @dataclass(frozen=True)

@@ -53,17 +53,18 @@ def _take_figures(job: BenchmarkJob) -> None:
 def _time(job: BenchmarkJob, session: onnxruntime.InferenceSession, images: list[numpy.ndarray]) -> dict[str, Any]:
     """Returns the milliseconds of the calls with one image and with a batch: a list for the file, one for its rival.
 
-    Of a file with exits it adds `to_the_end_ms`, those of the same images where none may leave. On noise, which may
-    leave anywhere, these are all its times.
+    Of a file with exits it adds `to_the_end_ms`, those of the same images where none may leave, and `last_end_ms`,
+    those of the job's file without exits. On noise, which may leave anywhere, all its times are to the end.
     """
     nobody_leaves = _nobody_leaves(session)
     to_the_end = _runner(session, nobody_leaves)
     runs = [to_the_end if job.images is None else _runner(session)]
     runs += [_runner(_open(job.rival))] if job.rival else []
-    single = _interleaved([*runs, to_the_end] if nobody_leaves else runs, images, job.repetitions)
+    others = {"to_the_end_ms": to_the_end} if nobody_leaves else {}
+    others |= {"last_end_ms": _runner(_open(job.last_end))} if job.last_end else {}
+    single = _interleaved([*runs, *others.values()], images, job.repetitions)
     batch = _interleaved(runs, _batches(job), max(3, job.repetitions // 4))
-    times = {"single_ms": single[: len(runs)], "batch_ms": batch}
-    return times | ({"to_the_end_ms": single[-1]} if nobody_leaves else {})
+    return {"single_ms": single[: len(runs)], "batch_ms": batch} | dict(zip(others, single[len(runs) :], strict=True))
 
 
 def _runner(

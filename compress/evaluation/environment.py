@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
-from compress.utils.cpu import cpu_flags, cpu_name
+from compress.utils.cpu import cache_bytes, cpu_flags, cpu_name
 
 _PACKAGES = (
     "compress", "torchvision", "torchao", "torch-pruning", "onnx", "onnxscript", "onnxruntime", "hydra-core",
@@ -19,6 +19,7 @@ def environment(threads: int) -> dict[str, object]:
     return {
         "cpu": cpu_name(),
         "cpu_flags": cpu_flags(),
+        "cache_bytes": cache_bytes(),
         "threads": threads,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "platform": platform.platform(),

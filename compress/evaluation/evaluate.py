@@ -11,10 +11,11 @@ from compress.data.dataset import Data
 from compress.evaluation.benchmark import benchmark
 from compress.evaluation.concurrent_runs import count_concurrent_runs
 from compress.evaluation.cuda import cuda_latency
-from compress.evaluation.early_exit import evaluate_exits, exit_benchmark
+from compress.evaluation.energy_estimate import estimate_energy_mj
 from compress.evaluation.environment import environment
 from compress.evaluation.example_boxes import example_boxes
 from compress.evaluation.example_images import ExampleImages
+from compress.evaluation.exits import evaluate_exits, exit_benchmark
 from compress.evaluation.flops import count_cost
 from compress.evaluation.inference import onnx_runner, predict, validation_figures
 from compress.evaluation.runtimes import target_figures
@@ -24,6 +25,7 @@ from compress.methods.restore import float_network, restore, restore_float
 from compress.models.artifact import read_tensors
 from compress.tasks import TASKS
 from compress.tasks.base import Predictions, Task
+from compress.utils.cpu import cache_bytes
 from compress.utils.files import METRICS, NMS_ONNX, ONNX, PREDICTIONS, read_json
 from compress.utils.missing import with_causes
 
@@ -75,7 +77,7 @@ def evaluate_stage(
     predictions = task.predictions(outputs.targets, outputs.logits, outputs.deployed)
     params, macs = count_cost(float_network(saved.spec), data.shape)
     no_energy = f"{concurrent_runs} other runs drew from the same counters" if concurrent_runs else None
-    exits = evaluate_exits(folder / ONNX, saved, data.test, device, threads) if saved.spec.early_exit else None
+    exits = evaluate_exits(folder / ONNX, saved, data.test, device, threads) if saved.spec.exits else None
     if exits:
         measured, times = exit_benchmark(folder / ONNX, teacher / ONNX, data.test, config, threads, no_energy)
     else:
@@ -89,7 +91,10 @@ def evaluate_stage(
         "params": params,
         "macs": macs,
         **measured.figures,
-        **({"mean_macs": exits.mean_macs, "early_exit": exits.figures | times} if exits else {}),
+        "estimated_energy_mj_per_image": estimate_energy_mj(
+            folder / ONNX, cache_bytes(), exits.shares() if exits else (1.0,)
+        ),
+        **({"mean_macs": exits.mean_macs, "exits": exits.figures | times} if exits else {}),
         "targets": target_figures(folder, stage.skipped_layers, outputs, task, data.shape, config, threads),
         **({"with_nms": nms_figures(folder, data.test, len(data.classes), config, threads)} if has_nms else {}),
         **cuda_latency(folder, data.shape, device, config.repetitions),

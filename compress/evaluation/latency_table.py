@@ -13,6 +13,7 @@ import onnxruntime
 
 from compress.evaluation.layer_timing import measure_layers
 from compress.evaluation.layer_timing_model import INT8, LayerPoint
+from compress.export.onnx_rewrites import channels_in_int8_file
 from compress.models.layer_calls import LayerCall
 from compress.utils.cores import cores
 from compress.utils.cpu import cpu_name
@@ -101,8 +102,8 @@ class LatencyTable:
         """Yields the points of the grid around a shape, with their shares in its time."""
         call = shape.call
         for (out_channels, in_channels, groups), share in _grid(shape):
-            if self.precision == INT8 and (in_channels, groups, call.linear) == (3, 1, False):
-                in_channels = 4  # so is the image in the file: see `compress.export.onnx_rewrites.add_fourth_channel`
+            if self.precision == INT8 and not call.linear:
+                in_channels = channels_in_int8_file(in_channels, groups)
             layer = (call.kernel, call.stride, call.padding, call.dilation, call.size, call.linear)
             yield LayerPoint(*layer, out_channels, in_channels, groups), share
 

@@ -9,16 +9,19 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from compress.evaluation.benchmark import time_and_memory
+from compress.evaluation.energy_estimate import NO_CACHES, energy_cost
+from compress.evaluation.flops import count_cost
 from compress.evaluation.latency_table import FIXED_REMAINDER, LatencyTable, layer_shape, remainder_ms
 from compress.export.file_outputs import FileOutputs
 from compress.export.onnx import export_onnx
-from compress.methods.pruning.cost import Cost, bytes_cost
+from compress.methods.pruning.cost import Cost, bytes_cost, macs_cost
 from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target
 from compress.methods.quantization.pt2e import calibrate, convert, prepare
 from compress.models.layer_calls import LayerCall
 from compress.models.widths import read_widths
 from compress.training.context import Shipping
-from compress.utils.cpu import cpu_flags
+from compress.utils.cpu import cache_bytes, cpu_flags
+from compress.utils.errors import UserError
 
 _CALIBRATION_IMAGES = 16  # ranges do not change the time: any will do
 
@@ -41,13 +44,17 @@ class ShippedFile:
     def cost(
         self, name: str, network: nn.Module, calls: dict[str, list[LayerCall]], other: nn.Module | None = None
     ) -> Cost:
-        """Returns the predicted "size_bytes" or "latency_ms" of the file of a network with other widths than `network`.
+        """Returns a cost of the file of a network with other widths than `network`.
 
-        `other` has the layers that may take the place of some of `network`; `calls` has the calls of both.
-        Their rest is what the file of `network`, which is written and measured, has more than its layers.
+        "size_bytes" and "latency_ms" are predicted; their rest is what the file of `network`, which is written and
+        measured, has more than its layers. "estimated_energy_mj" follows from the layers alone. `other` has the layers
+        that may take the place of some of `network`; `calls` has the calls of both. Raises UserError for an energy on a
+        machine whose caches are not known.
         """
-        whole = self.measure(network)
         int8 = self._shipping.quantize is not None
+        if name == "estimated_energy_mj":
+            return self._energy_cost(network, calls, int8)
+        whole = self.measure(network)
         if name == "size_bytes":
             return bytes_cost(network, whole["size_bytes"], int8, other)
         table = LatencyTable(self._shipping.latency_dir, "int8" if int8 else "float32", self._shipping.threads)
@@ -68,6 +75,15 @@ class ShippedFile:
                 "speedup": figures["speedup_vs_teacher"],
             }
         return self._known[network]
+
+    def _energy_cost(self, network: nn.Module, calls: dict[str, list[LayerCall]], int8: bool) -> Cost:
+        caches = cache_bytes()
+        if not caches:
+            raise UserError(
+                f"a target of estimated energy, while {NO_CACHES}", "a system that lists them", "set another target"
+            )
+        _, macs = count_cost(_on_cpu(network), tuple(self._images.shape[1:]))
+        return energy_cost(calls, int8, caches, macs - macs_cost(calls).of(read_widths(network)))
 
     @cached_property
     def _teacher_file(self) -> bytes:

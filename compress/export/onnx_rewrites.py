@@ -129,6 +129,11 @@ def add_fourth_channel(model: ir.Model) -> None:
         _describe(image.outputs[0], image.outputs[0], shape)
 
 
+def channels_in_int8_file(in_channels: int, groups: int) -> int:
+    """Returns the channels that a convolution reads in an int8 file: four where the image has three."""
+    return 4 if (in_channels, groups) == (3, 1) else in_channels
+
+
 def remove_fourth_channel(model: ir.Model) -> None:
     """Undoes `add_fourth_channel`, in place."""
     for node in [node for node in model.graph if node.op_type == "Conv"]:

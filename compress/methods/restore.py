@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.methods.dynamic_width.network import rebuild_dynamic_width
 from compress.methods.early_exit.network import rebuild_early_exit
 from compress.methods.factorization.layers import rebuild_factorized
 from compress.models import Architecture, build
 from compress.models.artifact import Artifact, Spec, read_model, read_outputs
+from compress.models.input_size import set_input_size
 from compress.models.outputs import require_recorded_outputs
 from compress.models.widths import set_widths
 
@@ -85,6 +87,15 @@ def _rebuild_early_exit(network: nn.Module, change: dict[str, Any], spec: Spec) 
     return rebuild_early_exit(network, change["exits"], len(spec.classes))
 
 
+def _rebuild_dynamic_width(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
+    return rebuild_dynamic_width(network, change["channels"])
+
+
+def _rebuild_resized(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
+    set_input_size(network, tuple(spec.input["shape"]), tuple(change["size"]))
+    return network
+
+
 def _rebuild_quantized(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
     """Inserts observers or fake quantization into the float network, which `convert` then turns into int8."""
     from compress.methods.quantization.mixed_precision import exclude_layers  # imported here because it takes seconds
@@ -100,6 +111,8 @@ _REBUILD = {
     "prune": _rebuild_pruned,
     "factorize": _rebuild_factorized,
     "early_exit": _rebuild_early_exit,
+    "dynamic_width": _rebuild_dynamic_width,
+    "resize_input": _rebuild_resized,
     "quantize": _rebuild_quantized,
 }
 

@@ -69,11 +69,13 @@ def is_library(name: str) -> bool:
     return name not in USER_MODELS and name.partition("/")[0] in LIBRARIES and "/" in name
 
 
-def require_model_fits(name: str, key: str, shape: tuple[int, int, int], classes: int) -> None:
+def require_model_fits(
+    name: str, key: str, shape: tuple[int, int, int], classes: int, size_key: str = "data.image_size"
+) -> None:
     """Raises UserError where a library's network cannot be built for images (C, H, W), or does not accept them.
 
     The registry's own networks accept any size. The network is built without values, on the meta device, where that
-    is possible.
+    is possible. `key` and `size_key` are the settings that name the network and the side of its images.
     """
     check_model(name, key)
     if not is_library(name):
@@ -82,14 +84,14 @@ def require_model_fits(name: str, key: str, shape: tuple[int, int, int], classes
     for device in ("meta", "cpu"):
         try:
             with torch.device(device):
-                require_logits(build(architecture), name, key, shape, classes)
+                require_logits(build(architecture), name, key, shape, classes, size_key)
             return
         except UserError:
             if device == "cpu":
                 raise
         except Exception as error:  # whatever a library raises, on the meta device also because values are missing
             if device == "cpu":
-                raise build_error(name, key, shape[1], error) from error
+                raise build_error(name, key, shape[1], error, size_key) from error
 
 
 def stem_for(stem: str, pixels: int) -> str:

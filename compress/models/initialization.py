@@ -15,6 +15,14 @@ def initialize(network: nn.Module) -> None:
     _scale_residual_branches(network)
 
 
+def reinitialize(network: nn.Module) -> None:
+    """Draws all weights of `network` anew, in place, as those of a new network."""
+    for module in network.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    initialize(network)
+
+
 def last_defined_layer(network: nn.Module) -> tuple[str, nn.Module]:
     """Returns the convolution or linear layer that is defined last, with its name."""
     layers = [(name, m) for name, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]

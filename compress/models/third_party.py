@@ -111,10 +111,12 @@ def require_timm(name: str) -> None:
         raise UserError(f"{name} without the package timm", "the extra timm installed", 'pip install "compress[timm]"')
 
 
-def require_logits(network: nn.Module, name: str, key: str, shape: tuple[int, int, int], classes: int) -> None:
+def require_logits(
+    network: nn.Module, name: str, key: str, shape: tuple[int, int, int], classes: int, size_key: str
+) -> None:
     """Raises UserError unless `network` returns logits (N, `classes`) for images of `shape` (C, H, W).
 
-    Some networks need images of a minimum size, or of one size.
+    Some networks need images of a minimum size, or of one size, which the setting `size_key` gives.
     """
     where = next((value.device for value in network.parameters()), torch.device("cpu"))
     expected = f"a network from images (N, {', '.join(map(str, shape))}) to logits (N, {classes})"
@@ -122,19 +124,19 @@ def require_logits(network: nn.Module, name: str, key: str, shape: tuple[int, in
         with torch.no_grad():
             logits = network.eval()(torch.zeros(2, *shape, device=where))
     except Exception as error:  # whatever a library raises for a size that it does not accept
-        raise build_error(name, key, shape[1], error) from error
+        raise build_error(name, key, shape[1], error, size_key) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         received = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(f"{key}={name}, which gives {received} for two images", expected, "name another network")
 
 
-def build_error(name: str, key: str, image_size: int | None, error: Exception) -> UserError:
+def build_error(name: str, key: str, image_size: int | None, error: Exception, size_key: str) -> UserError:
     """Returns the error for a library's network that fails on images of this size."""
     cause = str(error).strip().splitlines()
     return UserError(
         f"{key}={name} for images of {image_size} pixels a side: {type(error).__name__}: {cause[0] if cause else ''}",
         "a size of image that it takes",
-        f"set data.image_size={_usual_size(name)}, or name another network",
+        f"set {size_key}={_usual_size(name)}, or name another network",
     )
 
 

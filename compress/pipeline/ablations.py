@@ -1,4 +1,4 @@
-"""Ablations: plainer ways to a network of the same shape on the same budget, to measure what each step contributed."""
+"""Ablations: plainer ways to a network as small on the same budget, to measure what each step contributed."""
 
 import logging
 from pathlib import Path
@@ -45,7 +45,7 @@ def check_ablations(config: Config) -> None:
         raise UserError(
             f"controls=true with stages=[{','.join(config.stages)}]",
             f"a run that a control can stand against ({'; '.join(f'{name}: {why}' for name, why in unfit.items())})",
-            "set controls=false, or prune or distill something",
+            "set controls=false, or prune, factorize or distill something",
         )
 
 

@@ -118,8 +118,10 @@ def require_networks_fit(config: Config, data: Data) -> None:
     """Registers the user's own network. Raises UserError for a network that does not fit the images and classes."""
     if config.teacher.factory:
         register_user_model(config.teacher.factory, data.shape, len(data.classes), config.seed, data.task)
-    for key, name in networks(config).items():
-        require_model_fits(name, key, data.shape, len(data.classes))
+    for network in networks(config):
+        side = network.image_size or data.shape[1]
+        shape = (data.shape[0], side, side)
+        require_model_fits(network.name, network.key, shape, len(data.classes), network.size_key)
 
 
 def prepare_machine(config: Config) -> tuple[torch.device, int]:

@@ -29,8 +29,8 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     again. Raises UserError for a mistake in the settings or the data.
     """
     check_order(config.stages)
-    for key, name in networks(config).items():
-        check_model(name, key)
+    for network in networks(config):
+        check_model(network.name, network.key)
     require_installed(config.export.targets)
     require_country(config.measure.country)
     run = prepare(config)

@@ -63,7 +63,7 @@ def compute_and_evaluate(
             stage_dir / files.ONNX,
             data.shape,
             TASKS[data.task].files,
-            branches=result.spec.early_exit is not None,
+            branches=result.spec.exits is not None,
         )
         left_out, quantization = result.left_out, result.spec.quantization
         int8: dict[str, Any] = {}
@@ -111,7 +111,7 @@ def _run_record(inputs: dict[str, Any], run: RunContext, duration_s: float) -> d
 
 def _needs_dry_run(config: Config) -> bool:
     """Whether a run starts with a dry run; the networks of the zoo need none."""
-    return bool(config.teacher.factory) or any(is_library(backbone_name(name)) for name in networks(config).values())
+    return bool(config.teacher.factory) or any(is_library(backbone_name(network.name)) for network in networks(config))
 
 
 def reexport_stage(
@@ -186,7 +186,7 @@ def _check_int8(
     Raises ValueError where the runtime runs other layers than expected in float, and UserError where most of the
     arithmetic is float although the user did not allow that.
     """
-    decodes = TASKS[result.spec.task].files.compute is not None or result.spec.early_exit is not None
+    decodes = TASKS[result.spec.task].files.compute is not None or result.spec.exits is not None
     floats = {layer.name for layer in inspect_quantization(path) if not layer.quantized}
     require_quantized(path, tuple(floats))
     chosen = quantization["float_layers"]

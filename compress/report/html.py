@@ -13,18 +13,18 @@ from compress.report import verdict
 from compress.report.box_pictures import box_gallery
 from compress.report.classification import class_figures
 from compress.report.detection import box_figures, nms_rows
-from compress.report.early_exit import exits
+from compress.report.energy import disagreements, energy_rows
+from compress.report.exits import exits
 from compress.report.gallery import gallery
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
 from compress.report.multilabel import label_figures
-from compress.report.pruning import pruning
+from compress.report.pruning import prunings
 from compress.report.run_files import RunRecord
 from compress.report.settings import changed_settings, command, digests, versions
 from compress.report.stage_table import (
     AGREEMENTS,
     TESTS,
     cautions,
-    energy_rows,
     kept_epochs,
     key_figures,
     left_out,
@@ -50,12 +50,13 @@ def run_page(run: RunRecord) -> str:
         agreement=AGREEMENTS[run.last.metric.key],
         p_value_test=TESTS[run.last.metric.p_value],
         energy=energy_rows(run),
+        disagreements=disagreements(run),
         cautions=cautions(run),
         kept_epochs=kept_epochs(run),
         unavailable=unavailable(run),
         trade_offs=trade_offs(run),
         widths=width_chart(run),
-        pruning=pruning(run),
+        prunings=prunings(run),
         exits=exits(run),
         profile=profile_chart(run),
         sensitivity=sensitivity_chart(run.last.sensitivity),

@@ -5,14 +5,15 @@ from collections.abc import Iterable, Sequence
 from compress.report import verdict
 from compress.report.classification import class_figures
 from compress.report.detection import box_figures, nms_rows
-from compress.report.early_exit import exits
+from compress.report.energy import disagreements, energy_rows
+from compress.report.exits import exits
 from compress.report.gallery import disagreement
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
 from compress.report.multilabel import label_figures
 from compress.report.pruning import target_sentences
 from compress.report.run_files import RunRecord
 from compress.report.settings import changed_settings, command, versions
-from compress.report.stage_table import cautions, energy_rows, kept_epochs, left_out, stage_rows, unavailable
+from compress.report.stage_table import cautions, kept_epochs, left_out, stage_rows, unavailable
 from compress.utils.units import setting_text
 
 _SHOWN = 10  # rows in a list; the page has all
@@ -27,6 +28,7 @@ def run_markdown(run: RunRecord) -> str:
     parts += [
         _stages(run),
         escape(" ".join(target_sentences(run))),
+        escape(" ".join(disagreements(run))),
         _with_nms(run),
         escape(" ".join(kept_epochs(run))),
         _energy(run),
@@ -96,6 +98,7 @@ def _stages(run: RunRecord) -> str:
         "ms",
         "faster",
         "MACs",
+        *(["mJ, an estimate"] if rows[0].energy else []),
     )
     return table(
         heads,
@@ -103,7 +106,7 @@ def _stages(run: RunRecord) -> str:
             (
                 row.name, row.percent, row.percent_interval, *([row.map_percent] if row.map_percent else []),
                 row.delta, row.delta_interval, row.p_value,
-                row.size, row.smaller, row.latency, row.faster, row.macs,
+                row.size, row.smaller, row.latency, row.faster, row.macs, *([row.energy] if row.energy else []),
             )
             for row in rows
         ),
@@ -247,7 +250,7 @@ def _controls(run: RunRecord) -> str:
         for row in run.controls["controls"]
     )  # fmt: skip
     heads = ("control", "against", "what it is", f"{run.last.metric.label} %", "points", "95 % interval")
-    budget = f"Plainer ways to a network of the same shape, {run.controls['budget_epochs']} epochs each:"
+    budget = f"Plainer ways to a network as small, {run.controls['budget_epochs']} epochs each:"
     left_out = [f"{row['control'].replace('_', ' ')}: {row['reason']}" for row in run.controls["left_out"]]
     return "\n\n".join(filter(None, (budget, table(heads, rows, 3), bullets(left_out, "Left out"))))
 

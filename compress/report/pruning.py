@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.report.pruning_curves import Curves, Steps, group_curves, step_curve
+from compress.report.rank_table import Ranks, rank_table
 from compress.report.run_files import RunRecord, StageRecord
 from compress.report.verdict import signed
 from compress.utils.latency import headline_latency_ms
@@ -12,6 +13,7 @@ from compress.utils.units import count_text, size_text, three_digits
 
 _LEAST_PERCENT = 0.05  # a smaller difference would be written as 0.0 %
 _FEW_TRIES = 12  # the table of which is open
+_PRUNING, _FACTORIZATION = "Pruning", "Factorization"
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,18 @@ class Target:
 
 @dataclass(frozen=True)
 class Pruning:
-    """The parts of the section; None stands for one that the stage did not note."""
+    """The parts of a stage's section; None stands for one that the stage did not note."""
 
+    title: str  # "Pruning" or "Factorization"
     target: Target | None
     curves: Curves | None
     steps: Steps | None
-    ranks: list[tuple[str, str, str]]  # of factorization: layer, decomposition, ranks; empty where layers were pruned
+    ranks: Ranks | None
+
+    @property
+    def is_factorization(self) -> bool:
+        """Whether layers were factorized, in place of filters that were removed."""
+        return self.title == _FACTORIZATION
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,9 @@ def _share_text(value: float) -> str:
 _FIGURES = {
     "macs_share": _Figure("MACs, one image", "of the MACs", _share_text, count="macs", points=100),
     "params_share": _Figure("parameters", "of the parameters", _share_text, count="params", points=100),
+    "estimated_energy_share": _Figure(
+        "estimated energy, one image", "of the estimated energy", _share_text, points=100
+    ),
     "size_bytes": _Figure("file size", "for the file", size_text, measured="size_bytes"),
     "latency_ms": _Figure(
         "latency, one image", "an image", lambda value: f"{three_digits(value)} ms", measured="latency_ms"
@@ -100,46 +111,56 @@ _FIGURES = {
 }
 
 
-def pruning(run: RunRecord) -> Pruning | None:
-    """Returns the parts of the section; None where no stage noted a target, steps, curves or ranks."""
-    stage = _pruned_stage(run)
-    if stage is None:
-        return None
+def prunings(run: RunRecord) -> list[Pruning]:
+    """Returns the parts of a section for each stage that noted a target, steps, curves or ranks, in their order."""
+    return [_pruning(run, stage) for stage in _smaller_stages(run)]
+
+
+def _pruning(run: RunRecord, stage: StageRecord) -> Pruning:
     notes = stage.record["notes"]
     return Pruning(
-        _target(run, notes["target"]) if notes.get("target") else None,
+        _title(stage),
+        _target(run, stage) if notes.get("target") else None,
         group_curves(notes["sensitivity"], stage.metric) if notes.get("sensitivity") else None,
         step_curve(notes["steps"], stage.metric) if notes.get("steps") else None,
-        [
-            (row["layer"], row["kind"].replace("_", " "), f"{', '.join(map(str, row['ranks']))} of {row['of']}")
-            for row in notes.get("ranks", [])
-        ],
+        rank_table(notes.get("ranks", [])),
     )
 
 
 def target_sentences(run: RunRecord) -> list[str]:
     """Returns for each target that was set what was asked for, reached and predicted; empty without a target."""
-    stage = _pruned_stage(run)
-    note = stage.record["notes"].get("target") if stage else None
-    if not note:
-        return []
-    deployed, sentences = _deployed(run), []
+    stages = [stage for stage in _smaller_stages(run) if stage.record["notes"].get("target")]
+    several = len(stages) > 1
+    return [
+        text
+        for stage in stages
+        for text in _sentences(run, stage, f"{_title(stage)} was asked" if several else "Asked")
+    ]
+
+
+def _sentences(run: RunRecord, stage: StageRecord, asked_whom: str) -> list[str]:
+    """Returns the sentences on the targets of one stage, which begin with `asked_whom`."""
+    note, sentences = stage.record["notes"]["target"], []
+    deployed = _deployed(run, stage)
     for key, asked in _asked(note).items():
         figure = _FIGURES[key]
         bound = f"{'at least' if figure.at_least else 'at most'} {figure.text(asked)} {figure.of}"
-        text = f"Asked for {bound}; {_reached_text(key, asked, note)}."
+        text = f"{asked_whom} for {bound}; {_reached_text(key, asked, note)}."
         if key in deployed and (miss := _miss(key, asked, deployed[key])):
             text += f" The file that ships, {run.last.name}/model.onnx, is at {figure.text(deployed[key])}, {miss}."
         sentences.append(text)
     return sentences
 
 
-def _pruned_stage(run: RunRecord) -> StageRecord | None:
-    """Returns the last stage that noted something that this section shows; "target" may be a remark on the CPU."""
+def _smaller_stages(run: RunRecord) -> list[StageRecord]:
+    """Returns the stages that noted something that a section shows; "target" may be a remark on the CPU."""
     keys = ("target", "steps", "sensitivity", "ranks")
     found = {stage.name: [stage.record["notes"].get(key) for key in keys] for stage in run.stages}
-    stages = [stage for stage in run.stages if any(value and not isinstance(value, str) for value in found[stage.name])]
-    return stages[-1] if stages else None
+    return [stage for stage in run.stages if any(value and not isinstance(value, str) for value in found[stage.name])]
+
+
+def _title(stage: StageRecord) -> str:
+    return _FACTORIZATION if "ranks" in stage.record["notes"] else _PRUNING
 
 
 def _asked(note: dict[str, Any]) -> dict[str, float]:
@@ -159,14 +180,17 @@ def _predicted(note: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in note.get("predicted", {}).items() if value is not None}
 
 
-def _deployed(run: RunRecord) -> dict[str, float]:
-    """Returns the figures of the file that ships; none where a stage is still to come."""
+def _deployed(run: RunRecord, stage: StageRecord) -> dict[str, float]:
+    """Returns the figures of the file that ships, with shares of what the network had before `stage`.
+
+    There are none where a stage is still to come.
+    """
     if run.unfinished:
         return {}
-    own, theirs = run.last.metrics, run.teacher.metrics
+    own, before = run.last.metrics, run.stages[run.stages.index(stage) - 1].metrics
     return {
-        "macs_share": own["macs"] / theirs["macs"],
-        "params_share": own["params"] / theirs["params"],
+        "macs_share": own["macs"] / before["macs"],
+        "params_share": own["params"] / before["params"],
         "size_bytes": own["size_bytes"],
         "latency_ms": headline_latency_ms(own),
         "speedup": own["speedup_vs_teacher"],
@@ -213,8 +237,9 @@ def _miss(key: str, asked: float, value: float) -> str:
     return f"{by} {'under' if figure.at_least else 'over'} the target"
 
 
-def _target(run: RunRecord, note: dict[str, Any]) -> Target:
-    asked, reached, deployed = _asked(note), _reached(note), _deployed(run)
+def _target(run: RunRecord, stage: StageRecord) -> Target:
+    note, deployed = stage.record["notes"]["target"], _deployed(run, stage)
+    asked, reached = _asked(note), _reached(note)
     predicted, rows = _predicted(note), []
     for key, figure in _FIGURES.items():
         if key not in asked | reached | predicted:
@@ -232,7 +257,7 @@ def _target(run: RunRecord, note: dict[str, Any]) -> Target:
             )
         )
     file = "" if run.unfinished else f"{run.last.name}/model.onnx"
-    return Target(target_sentences(run), rows, bool(predicted), file, _search(note))
+    return Target(_sentences(run, stage, "Asked"), rows, bool(predicted), file, _search(note))
 
 
 def _cell(key: str, figures: dict[str, Any]) -> str:

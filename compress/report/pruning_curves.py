@@ -129,7 +129,7 @@ def _group(group: dict[str, Any], number: int, unit: str, decades: tuple[int, in
     figures = ", ".join(f"{_figure(distance)}{unit} with {count:,}" for count, distance in reversed(points))
     name, layers = group["layers"][0], len(group["layers"])
     words = f"{name}: distance by {what} left", f"{kept} are left; distance: {figures} {what}"
-    drawing = _draw(plot, curve, f"group-{number}", words, _marked(plot, curve, left, kept))
+    drawing = _draw(plot, curve, f"{what}-{number}", words, _marked(plot, curve, left, kept))
     caption = f"{kept} · {layers} layers" if layers > 1 else kept
     return GroupCurve(name, ", ".join(group["layers"]), caption, drawing)
 

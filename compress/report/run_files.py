@@ -230,7 +230,7 @@ def _absent(run: RunRecord) -> list[str]:
         lines.append(f"Images{' with boxes' if boxes else ' and heatmaps'}: {last.name} has no {EXAMPLES}.")
     elif "heatmap" not in last.examples and not boxes:
         lines.append("Heatmaps: the network has no convolution before a global pooling, which Grad-CAM needs.")
-    if "early_exit" in last.metrics and last.exits is None:
+    if "exits" in last.metrics and last.exits is None:
         lines.append(f"Easy and hard images: {last.name} has no {EXITS}.")
     if not last.spec["widths"]:
         lines.append("Widths: no layer was pruned.")

@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from compress.report.detection import map_text
+from compress.report.energy import estimate_text
 from compress.report.run_files import RunRecord, StageRecord
 from compress.report.seen_validation import seen_validation
 from compress.report.svg import Point, scatter
@@ -50,19 +51,10 @@ class StageRow:
     faster: str
     throughput: str
     macs: str
+    energy: str  # an estimate, in mJ; empty in a run of before it
     params: str
     memory: str
     agreement: str
-
-
-@dataclass(frozen=True)
-class EnergyRow:
-    """A row of the table of energy."""
-
-    name: str
-    image_mj: str  # read from a counter
-    training_wh: str  # an estimate
-    training_co2_g: str  # an estimate
 
 
 @dataclass(frozen=True)
@@ -181,25 +173,11 @@ def _row(run: RunRecord, stage: StageRecord) -> StageRow:
         faster=f"{metrics['speedup_vs_teacher']:.2f}×",
         throughput=f"{metrics['throughput_images_per_s']:,.0f}",
         macs=count_text(metrics["macs"]),
+        energy=estimate_text(stage),
         params=count_text(metrics["params"]),
         memory="–" if memory is None else size_text(memory),
         agreement="–" if first else percent(metrics["teacher_agreement_percent"]),
     )
-
-
-def energy_rows(run: RunRecord) -> list[EnergyRow]:
-    """Returns a row for each stage, in their order; no row where no stage has any of these figures."""
-    names = ("energy_joule_per_image", "training_energy_kwh_estimate", "training_co2_kg_estimate")
-    found = [[stage.metrics.get(name) for name in names] for stage in run.stages]  # older runs lack some
-    if all(figure is None for row in found for figure in row):
-        return []
-    return [EnergyRow(stage.name, *map(_thousandths, row)) for stage, row in zip(run.stages, found, strict=True)]
-
-
-def _thousandths(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return three_digits(1000 * value) if value >= 1e-6 else "< 0.001"
 
 
 def trade_offs(run: RunRecord) -> list[TradeOff]:

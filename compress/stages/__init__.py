@@ -14,6 +14,16 @@ StageFunction = Callable[..., Any]  # (artifact, settings, context) -> artifact
 
 
 @dataclass(frozen=True)
+class BuiltNetwork:
+    """A network that a stage builds, by the setting `key` and the name that it has there."""
+
+    key: str
+    name: str
+    image_size: int | None = None  # pixels a side of its input, which the setting `size_key` gives; None: the data's
+    size_key: str = "data.image_size"
+
+
+@dataclass(frozen=True)
 class Stage:
     """A stage; its settings are the section of the config that has its name.
 
@@ -28,7 +38,7 @@ class Stage:
     why_last: str = ""  # why no other may
     epochs: Callable[[Any], int] = lambda settings: settings.epochs  # that it trains; 0: it runs in one process
     key: Callable[[Config, tuple[int, int, int]], dict[str, Any]] = lambda config, shape: {}  # what else decides it
-    networks: Callable[[Config], dict[str, str]] = lambda config: {}  # setting key -> name of a network it builds
+    networks: Callable[[Config], list[BuiltNetwork]] = lambda config: []
     # (settings, images) -> the settings that a dry run on so many images changes
     dry_run: Callable[[Any, int], dict[str, Any]] = lambda settings, images: {}
     loads: Callable[[Any], tuple[str, ...]] = lambda settings: ()  # modules that it loads by name and depends on
@@ -54,6 +64,18 @@ def _teacher_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
     own = {"own": identity(teacher.factory, shape)} if teacher.factory else {}
     backbone = {"backbone": digest_of_file(teacher.backbone_checkpoint)} if teacher.backbone_checkpoint else {}
     return {"checkpoint": digest_of_file(teacher.checkpoint)} | backbone | own
+
+
+def _student(config: Config) -> list[BuiltNetwork]:
+    """Returns the network that takes the place of the one of the stage before, if there is one."""
+    distill = config.distill
+    if not distill.student:
+        return []
+    return [
+        BuiltNetwork(
+            "distill.student", distill.student, distill.student_image_size, size_key="distill.student_image_size"
+        )
+    ]
 
 
 def _distill_key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -97,15 +119,16 @@ def _target_key(stage: str) -> Callable[[Config, tuple[int, int, int]], dict[str
     """Returns the key of a stage with a target."""
 
     def key(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
-        """Returns the later stages that decide the file, and the machine that times it, where a target limits them."""
+        """Returns the later stages that decide the file, and the machine that runs it, where a target limits them."""
         if not getattr(config, stage).target.asked_of_file():
             return {}
         from compress.utils.cores import cores
-        from compress.utils.cpu import cpu_name
+        from compress.utils.cpu import cache_bytes, cpu_name
 
         after = config.stages[config.stages.index(stage) :]
         target = _quantize_key(config, shape)["target"] if "quantize" in after else None
-        return {"file": after, "target": target, "cpu": cpu_name(), "threads": config.threads or cores()}
+        machine = {"cpu": cpu_name(), "caches": cache_bytes(), "threads": config.threads or cores()}
+        return {"file": after, "target": target} | machine
 
     return key
 
@@ -121,7 +144,7 @@ STAGES = {
         "trained",
         first=True,
         key=_teacher_key,
-        networks=lambda config: {} if config.teacher.factory else {"teacher.model": config.teacher.model},
+        networks=lambda config: [] if config.teacher.factory else [BuiltNetwork("teacher.model", config.teacher.model)],
     ),
     "prune": Stage(
         "compress.stages.prune:prune",
@@ -144,13 +167,19 @@ STAGES = {
         epochs=lambda settings: settings.rounds * settings.epochs,
         key=_distill_key,
         dry_run=lambda settings, images: {"rounds": 1},
-        networks=lambda config: {"distill.student": config.distill.student} if config.distill.student else {},
+        networks=_student,
     ),
     "early_exit": Stage(
         "compress.stages.early_exit:early_exit",
         "given exits",
         followed_by=("quantize",),
         why_last="its exits and thresholds belong to the layers as they are",
+    ),
+    "dynamic_width": Stage(
+        "compress.stages.dynamic_width:dynamic_width",
+        "given several widths",
+        followed_by=("quantize",),
+        why_last="its narrower networks and thresholds belong to the layers as they are",
     ),
     "quantize": Stage(
         "compress.stages.quantize:quantize",
@@ -186,9 +215,9 @@ def check_order(stages: list[str]) -> None:
             raise UserError(received, f"{name} {place}: {STAGES[name].why_last}", f"put {name} {place}")
 
 
-def networks(config: Config) -> dict[str, str]:
-    """Returns the names of all networks that a run builds, by the setting key of each."""
-    return {key: name for stage in config.stages for key, name in STAGES[stage].networks(config).items()}
+def networks(config: Config) -> list[BuiltNetwork]:
+    """Returns all networks that a run builds."""
+    return [network for stage in config.stages for network in STAGES[stage].networks(config)]
 
 
 def load_stage(name: str) -> StageFunction:

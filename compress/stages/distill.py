@@ -23,8 +23,9 @@ from compress.methods.distillation.mixing import Mixing
 from compress.methods.distillation.student_loss import LogitTerms, default_weight, student_loss
 from compress.methods.distillation.teacher_logits import compute_logits, logits_function
 from compress.methods.distillation.teachers import first_teacher, fold_teachers, load_teachers
-from compress.models import Architecture, build
+from compress.models import Architecture, build, stem_for
 from compress.models.artifact import Artifact, Spec
+from compress.models.input_size import resize_input
 from compress.training.context import Context
 from compress.training.loop import TrainSettings, train
 from compress.utils.errors import UserError
@@ -37,8 +38,7 @@ def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Arti
     the teacher (born-again networks, Furlanello et al. 2018, arXiv:1805.04770). Raises UserError where layers or
     outputs of student and teacher cannot be compared.
     """
-    network, spec = _student(artifact, config)
-    network.to(context.device)
+    network, spec = _student(artifact, config, context)
     teachers = load_teachers(config, context)
     teacher = teachers.network
     if config.student:
@@ -52,12 +52,19 @@ def distill(artifact: Artifact, config: DistillConfig, context: Context) -> Arti
     return Artifact(network, spec, notes=notes | {"history": history})
 
 
-def _student(artifact: Artifact, config: DistillConfig) -> tuple[nn.Module, Spec]:
+def _student(artifact: Artifact, config: DistillConfig, context: Context) -> tuple[nn.Module, Spec]:
     """Returns the network to train, with its description."""
-    if not config.student:
-        return artifact.network, artifact.spec
-    architecture = replace(Architecture(**artifact.spec.architecture), model=config.student)
-    return build(architecture), replace(artifact.spec, architecture=asdict(architecture), changes=[])
+    network, spec, side = artifact.network, artifact.spec, config.student_image_size
+    if config.student:
+        architecture = replace(Architecture(**spec.architecture), model=config.student)
+        if side:
+            architecture = replace(architecture, stem=stem_for("auto", side), image_size=side)
+        network, spec = build(architecture), replace(spec, architecture=asdict(architecture), changes=[])
+    network.to(context.device)
+    if side:
+        resize_input(network, torch.zeros(1, *context.data.shape, device=context.device), (side, side))
+        spec = spec.changed("resize_input", size=[side, side])
+    return network, spec
 
 
 def _train_round(

@@ -11,13 +11,14 @@ from compress.config.stage_settings import FactorizeConfig
 from compress.evaluation.flops import count_cost
 from compress.methods.distillation.fine_tuning import fine_tune
 from compress.methods.factorization.choice import choose_ranks
-from compress.methods.factorization.layers import Factors
+from compress.methods.factorization.layers import Factors, rebuild_factorized
 from compress.methods.factorization.ranks import FactorizableNetwork
 from compress.methods.factorization.refit import decompose_layers, factorize_layers
 from compress.methods.pruning.filter_length import set_unit_length
 from compress.methods.pruning.limits import Whole
 from compress.methods.pruning.trials import make_trials
 from compress.models.artifact import Artifact
+from compress.models.initialization import reinitialize
 from compress.models.widths import read_widths
 from compress.training.context import Context
 from compress.training.loop import TrainSettings
@@ -28,7 +29,8 @@ log = logging.getLogger("compress")
 def factorize(artifact: Artifact, config: FactorizeConfig, context: Context) -> Artifact:
     """Factorizes layers of the artifact's network and fine-tunes it.
 
-    Where it factorizes any, the filters before batch norm are scaled to length 1, as prune does.
+    Where it factorizes any, the filters before batch norm are scaled to length 1, as prune does. With `reinitialize`
+    all weights are new, and only the shape is kept.
     """
     network = artifact.network
     example = next(context.data.train.batches())[0][:1].to(context.device)
@@ -43,18 +45,20 @@ def factorize(artifact: Artifact, config: FactorizeConfig, context: Context) -> 
 
     decision = context.decide("ranks", decide)
     chosen, notes = factorizable.factors(decision["left"]), decision["notes"]
-    if config.reconstruction_samples:
+    layers = {name: factors.record() for name, factors in chosen.items()}
+    if config.reinitialize:
+        reinitialize(rebuild_factorized(network, layers))
+    elif config.reconstruction_samples:
         original = copy.deepcopy(network)
         notes["unexplained_share"] = factorize_layers(network, original, chosen, trials.images())
     else:
         decompose_layers(network, chosen)
-    if chosen:
-        set_unit_length(network, example)
-    else:
+    if not chosen:
         _warn_of_nothing(factorizable, artifact.spec.architecture.get("model"))
+    elif not config.reinitialize:
+        set_unit_length(network, example)
     settings = TrainSettings("factorize", config.epochs, config.lr, schedule=config.schedule)
     notes["history"] = fine_tune(network, context, settings, config.distill)
-    layers = {name: factors.record() for name, factors in chosen.items()}
     spec = artifact.spec.changed("factorize", layers=layers, settings=asdict(config))
     return Artifact(network, spec, _left_out(network, factorizable, chosen), notes)
 

@@ -21,7 +21,7 @@ from compress.methods.pruning.reconstruction import reconstruct, skipped_layers
 from compress.methods.pruning.sparsity import sparsity_penalty
 from compress.methods.pruning.trials import Trials, make_trials
 from compress.models.artifact import Artifact
-from compress.models.initialization import initialize
+from compress.models.initialization import reinitialize
 from compress.models.widths import read_widths
 from compress.training.context import Context
 from compress.training.loop import TrainSettings, train
@@ -55,7 +55,7 @@ def prune(artifact: Artifact, config: PruneConfig, context: Context) -> Artifact
             errors |= reconstruct(network, original, pruned.kept, trials.images())
             pruned.left_out += skipped_layers(network, original, example)
         if config.reinitialize:
-            _reinitialize(network)
+            reinitialize(network)
         elif pruned.kept:
             set_unit_length(network, example)
         kept |= {layer: [kept[layer][at] for at in new] if layer in kept else new for layer, new in pruned.kept.items()}
@@ -110,13 +110,6 @@ def _decide(
 
     decision = context.decide(f"step {step}", decide)
     return decision["gone"], decision["notes"]
-
-
-def _reinitialize(network: nn.Module) -> None:
-    for module in network.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-    initialize(network)
 
 
 def _fine_tune(network: nn.Module, config: PruneConfig, context: Context, step: int) -> list[dict[str, float]]:

@@ -72,7 +72,7 @@ def print_summary(rows: list[dict]) -> None:
         f"{metric.label}, size and ms (one image, median) are those of each stage's model.onnx in\n"
         "ONNX Runtime; lost: points, smaller, faster: times, against the teacher's file\n"
     )
-    if exits := [row["stage"] for row in rows if "early_exit" in row["metrics"]]:
+    if exits := [row["stage"] for row in rows if "exits" in row["metrics"]]:
         get_console().print(
             f"{' and '.join(exits)}: ms and faster are means over test images,\nsome of which leave early; MACs are "
             "those of one that goes to the end\n"

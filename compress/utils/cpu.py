@@ -1,7 +1,9 @@
-"""Reads the CPU's name and its instruction sets, which decide how int8 and bf16 are computed."""
+"""Reads the CPU's name, its instruction sets, which decide how int8 and bf16 are computed, and its caches."""
 
 import platform
 from pathlib import Path
+
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 _FLAGS = (
     "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16", "asimd", "asimddp", "i8mm",
@@ -18,6 +20,13 @@ def cpu_flags() -> list[str]:
     facts = _facts()
     present = (facts.get("flags") or facts.get("Features") or "").split()
     return [flag for flag in _FLAGS if flag in present]
+
+
+def cache_bytes(caches: Path = CACHES) -> list[int]:
+    """Returns the sizes of this CPU's caches of data, the nearest first; empty where the system lists none."""
+    files = [path / "size" for path in caches.glob("index*") if (path / "size").is_file()]
+    data = [file for file in files if (file.parent / "type").read_text().strip() != "Instruction"]
+    return sorted(1024 * int(file.read_text().strip().removesuffix("K")) for file in data)
 
 
 def _facts() -> dict[str, str]:

@@ -17,7 +17,7 @@ from compress.utils.errors import UserError
 # The others train with the rounding.
 CALIBRATED = (
     "mobilenet_int8_ptq", "resnet56_cifar_int8", "resnet56_cifar_factorized_int8", "unlabelled_int8",
-    "resnet56_cifar_early_exit_int8", "ssdlite_bccd_int8", "ssdlite_voc_int8",
+    "resnet56_cifar_early_exit_int8", "resnet56_cifar_dynamic_width_int8", "ssdlite_bccd_int8", "ssdlite_voc_int8",
 )  # fmt: skip
 RECIPE_NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -72,7 +72,8 @@ def test_a_correction_after_training_is_refused_with_training(asked: str) -> Non
 def test_every_recipe_composes(recipe: str) -> None:
     config = composed(f"recipe={recipe}", "teacher.checkpoint=file.pth")
     usual = ["teacher", "factorize" if "factorized" in recipe else "prune", "distill", "quantize"]
-    assert config.stages == (["teacher", "early_exit", "quantize"] if "early_exit" in recipe else usual)
+    exits = [name for name in ("early_exit", "dynamic_width") if name in recipe]
+    assert config.stages == (["teacher", *exits, "quantize"] if exits else usual)
     assert config.quantize.mode == ("ptq" if recipe in CALIBRATED else "qat")
 
 

@@ -15,8 +15,8 @@ from compress.export.onnx import export_onnx
 from compress.export.onnx_branches import all_nodes, branch_on_selections, find_selections, flatten, load_flat
 from compress.export.onnx_inspect import executed_operators, float_operators, inspect_quantization, require_quantized
 from compress.export.onnx_session import open_session
-from compress.methods.early_exit.network import set_choice
-from compress.methods.quantization.float_share import count_macs
+from compress.export.onnx_shapes import layer_shapes
+from compress.methods.conditional.selection import set_choice
 from compress.methods.quantization.pt2e import calibrate, convert, prepare
 from compress.utils.exit_names import EXIT_INDEX, NEVER, THRESHOLDS
 from tests.early_exits import IMAGES, SHAPE, exiting, mixed
@@ -111,7 +111,8 @@ def test_layers_in_branches_are_inspected(files: tuple[Path, Path]) -> None:
     layers = {path: {layer.name: layer.quantized for layer in inspect_quantization(path)} for path in files}
     assert layers[flat] == layers[branches]
     assert {"network.layer3.0.conv2", "exits.1.linear"} <= layers[branches].keys()
-    assert count_macs(flat) == count_macs(branches)
+    macs = [{name: shapes.macs() for name, shapes in layer_shapes(path).items()} for path in files]
+    assert macs[0] == macs[1]
     if all(layers[branches].values()):
         require_quantized(branches)
         assert "Softmax" not in float_operators(branches, decodes=True)

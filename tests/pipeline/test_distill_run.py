@@ -7,9 +7,11 @@ import pytest
 
 from compress.config.schema import Config
 from compress.config.stage_settings import DistillConfig
+from compress.evaluation.flops import count_cost
+from compress.models import Architecture, build
 from compress.pipeline.preflight import run_preflight
 from compress.pipeline.run import run_pipeline
-from compress.utils.files import SPEC, STAGE, read_json
+from compress.utils.files import METRICS, SPEC, STAGE, read_json
 
 pytestmark = pytest.mark.e2e
 
@@ -22,6 +24,7 @@ def test_a_run_learns_from_another_run(tiny_config: Config, tmp_path: Path) -> N
     distill = DistillConfig(
         losses=["kd_standardized=9", "at=100", "fitnet"],
         student="resnet8",
+        student_image_size=12,
         teachers=[str(tmp_path / "first"), "teacher"],
         teacher_weights="accuracy",
         rounds=2,
@@ -31,6 +34,8 @@ def test_a_run_learns_from_another_run(tiny_config: Config, tmp_path: Path) -> N
     config = replace(config, train=replace(config.train, mixup=0.2))
     expected = run_preflight(config, tmp_path)["expected"]
     assert list(expected) == ["teacher", "float"]
+    macs = count_cost(build(Architecture("resnet8", "small", 1, 3)).eval(), (1, 12, 12))[1]
+    assert expected["float"]["macs"] == macs
 
     run_pipeline(config, tmp_path / "second")
     record = read_json(tmp_path / "second" / "02_distill" / STAGE)
@@ -41,4 +46,9 @@ def test_a_run_learns_from_another_run(tiny_config: Config, tmp_path: Path) -> N
     assert shares[0] == pytest.approx(shares[1])
     assert len(record["notes"]["history"]) == 2
     assert [len(digests) for digests in record["inputs"]["teachers"]] == [2, 0]
-    assert read_json(tmp_path / "second" / "02_distill" / SPEC)["architecture"]["model"] == "resnet8"
+    spec, metrics = (read_json(tmp_path / "second" / "02_distill" / name) for name in (SPEC, METRICS))
+    assert spec["architecture"]["model"] == "resnet8"
+    assert spec["changes"] == [{"method": "resize_input", "size": [12, 12]}]
+    assert spec["input"]["shape"] == [1, 8, 8]  # of the images that the file takes
+    assert metrics["macs"] == macs
+    assert metrics["deployed_agreement_percent"] == 100

@@ -52,12 +52,16 @@ def test_it_names_the_targets_of_each_stage(tmp_path: Path, tiny_config: Config,
     """The filters before pruning are those of the factorized network."""
     config = replace(tiny_config, stages=["teacher", "factorize", "prune"])
     config.factorize.target.macs_share = config.prune.target.macs_share = 0.8
+    config.factorize.target.estimated_energy_share = config.prune.target.estimated_energy_share = 0.9
     found = run_preflight(config, tmp_path)
     assert list(found["targets"]) == ["factorize", "prune"]
     assert all(target["reached"]["macs_share"] <= 0.8 for target in found["targets"].values())
+    assert all(0 < target["reached"]["estimated_energy_share"] <= 0.9 for target in found["targets"].values())
     assert found["expected"]["float"]["macs"] <= 0.64 * found["expected"]["teacher"]["macs"]
     assert any(row["layer"].endswith(".0") and row["left"] < row["filters"] for row in found["layers"])
-    assert "factorize.target.macs_share: 0.8 asked, " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "factorize.target.macs_share: 0.8 asked, " in printed
+    assert "prune.target.estimated_energy_share: 0.9 asked, " in printed
 
 
 def test_a_network_that_cannot_be_traced_is_told_with_the_cause(tmp_path: Path, tiny_config: Config) -> None:

@@ -54,7 +54,7 @@ def test_metrics_have_every_figure_of_the_contract(finished: Path) -> None:
         *("params", "macs", "size_bytes"),
         *("latency_ms_p50", "latency_ms_p95", "throughput_images_per_s"),
         *("peak_memory_bytes", "energy_joule_per_image", "environment"),
-        *("training_energy_kwh_estimate", "training_co2_kg_estimate"),
+        *("estimated_energy_mj_per_image", "training_energy_kwh_estimate", "training_co2_kg_estimate"),
         *("cuda_latency_ms_p50", "cuda_latency_ms_p95", "cuda_peak_memory_bytes"),
     }
     for name in FOLDERS:
@@ -224,11 +224,15 @@ ORDERS = [
     ["teacher"],
     *(["teacher", second] for second in ("prune", "distill", "quantize")),
     ["teacher", "distill", "prune", "quantize"],
-    ["teacher", "factorize", "prune", "distill"],
+    ["teacher", "factorize", "prune", "distill", "dynamic_width"],
     ["teacher", "distill", "factorize", "quantize"],
     ["teacher", "early_exit"],
     *(["teacher", second, "early_exit"] for second in ("prune", "factorize")),
+    *(["teacher", second, "dynamic_width"] for second in ("prune", "factorize")),
 ]
+# The run of most tests here, and that of tests/stages/test_dynamic_width.py.
+ELSEWHERE = [["teacher", "prune", "distill", "quantize"], ["teacher", "dynamic_width", "quantize"]]
+EXITS = ("early_exit", "dynamic_width")  # one of them at most, and only quantize after it
 
 
 @pytest.mark.parametrize("stages", ORDERS, ids="-".join)
@@ -237,9 +241,10 @@ def test_every_pair_of_stages_composes(tiny_npz: Path, tmp_path: Path, stages: l
     config.stages, config.quantize.mode = stages, "ptq"
     summary = run_pipeline(config, tmp_path)
     assert [row["stage"][3:] for row in summary["stages"]] == stages
-    seen = {pair for order in [*ORDERS, list(STAGES), Config().stages] for pair in pairwise(order)}
+    whole = [name for name in STAGES if name != "dynamic_width"]
+    seen = {pair for order in [*ORDERS, *ELSEWHERE, whole] for pair in pairwise(order)}
     possible = {(a, b) for a in STAGES for b in STAGES if a not in (b, "quantize") and b != "teacher"}
-    possible -= {("early_exit", b) for b in STAGES if b != "quantize"}
+    possible -= {(a, b) for a in EXITS for b in STAGES if b != "quantize"}
     assert seen == possible
 
 
@@ -266,7 +271,7 @@ def test_a_prune_ratio_of_zero_leaves_the_teacher(tiny_npz: Path, tmp_path: Path
         (["prune"], "teacher first"),
         (["teacher", "quantize", "prune"], "quantize last"),
         (["teacher", "prune", "prune"], "each stage once"),
-        (["teacher", "shrink"], "with shrink; expected names among teacher, prune, factorize, distill, early_exit, q"),
+        (["teacher", "shrink"], "with shrink; expected names among teacher, prune, factorize, distill, early_exit, d"),
     ],
 )
 def test_impossible_orders_are_refused(stages: list[str], message: str) -> None:

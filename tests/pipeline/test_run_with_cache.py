@@ -156,9 +156,11 @@ INSIDE = {
     "prune": {"stages.prune", "methods.pruning.filters", "methods.pruning.reconstruction", "methods.restore"},
     "factorize": {"stages.factorize", "methods.factorization.refit", "methods.pruning.least_squares"},
     "distill": {"stages.distill", "methods.distillation.losses", "methods.restore", "training.pseudo_labels"},
-    "early_exit": {"stages.early_exit", "methods.early_exit.thresholds", "methods.early_exit.training"},
+    "early_exit": {"stages.early_exit", "methods.conditional.thresholds", "methods.conditional.training"},
+    "dynamic_width": {"stages.dynamic_width", "methods.dynamic_width.channels", "methods.conditional.thresholds"},
     "quantize": {"stages.quantize", "methods.quantization.quantizer", "methods.quantization.sensitivity"},
 }
+COUNTING = ("prune", "factorize", "dynamic_width")  # stages that count MACs
 OUTSIDE = ("launch", "pipeline", "report", "evaluation", "training.tensorboard", "utils.console", "config")
 
 
@@ -171,14 +173,15 @@ def test_a_key_holds_the_code_that_decides_the_result_and_no_other(name: str) ->
     files = code_files(*compute.computing_modules(name, name == "teacher", getattr(Config(), name)))
     names = {full.removeprefix("compress.") for full in files}
     assert names >= INSIDE[name] | {"export.onnx", "models.artifact"}
-    counted = {"evaluation", "evaluation.flops"} if name in ("prune", "factorize") else set()  # a target counts MACs
+    counted = {"evaluation", "evaluation.flops"} if name in COUNTING else set()
     counted |= {"config.distill_losses"} if name == "distill" else set()  # it reads weights from settings
     assert [part for part in OUTSIDE if covers(part, names - counted)] == []
     others = {other for other in STAGES if other != name}
     assert [other for other in others if f"stages.{other}" in names] == []
-    methods = {"prune": {"pruning"}, "factorize": {"pruning"}}
-    rebuilt = {"factorization", "early_exit", "quantization"} if name != "teacher" else set()  # by `restore`
-    foreign = {"pruning", "factorization", "early_exit", "quantization"} - methods.get(name, set()) - rebuilt
+    methods = {key: {"pruning"} for key in COUNTING}
+    rebuilt = {"factorization", "early_exit", "dynamic_width", "quantization"}  # by `restore`
+    allowed = methods.get(name, set()) | (rebuilt if name != "teacher" else set())
+    foreign = {"pruning", *rebuilt} - allowed
     assert [method for method in foreign if covers(f"methods.{method}", names)] == []
 
 

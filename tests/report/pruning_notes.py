@@ -38,9 +38,9 @@ def sensitivity(groups: int) -> dict[str, Any]:
     return {"images": 256, "distance": "nats", "seconds": 95.1, "groups": rows}
 
 
-def with_notes(folder: Path, **notes: Any) -> Path:
-    """A run whose prune stage has these notes."""
-    path = write_tiny_run(folder) / "02_prune" / "stage.json"
+def with_notes(folder: Path, stage: str = "02_prune", **notes: Any) -> Path:
+    """A run in which a stage has these notes; one that is there gets them too."""
+    path = (folder if (folder / stage).is_dir() else write_tiny_run(folder)) / stage / "stage.json"
     record = json.loads(path.read_text())
     record["notes"] |= notes
     path.write_text(json.dumps(record))

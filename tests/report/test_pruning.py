@@ -1,5 +1,6 @@
 """The section on pruning to a target: its figures and units, and what it does without some of the notes."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ import pytest
 
 from compress.report.html import run_page
 from compress.report.markdown import run_markdown
-from compress.report.pruning import pruning, target_sentences
-from compress.report.run_files import RunRecord
+from compress.report.pruning import Pruning, prunings, target_sentences
+from compress.report.run_files import RunRecord, load_run
 from compress.report.write import write_report
 from tests.report.browser import CHROMIUM, Page, browser
 from tests.report.pruning_notes import STEPS, TARGET, run_with, sensitivity, with_notes
@@ -17,6 +18,11 @@ from tests.report.pruning_notes import STEPS, TARGET, run_with, sensitivity, wit
 
 def page_text(run: RunRecord) -> str:
     return run_page(run).replace("\u00a0", " ")
+
+
+def section(run: RunRecord) -> Pruning:
+    (found,) = prunings(run)
+    return found
 
 
 def sentences(folder: Path, **changes: Any) -> list[str]:
@@ -35,13 +41,15 @@ def test_what_was_asked_reached_and_predicted_is_one_sentence(tmp_path: Path) ->
     ("key", "asked", "told"),
     [
         ("macs_share", 0.5, "Asked for at most 50.0 % of the MACs; reached 49.7 % (61.2 M)."),
+        ("estimated_energy_share", 0.5, "Asked for at most 50.0 % of the estimated energy; reached 49.3 %."),
         ("params_share", 0.5, "Asked for at most 50.0 % of the parameters; reached 48.0 % (410 k)."),
         ("speedup", 1.5, "Asked for at least 1.50 times the teacher's speed; reached 1.90 times."),
         ("max_drop_points", 0.5, "Asked for at most 0.50 points lost on validation before fine-tuning; reached 0.40"),
     ],
 )
 def test_each_target_has_its_unit(tmp_path: Path, key: str, asked: float, told: str) -> None:
-    (sentence,) = sentences(tmp_path, asked={key: asked}, reached=TARGET["reached"] | {"drop_points": 0.4})
+    taken = {"drop_points": 0.4, "estimated_energy_share": 0.493}
+    (sentence,) = sentences(tmp_path, asked={key: asked}, reached=TARGET["reached"] | taken)
     assert sentence.startswith(told)
     assert "over the target" not in sentence
 
@@ -82,7 +90,7 @@ def test_a_file_that_ships_and_misses_the_target_is_named(tmp_path: Path) -> Non
 
 def test_all_targets_that_were_set_have_a_sentence_and_a_row(tmp_path: Path) -> None:
     asked = {"macs_share": 0.5, "params_share": 0.5, "latency_ms": 4.0}
-    found = pruning(run_with(tmp_path, target=TARGET | {"asked": asked})).target
+    found = section(run_with(tmp_path, target=TARGET | {"asked": asked})).target
     assert len(found.sentences) == 3
     rows = {row.name: row for row in found.rows}
     assert list(rows) == ["MACs, one image", "parameters", "latency, one image", "speed, against the teacher"]
@@ -102,7 +110,7 @@ def test_predicted_columns_are_there_only_with_a_prediction(tmp_path: Path) -> N
 
 def test_each_try_has_a_row_and_the_network_taken_the_last_one(tmp_path: Path) -> None:
     run = run_with(tmp_path, target=TARGET)
-    search = pruning(run).target.search
+    search = section(run).target.search
     assert search.takeaway == "The search made 3 tries in 12 s; 2 met the target."
     assert search.heads == ["try", "position", "MACs, one image", "latency, one image", "meets the target"]
     assert search.rows == [
@@ -118,14 +126,14 @@ def test_each_try_has_a_row_and_the_network_taken_the_last_one(tmp_path: Path) -
 def test_a_try_without_a_position_is_explained(tmp_path: Path) -> None:
     check = {"position": None, "macs_share": 0.49, "latency_ms": 4.2, "met": False}
     run = run_with(tmp_path, target=TARGET | {"search": [*TARGET["search"], check]})
-    assert pruning(run).target.search.rows[3] == ["4", "–", "49.0 %", "4.20 ms", "no"]
+    assert section(run).target.search.rows[3] == ["4", "–", "49.0 %", "4.20 ms", "no"]
     assert "A try without a position" in page_text(run)
 
 
 @pytest.mark.parametrize(("tries", "is_open"), [(1, True), (12, True), (13, False)])
 def test_a_table_of_many_tries_is_closed(tmp_path: Path, tries: int, is_open: bool) -> None:
     run = run_with(tmp_path, target=TARGET | {"search": TARGET["search"][:1] * tries, "seconds": None})
-    search = pruning(run).target.search
+    search = section(run).target.search
     assert search.takeaway == f"The search made {tries} {'try' if tries == 1 else 'tries'}; none met the target."
     assert len(search.rows) == tries + 1
     assert ("<details open>" in page_text(run)) == is_open
@@ -133,14 +141,14 @@ def test_a_table_of_many_tries_is_closed(tmp_path: Path, tries: int, is_open: bo
 
 def test_a_target_without_tries_has_no_table_of_them(tmp_path: Path) -> None:
     run = run_with(tmp_path, target=TARGET | {"search": []})
-    assert pruning(run).target.search is None
+    assert section(run).target.search is None
     assert "How it was found" not in page_text(run)
 
 
 @pytest.mark.parametrize(("times", "is_open"), [(1, True), (5, False)])
 def test_a_table_of_many_steps_is_closed(tmp_path: Path, times: int, is_open: bool) -> None:
     run = run_with(tmp_path, steps=STEPS * times)
-    assert len(pruning(run).steps.rows) == 3 * times
+    assert len(section(run).steps.rows) == 3 * times
     assert ("<details open>" in page_text(run)) == is_open
 
 
@@ -157,7 +165,7 @@ def test_the_widths_are_drawn_once(tmp_path: Path) -> None:
 def test_a_run_without_the_notes_has_no_section(tmp_path: Path, notes: dict[str, Any]) -> None:
     run = run_with(tmp_path, **notes)
     page = page_text(run)
-    assert pruning(run) is None
+    assert prunings(run) == []
     assert target_sentences(run) == []
     assert ('id="pruning"' in page, '<section id="widths">' in page) == (False, True)
     assert "Asked for" not in run_markdown(run)
@@ -167,7 +175,7 @@ def test_each_note_alone_has_its_part(tmp_path: Path) -> None:
     whole = {"target": TARGET, "sensitivity": sensitivity(1), "steps": STEPS}
     for name, note in whole.items():
         run = run_with(tmp_path / name, **{name: note})
-        found, page = pruning(run), page_text(run)
+        found, page = section(run), page_text(run)
         assert [found.target is None, found.curves is None, found.steps is None] == [name != key for key in whole]
         assert [mark in page for mark in ("Shares are of", 'class="groups"', "Figures of the steps")] == [
             name == key for key in whole
@@ -205,13 +213,75 @@ def test_sixty_groups_fit_a_screen(tab: Page, tmp_path: Path, width: int) -> Non
     assert min(tab.value(letters)) >= 10
 
 
+RANKS = [
+    {"layer": "conv", "kind": "spatial_svd", "ranks": [8], "of": 24},
+    {"layer": "other", "kind": "tucker2", "ranks": [8, 16], "of": 32},
+]
+RANK_GROUPS = [{"layers": ["conv"], "ranks": 24, "left": 8, "curve": [[24, 0.0], [16, 0.01], [8, 0.1]]}]
+RANK_SENSITIVITY = {"images": 256, "distance": "nats", "seconds": 9.0, "groups": RANK_GROUPS}
+
+
 def test_a_factorized_network_has_ranks_in_place_of_filters(tmp_path: Path) -> None:
-    ranks = [{"layer": "conv", "kind": "spatial_svd", "ranks": [8], "of": 24}]
-    groups = [{"layers": ["conv"], "ranks": 24, "left": 8, "curve": [[24, 0.0], [16, 0.01], [8, 0.1]]}]
-    note = {"images": 256, "distance": "nats", "seconds": 9.0, "groups": groups}
-    found = pruning(run_with(tmp_path, target=TARGET, ranks=ranks, sensitivity=note))
-    assert found is not None
-    assert found.ranks == [("conv", "spatial svd", "8 of 24")]
-    assert found.curves is not None
+    run = run_with(tmp_path, target=TARGET, ranks=RANKS, sensitivity=RANK_SENSITIVITY)
+    found, page = section(run), page_text(run)
+    assert found.ranks.rows == [("conv", "spatial svd", "8 of 24"), ("other", "tucker2", "8, 16 of 32")]
+    assert found.ranks.takeaway == (
+        "2 layers were replaced by factors. On average they have 42 % of the rank from which on no MAC is saved: conv "
+        "the least, 8 of 24; other the most, 16 of 32."
+    )
+    assert found.ranks.takeaway in page
     assert "factorized alone at several ranks" in found.curves.takeaway
     assert found.curves.groups[0].caption == "8 of 24 ranks"
+    assert ('<section id="factorization">' in page, '<section id="pruning">' in page) == (True, False)
+    assert '<section id="widths">' in page
+
+
+def test_a_single_layer_with_factors_is_named(tmp_path: Path) -> None:
+    found = section(run_with(tmp_path, ranks=RANKS[:1]))
+    assert found.ranks.takeaway == "conv was replaced by factors of rank 8; from 24 on they save no MAC."
+
+
+def test_factorization_that_changed_nothing_is_still_called_so(tmp_path: Path) -> None:
+    found = section(run_with(tmp_path, target=TARGET, ranks=[]))
+    assert (found.title, found.ranks) == ("Factorization", None)
+
+
+@pytest.fixture
+def pruned_and_factorized(tmp_path: Path) -> RunRecord:
+    """The stage 03 has a target too, and got the half of the teacher's MACs that pruning left."""
+    notes = {"target": TARGET | {"asked": {"macs_share": 0.5, "latency_ms": 4.0}}, "ranks": RANKS}
+    with_notes(tmp_path, target=TARGET | {"asked": {"macs_share": 0.6}}, sensitivity=sensitivity(2))
+    return load_run(with_notes(tmp_path, "03_distill", **notes, sensitivity=RANK_SENSITIVITY))
+
+
+def test_two_stages_with_targets_have_a_section_each(pruned_and_factorized: RunRecord) -> None:
+    page = page_text(pruned_and_factorized)
+    assert [found.title for found in prunings(pruned_and_factorized)] == ["Pruning", "Factorization"]
+    for mark in ('<section id="pruning">', '<section id="factorization">', "Target of pruning", "Target of factorizat"):
+        assert page.count(mark) == 1
+    assert page.count("Widths before and after") == 1
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_sentences_of_two_targets_say_whose_they_are(pruned_and_factorized: RunRecord) -> None:
+    found = target_sentences(pruned_and_factorized)
+    assert [text.partition(";")[0] for text in found] == [
+        "Pruning was asked for at most 60.0 % of the MACs",
+        "Factorization was asked for at most 50.0 % of the MACs",
+        "Factorization was asked for at most 4.00 ms an image",
+    ]
+    for section in prunings(pruned_and_factorized):
+        assert all(text.startswith("Asked for") for text in section.target.sentences)
+    assert all(text in run_markdown(pruned_and_factorized) for text in found)
+
+
+def test_shares_of_the_file_that_ships_are_of_what_the_stage_was_given(pruned_and_factorized: RunRecord) -> None:
+    run = pruned_and_factorized
+    macs = [stage.metrics["macs"] for stage in run.stages]
+    assert macs[0] > macs[1]
+    shares = [section.target.rows[0].deployed for section in prunings(run)]
+    assert shares == [f"{100 * macs[-1] / before:.1f} %" for before in macs[:2]]
+    assert shares[0] != shares[1]
+    run.last.metrics["macs"] = 30_000
+    assert target_sentences(run)[1].endswith("is at 60.0 %, 10.00 points over the target.")

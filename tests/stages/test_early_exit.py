@@ -51,7 +51,7 @@ def test_all_layers_learn_where_that_is_asked(context: Context) -> None:
 
 def test_the_record_says_what_each_end_costs_and_the_notes_what_validation_found(context: Context) -> None:
     artifact = early_exit(copy.deepcopy(context.teacher), QUICK, context)
-    record, found = artifact.spec.early_exit, artifact.notes["early_exit"]
+    record, found = artifact.spec.exits, artifact.notes["exits"]
     assert [exit["after"] for exit in record["exits"]] == ["layer1", "layer2"]
     _, macs = count_cost(artifact.network, context.data.shape)
     assert record["macs"][-1] == macs
@@ -105,7 +105,7 @@ def test_a_chain_ends_in_an_int8_file_with_figures_of_its_exits(tiny_config: Con
     for folder in (tmp_path / "03_early_exit", tmp_path / "04_quantize"):
         metrics = read_json(folder / METRICS)
         assert metrics["deployed_agreement_percent"] > 90
-        ends, notes = metrics["early_exit"]["ends"], read_json(folder / STAGE)["notes"]["early_exit"]["ends"]
+        ends, notes = metrics["exits"]["ends"], read_json(folder / STAGE)["notes"]["exits"]["ends"]
         assert [row["macs"] for row in ends] == [row["macs"] for row in notes]
         assert sum(row["images"] for row in ends) == metrics["images"]
         right = sum(row["images"] * (row["top1_percent"] or 0) / 100 for row in ends)
@@ -114,7 +114,7 @@ def test_a_chain_ends_in_an_int8_file_with_figures_of_its_exits(tiny_config: Con
         assert (folder / EXITS).is_file()
     assert read_json(tmp_path / "04_quantize" / METRICS)["int8_macs_percent"] == 100
     float_notes, int8_notes = (
-        read_json(tmp_path / name / STAGE)["notes"]["early_exit"]["ends"][0]["temperature"]
+        read_json(tmp_path / name / STAGE)["notes"]["exits"]["ends"][0]["temperature"]
         for name in ("03_early_exit", "04_quantize")
     )
     assert float_notes != int8_notes  # fitted anew, to the logits of int8

@@ -46,6 +46,7 @@ _BETTER = {
         "loss",
         "peak_memory_bytes",
         "energy_joule_per_image",
+        "estimated_energy_mj_per_image",
         "training_energy_kwh_estimate",
         "training_co2_kg_estimate",
         "cuda_latency_ms_p50",

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import nn
 
-from compress.config.stage_settings import PruneConfig
+from compress.config.stage_settings import ENERGY_LIMIT, PruneConfig
 from compress.methods.pruning.channel_groups import ChannelGroup, PrunableNetwork
 from compress.methods.pruning.cost import Cost, Widths, macs_cost, params_cost
 from compress.methods.pruning.target import Limit
@@ -22,7 +22,7 @@ class ShippedFile(Protocol):
     def cost(
         self, name: str, network: nn.Module, calls: dict[str, list[LayerCall]], other: nn.Module | None = None
     ) -> Cost:
-        """Returns the predicted "size_bytes" or "latency_ms" of the file of a network with other widths.
+        """Returns the "size_bytes", "latency_ms" or "estimated_energy_mj" of the file of a network with other widths.
 
         `other` has the layers that may take the place of some of `network`; `calls` has the calls of both.
         """
@@ -71,7 +71,7 @@ def limits_of(
 
 @dataclass
 class FileCosts:
-    """The predicted costs of the file that ships, which is written and measured where one is limited."""
+    """The costs of the file that ships, which is written and measured where its size or latency is limited."""
 
     shipped: Callable[[], ShippedFile]
     network: nn.Module
@@ -79,7 +79,7 @@ class FileCosts:
     other: nn.Module | None = None  # has the layers that may take the place of some
 
     def of(self, name: str) -> Cost:
-        """Returns the cost "size_bytes" or "latency_ms"."""
+        """Returns the cost "size_bytes", "latency_ms" or "estimated_energy_mj"."""
         return self.shipped().cost(name, self.network, self.calls, self.other)
 
 
@@ -90,6 +90,9 @@ def limits_of_target(asked: dict[str, float], whole: Whole, macs: Cost, params: 
         limits.append(Limit("macs_share", asked["macs_share"], macs, whole.macs))
     if "params_share" in asked:
         limits.append(Limit("params_share", asked["params_share"], params, whole.params))
+    if ENERGY_LIMIT in asked:
+        energy = file.of("estimated_energy_mj")
+        limits.append(Limit(ENERGY_LIMIT, asked[ENERGY_LIMIT], energy, energy.of(whole.widths)))
     if "size_bytes" in asked:
         limits.append(Limit("size_bytes", asked["size_bytes"], file.of("size_bytes")))
     if "latency_ms" in asked or "speedup" in asked:

@@ -58,10 +58,11 @@ class TargetSearch:
         if "max_drop_points" in self.asked:
             drop = self._keep_drop(self.asked["max_drop_points"])
         widths = self.candidates.widths(self.left)
-        predicted = {limit.name: limit.figure(widths) for limit in self.limits if limit.name in FILE_LIMITS}
+        figures = {limit.name: limit.figure(widths) for limit in self.limits}
+        predicted = {name: figure for name, figure in figures.items() if name in FILE_LIMITS}
         costs = self.candidates.costs(widths)
         return {
-            "reached": costs | dict.fromkeys(FILE_LIMITS) | predicted | self.measured | {"drop_points": drop},
+            "reached": costs | dict.fromkeys(FILE_LIMITS) | figures | self.measured | {"drop_points": drop},
             "predicted": predicted,
             "measured": self.measured,
             "search": self.tries,

@@ -3,14 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import onnx
-import onnxruntime as ort
 from torch.fx import GraphModule
 
-from compress.export.onnx_branches import load_flat
-from compress.export.onnx_inspect import LAYERS, inspect_quantization
-from compress.export.onnx_session import open_session, session_options
+from compress.export.onnx_inspect import inspect_quantization
+from compress.export.onnx_shapes import layer_shapes
 from compress.models.graph.aten_patterns import (
     CONVOLUTIONS,
     DEQUANTIZE_CHANNELS,
@@ -61,7 +57,8 @@ class FloatShare:
 
 def read_float_share(path: Path, network: GraphModule, requested: list[str]) -> FloatShare:
     """Reads the file to which the converted `network` was exported; skips layers that were `requested` in float."""
-    layers, macs = inspect_quantization(path), count_macs(path)
+    layers = inspect_quantization(path)
+    macs = {node: shapes.macs() for node, shapes in layer_shapes(path).items()}
     total = max(1, sum(macs.values()))
     floats = [layer for layer in layers if not layer.quantized]
     lines = _lines(network)
@@ -87,43 +84,6 @@ def require_int8(share: FloatShare, model: str, allow_float: bool) -> None:
         "at least half of them in int8",
         "change these layers, leave quantize out of the stages, or set quantize.allow_float=true",
     )
-
-
-def count_macs(path: Path) -> dict[str, int]:
-    """Counts the multiply-accumulates of each convolution and matrix product for one image, by the node's name.
-
-    Shapes come from a run, because a file need not contain them.
-    """
-    model = load_flat(path)
-    layers = [node for node in model.graph.node if node.op_type in LAYERS and len(node.input) > 1]
-    if not layers:
-        return {}
-    constants = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    needed = {name for node in layers for name in (*node.input[:2], node.output[0])} - set(constants)
-    known = {value.name for value in (*model.graph.output, *model.graph.input)}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(needed - known))
-    options = session_options()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = open_session(model.SerializeToString(), options=options)
-    image = session.get_inputs()[0]
-    values = {image.name: np.zeros((1, *image.shape[1:]), np.float32)}
-    names = [output.name for output in session.get_outputs()]
-    values |= dict(zip(names, session.run(names, values), strict=True))
-    shapes = constants | {name: list(value.shape) for name, value in values.items()}
-    return {node.name: _macs(node, *(shapes[name] for name in (*node.input[:2], node.output[0]))) for node in layers}
-
-
-def _macs(node: onnx.NodeProto, left: list[int], right: list[int], result: list[int]) -> int:
-    if node.op_type == "Conv":
-        return int(np.prod(result) * np.prod(right[1:]))
-    if node.op_type == "ConvTranspose":
-        return int(np.prod(left) * np.prod(right[1:]))
-    if node.op_type == "Einsum":
-        (equation,) = (attribute.s.decode() for attribute in node.attribute if attribute.name == "equation")
-        operands = equation.replace(" ", "").partition("->")[0].split(",")
-        sizes = dict([*zip(operands[0], left, strict=True), *zip(operands[1], right, strict=True)])
-        return int(np.prod(list(sizes.values())))
-    return int(np.prod(result) * np.prod(right) / max(1, result[-1] * int(np.prod(right[:-2]))))
 
 
 def _lines(network: GraphModule) -> list[str]:

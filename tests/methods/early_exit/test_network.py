@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from compress.data.dataset import Batch
-from compress.methods.early_exit.graph import GraphEnds
-from compress.methods.early_exit.network import EarlyExitNetwork, ExitShape, rebuild_early_exit, set_choice
-from compress.methods.early_exit.training import ends_loss
+from compress.methods.conditional.graph import GraphEnds
+from compress.methods.conditional.selection import set_choice
+from compress.methods.conditional.training import ends_loss
+from compress.methods.early_exit.network import EarlyExitNetwork, ExitShape, rebuild_early_exit
 from compress.methods.quantization.pt2e import calibrate, convert, prepare
 from compress.models.graph.capture import capture
 from compress.utils.exit_names import NEVER

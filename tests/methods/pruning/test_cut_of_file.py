@@ -1,4 +1,4 @@
-"""Limits on the file that ships: what counts is its measured figure, to which predictions are fitted."""
+"""Limits on the file that ships: its measured figure counts, to which predictions are fitted; energy is estimated."""
 
 import copy
 from dataclasses import dataclass, field
@@ -6,16 +6,18 @@ from dataclasses import dataclass, field
 import pytest
 from torch import nn
 
+from compress.evaluation.energy_estimate import energy_cost
 from compress.methods.pruning.channel_groups import PrunableNetwork
 from compress.methods.pruning.cost import Cost, macs_cost
 from compress.methods.pruning.cut import choose_cut
-from compress.models.layer_calls import LayerCall
+from compress.models.layer_calls import LayerCall, layer_calls
 from compress.utils.errors import UserError
 from tests.methods.pruning.test_channel_groups import EXAMPLE
-from tests.methods.pruning.test_cut import config_of, cut_of, macs, resnet, trials_of
+from tests.methods.pruning.test_cut import config_of, cut_of, macs, one_step_larger, resnet, trials_of
 from tests.methods.pruning.test_importance import trained
 
 MS_PER_MAC = 1e-6
+CACHES = [2048, 65536]  # so that layers lie in both, and pruning brings some nearer
 
 
 @dataclass
@@ -33,6 +35,8 @@ class FakeFile:
     def cost(
         self, name: str, network: nn.Module, calls: dict[str, list[LayerCall]], other: nn.Module | None = None
     ) -> Cost:
+        if name == "estimated_energy_mj":
+            return energy_cost(calls, True, CACHES, 0)
         layers = macs_cost(calls)
         scale = MS_PER_MAC if name == "latency_ms" else 1.0
         return Cost(lambda layer, width: scale * layers.of_layer(layer, width))
@@ -110,3 +114,25 @@ def test_files_are_measured_in_the_last_step_alone() -> None:
     config = config_of(target={"latency_ms": 0.5 * file.teacher_latency_ms}, steps=2)
     choose_cut(PrunableNetwork(network, EXAMPLE), config, trials, 1)
     assert file.measured == []
+
+
+@pytest.mark.parametrize("scope", ["local", "sensitivity"])
+def test_a_share_of_energy_is_reached_and_hardly_undercut_without_a_file(scope: str) -> None:
+    network = trained(resnet)
+    file = FakeFile(copy.deepcopy(network))
+    energy = energy_cost(layer_calls(network, EXAMPLE), True, CACHES, 0)
+    config = config_of(scope=scope, target={"estimated_energy_share": 0.5})
+    prunable, cut = cut_of(network, config, shipped=lambda: file)
+    share = lambda left: energy.of(prunable.widths(left)) / energy.of(prunable.before)
+    assert share(cut.left) <= 0.5
+    assert max(share(left) for left in one_step_larger(prunable, cut.left)) > 0.5
+    target = cut.notes["target"]
+    assert target["reached"]["estimated_energy_share"] == share(cut.left)
+    assert (target["predicted"], target["measured"], file.measured) == ({}, {}, [])
+
+
+def test_energy_that_cannot_be_reached_names_what_can() -> None:
+    network = trained(resnet)
+    config = config_of(target={"estimated_energy_share": 0.05}, layer_ratios=["layer1*=0"])
+    with pytest.raises(UserError, match=r"prune\.target\.estimated_energy_share=0\.05, while .* has estimated_energy"):
+        cut_of(network, config, shipped=lambda: FakeFile(copy.deepcopy(network)))

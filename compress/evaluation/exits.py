@@ -1,4 +1,4 @@
-"""Measures the file of a network with exits on test images: who leaves where, how often right, and how long it takes.
+"""Measures a file in which images end early on test images: how many end where, how often right, and in what time.
 
 The time of such a file depends on the image. A fixed one, or noise, would leave always at one exit, so all its figures
 are taken on test images, in the mix in which they come.
@@ -21,9 +21,10 @@ from compress.data.dataset import Split
 from compress.evaluation.benchmark import Benchmark, take_all
 from compress.evaluation.benchmark_job import BenchmarkJob
 from compress.evaluation.example_images import to_bytes
+from compress.export.onnx_ends import last_end_alone
 from compress.export.onnx_session import open_session
-from compress.methods.early_exit.graph import GraphEnds
-from compress.methods.early_exit.thresholds import confidence
+from compress.methods.conditional.graph import GraphEnds
+from compress.methods.conditional.thresholds import confidence
 from compress.models.artifact import Artifact
 from compress.utils.exit_names import EXIT_INDEX, NEVER, THRESHOLDS
 from compress.utils.statistics import paired_difference
@@ -39,14 +40,18 @@ class ExitEvaluation:
     """Who leaves where, on all test images."""
 
     mean_macs: float
-    figures: dict[str, Any]  # metrics.json's `early_exit`
+    figures: dict[str, Any]  # metrics.json's `exits`
     tensors: dict[str, Tensor]  # exits.safetensors
+
+    def shares(self) -> list[float]:
+        """Returns the share of the images that leaves at each end."""
+        return [row["share_percent"] / 100 for row in self.figures["ends"]]
 
 
 def evaluate_exits(path: Path, artifact: Artifact, split: Split, device: torch.device, threads: int) -> ExitEvaluation:
     """Runs the file `path` of an artifact on all images of `split`, once as it is and once with nobody leaving."""
-    record = artifact.spec.early_exit or {}
-    session, never = open_session(path, threads), np.full(len(record["exits"]), NEVER, np.float32)
+    record = artifact.spec.exits or {}
+    session, never = open_session(path, threads), np.full(len(record["ends"]) - 1, NEVER, np.float32)
     torch_ends = ends_of(artifact.network)
     temperature = artifact.network.get_buffer("exits.0.temperature").item()
     parts = []
@@ -69,7 +74,7 @@ def evaluate_exits(path: Path, artifact: Artifact, split: Split, device: torch.d
         "delta_ci95_points_to_the_end": list(interval),
     }
     mean_macs = torch.tensor(record["macs"], dtype=torch.float64)[exit_index].mean().item()
-    pictures = _pictures(split, exit_index, sure, predicted, len(record["exits"]))
+    pictures = _pictures(split, exit_index, sure, predicted, len(record["ends"]) - 1)
     return ExitEvaluation(mean_macs, figures, {"exit_index": exit_index} | pictures)
 
 
@@ -79,12 +84,14 @@ def exit_benchmark(
     """Measures the file `path` as `benchmark` does, but on images of `split`, one after the other.
 
     The latency has a mean over the images, too, each with the median of its calls, by which the speed-up is counted.
-    Returns also what metrics.json's `early_exit` has of the times: those of the same images where nobody leaves.
+    Returns also what metrics.json's `exits` has of the times: those of the same images where nobody leaves, and those
+    of the last end alone, in a file without the others.
     """
     images = np.concatenate([images.numpy() for images, _ in split.take(_TIMED_IMAGES, 0).batches()])
     with tempfile.TemporaryDirectory() as scratch_dir:
-        file = Path(scratch_dir) / "images.npy"
+        file, last_end = Path(scratch_dir) / "images.npy", Path(scratch_dir) / "last_end.onnx"
         np.save(file, images)
+        last_end.write_bytes(last_end_alone(path).SerializeToString())
         job = BenchmarkJob(
             (),
             str(path),
@@ -94,19 +101,27 @@ def exit_benchmark(
             config.batch_size,
             _ROUNDS * len(images),
             images=str(file),
+            last_end=str(last_end),
         )
         measured = take_all(job, no_energy)
-    to_the_end = measured.calls_ms["to_the_end_ms"]
-    own, theirs, end = (_mean_ms(calls) for calls in (*measured.calls_ms["single_ms"], to_the_end))
+    own, theirs = (_mean_ms(calls) for calls in measured.calls_ms["single_ms"])
     times = {
         "timed_images": len(images),
-        "to_the_end_latency_ms_mean": end,
-        "to_the_end_latency_ms_p50": statistics.median(to_the_end),
-        "to_the_end_latency_ms_p95": float(np.percentile(to_the_end, 95)),
-        "latency_share": own / end,
+        **_latency("to_the_end", measured.calls_ms["to_the_end_ms"]),
+        **_latency("last_end", measured.calls_ms["last_end_ms"]),
+        "latency_share": own / _mean_ms(measured.calls_ms["last_end_ms"]),
     }
     mean = {"latency_ms_mean": own, "speedup_vs_teacher": theirs / own}
     return replace(measured, figures=measured.figures | mean), times
+
+
+def _latency(name: str, calls: list[float]) -> dict[str, float]:
+    """Returns the figures of some calls, by their names in metrics.json."""
+    return {
+        f"{name}_latency_ms_mean": _mean_ms(calls),
+        f"{name}_latency_ms_p50": statistics.median(calls),
+        f"{name}_latency_ms_p95": float(np.percentile(calls, 95)),
+    }
 
 
 def _mean_ms(calls: list[float]) -> float:
@@ -121,9 +136,8 @@ def ends_of(network: nn.Module) -> Callable[[Tensor], Sequence[Tensor]]:
 
 def _row(record: dict[str, Any], at: int, here: Tensor, right: Tensor) -> dict[str, Any]:
     """Returns the figures of those images that leave at an end."""
-    last = at == len(record["exits"])
     return {
-        "after": None if last else record["exits"][at]["after"],
+        **record["ends"][at],
         "macs": record["macs"][at],
         "images": int(here.sum()),
         "share_percent": 100 * here.double().mean().item(),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.early_exit.thresholds import choose, confidence, fit_temperature, leaves
+from compress.methods.conditional.thresholds import choose, confidence, fit_temperature, leaves
 from compress.utils.exit_names import NEVER
 
 MACS = [40, 75, 110]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from compress.report.early_exit import exits
+from compress.report.exits import exits
 from compress.report.run_files import load_run
 from compress.report.stage_table import key_figures
 from tests.report.test_run_page import read_page, written
@@ -24,7 +24,7 @@ FIGURES = {
     "latency_ms_mean": 0.66,
     "speedup_vs_teacher": 3.0,
     "mean_macs": 36_000.0,
-    "early_exit": {
+    "exits": {
         "ends": ENDS,
         "to_the_end_top1_percent": 93.0,
         "delta_points_to_the_end": -0.5,
@@ -33,7 +33,10 @@ FIGURES = {
         "to_the_end_latency_ms_mean": 1.1,
         "to_the_end_latency_ms_p50": 1.05,
         "to_the_end_latency_ms_p95": 1.3,
-        "latency_share": 0.6,
+        "last_end_latency_ms_mean": 1.0,
+        "last_end_latency_ms_p50": 0.98,
+        "last_end_latency_ms_p95": 1.2,
+        "latency_share": 0.66,
     },
 }
 
@@ -61,7 +64,7 @@ def write_run(folder: Path, pictures: bool = True) -> Path:
     finish(place, {}, STAGES)
     thresholds = [(0.9, 1.5), (2.0, 1.25), (None, None)]
     rows = [{"threshold": threshold, "temperature": temperature} for threshold, temperature in thresholds]
-    change(place / "stage.json", notes={"early_exit": {"ends": rows}})
+    change(place / "stage.json", notes={"exits": {"ends": rows}})
     return folder
 
 
@@ -76,11 +79,12 @@ def test_it_says_who_leaves_and_what_that_saves(tmp_path: Path) -> None:
     assert [times[1:] for times in found.times] == [
         ("0.660 ms", "0.200 ms", "1.25 ms"),
         ("1.10 ms", "1.05 ms", "1.30 ms"),
+        ("1.00 ms", "0.980 ms", "1.20 ms"),
     ]
     for text in written(folder):
         assert "60 % of 40 test images leave before the end." in text
-        assert "0.660 ms, which is 0.60 of the 1.10 ms" in text
-        assert "36.0 k of 60.0 k MACs" in text
+        assert "0.660 ms, which is 0.66 of the 1.00 ms of a file of the last end alone" in text
+        assert "it has 36.0 k MACs, and one that goes to the end 60.0 k" in text
         assert "−0.50 points (95 % interval −2.25 to 1.25)" in text
 
 

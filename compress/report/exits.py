@@ -52,10 +52,10 @@ class Exits:
 
 def exits(run: RunRecord) -> Exits | None:
     """Returns the section on the last stage whose network has exits; None where none has."""
-    stage = next((stage for stage in reversed(run.stages) if "early_exit" in stage.metrics), None)
+    stage = next((stage for stage in reversed(run.stages) if "exits" in stage.metrics), None)
     if stage is None:
         return None
-    found = stage.metrics["early_exit"]
+    found = stage.metrics["exits"]
     easy, hard = (_cards(stage, group) for group in ("easy", "hard"))
     shown = stage.exits or {}
     images = next((shown[name] for name in ("easy_images", "hard_images") if name in shown), None)
@@ -65,6 +65,7 @@ def exits(run: RunRecord) -> Exits | None:
         [
             _times(f"{stage.name}/model.onnx", stage.metrics, "latency_ms"),
             _times("the same file, no image leaves early", found, "to_the_end_latency_ms"),
+            _times("a file of its last end alone", found, "last_end_latency_ms"),
         ],
         found["timed_images"],
         easy,
@@ -74,28 +75,35 @@ def exits(run: RunRecord) -> Exits | None:
 
 
 def _takeaway(stage: StageRecord) -> str:
-    found, metrics = stage.metrics["early_exit"], stage.metrics
+    found, metrics = stage.metrics["exits"], stage.metrics
     early = 100 - found["ends"][-1]["share_percent"]
-    own, whole = metrics["latency_ms_mean"], found["to_the_end_latency_ms_mean"]
+    own, whole = metrics["latency_ms_mean"], found["last_end_latency_ms_mean"]
     return (
         f"{early:.0f} % of {metrics['images']:,} test images leave before the end. The mean image takes "
-        f"{milliseconds(own)}, which is {found['latency_share']:.2f} of the {milliseconds(whole)} that it takes where "
-        f"none leaves, and {count_text(metrics['mean_macs'])} of {count_text(found['ends'][-1]['macs'])} MACs. Against "
-        f"the end alone top-1 changes by {signed(found['delta_points_to_the_end'])} points (95 % interval "
+        f"{milliseconds(own)}, which is {found['latency_share']:.2f} of the {milliseconds(whole)} of a file of the "
+        f"last end alone; it has {count_text(metrics['mean_macs'])} MACs, and one that goes to the end "
+        f"{count_text(found['ends'][-1]['macs'])}. Against the last end alone top-1 changes by "
+        f"{signed(found['delta_points_to_the_end'])} points (95 % interval "
         f"{interval(*found['delta_ci95_points_to_the_end'])})."
     )
 
 
 def _row(stage: StageRecord, at: int) -> EndRow:
-    found, chosen = stage.metrics["early_exit"]["ends"][at], stage.record["notes"]["early_exit"]["ends"][at]
+    found, chosen = stage.metrics["exits"]["ends"][at], stage.record["notes"]["exits"]["ends"][at]
     return EndRow(
-        "the end" if found["after"] is None else f"after {found['after']}",
+        _end_name(found),
         f"{found['share_percent']:.1f} %",
         percent(found["top1_percent"]),
         count_text(found["macs"]),
         _threshold(chosen["threshold"]),
         "–" if chosen["temperature"] is None else f"{chosen['temperature']:.3g}",
     )
+
+
+def _end_name(found: dict[str, Any]) -> str:
+    if "width" in found:
+        return f"at width {found['width']:g}"
+    return "the end" if found["after"] is None else f"after {found['after']}"
 
 
 def _threshold(value: float | None) -> str:
