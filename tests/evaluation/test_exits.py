@@ -22,7 +22,7 @@ QUICK = MeasureConfig(batch_size=4, repetitions=3)
 CPU = torch.device("cpu")
 RECORD = {
     "exits": [asdict(shape) for shape in SHAPES],
-    "ends": [*({"after": shape.after} for shape in SHAPES), {"after": None}],
+    "ends": [{"after": "layer1"}, {"after": "layer2"}, {"after": None}],
     "macs": [30, 60, 110],
     "settings": {},
 }
@@ -57,7 +57,7 @@ def test_who_leaves_where_and_how_often_right(made: tuple[Artifact, Path], split
     assert found.mean_macs == pytest.approx((30 + 60 + 110) / 3)
     for at, row in enumerate(found.figures["ends"]):
         right = ends[at].argmax(1)[places == at] == split.labels[places == at]
-        assert (row["images"], row["macs"]) == (10, RECORD["macs"][at])
+        assert (row["images"], row["macs"], row["after"]) == (10, RECORD["macs"][at], RECORD["ends"][at]["after"])
         assert row["share_percent"] == pytest.approx(100 / 3)
         assert row["top1_percent"] == pytest.approx(100 * right.double().mean().item())
     chosen = torch.stack([ends[place][at] for at, place in enumerate(places.tolist())]).argmax(1) == split.labels
@@ -86,12 +86,11 @@ def test_a_file_with_exits_is_timed_on_its_images(made: tuple[Artifact, Path], s
     figures = measured.figures
     assert times["timed_images"] == 30
     assert [len(calls) for calls in measured.calls_ms["single_ms"]] == [150, 150]  # five calls an image
-    assert len(measured.calls_ms["to_the_end_ms"]) == 150
+    assert [len(measured.calls_ms[name]) for name in ("to_the_end_ms", "last_end_ms")] == [150, 150]
     own = np.reshape(measured.calls_ms["single_ms"][0], (5, 30))
     assert figures["latency_ms_mean"] == pytest.approx(np.median(own, 0).mean())
     assert headline_latency_ms(figures) == figures["latency_ms_mean"]
     assert figures["latency_ms_p50"] == pytest.approx(np.median(own))
-    assert len(measured.calls_ms["last_end_ms"]) == 150
     assert times["latency_share"] == pytest.approx(figures["latency_ms_mean"] / times["last_end_latency_ms_mean"])
     theirs = np.median(np.reshape(measured.calls_ms["single_ms"][1], (5, 30)), 0).mean()
     assert figures["speedup_vs_teacher"] == pytest.approx(theirs / figures["latency_ms_mean"])

@@ -28,8 +28,8 @@ class ExitShape:
 class Exit(nn.Module):
     """Convolutions, residual blocks, global pooling and a linear layer.
 
-    Without the blocks it is the classifier of MSDNet (Huang et al. 2018, section 4). On small maps they take little
-    time: after two blocks of a frozen ResNet-56 one lifts the exit from 51.8 to 62.2 % in four epochs.
+    Without the blocks it is the classifier of MSDNet (Huang et al. 2018, section 4). They make up for the few layers
+    before an early exit, and on a map that strides have made small they take little time.
 
     `temperature` divides its logits so that their softmax is calibrated; an image leaves if the probability of its
     likeliest class is at least `threshold`.
