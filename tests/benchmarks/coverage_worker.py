@@ -17,7 +17,6 @@ from compress.config.stage_settings import PruneConfig
 from compress.evaluation.flops import count_cost
 from compress.export.onnx import export_onnx
 from compress.export.onnx_inspect import INT8_LAYERS, executed_operators, inspect_quantization
-from compress.methods.pruning.filters import prune_filters
 from compress.methods.pruning.reconstruction import reconstruct, skipped_layers
 from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target
 from compress.methods.quantization.pt2e import calibrate, convert, prepare
@@ -30,6 +29,7 @@ from compress.utils.cpu import cpu_flags
 from compress.utils.errors import UserError
 from compress.utils.files import write_json
 from tests.benchmarks.coverage_networks import CLASSES, build, images_for
+from tests.methods.pruning.plain_cut import prune_filters
 
 _IMAGES = 32
 

@@ -10,7 +10,6 @@ import torch
 from compress.config.schema import CacheConfig, Config, StopBelowConfig
 from compress.config.stage_settings import DistillConfig, PruneConfig, QuantizeConfig
 from compress.config.validation import check
-from compress.methods.pruning.filters import prune_filters
 from compress.models import Architecture, build
 from compress.models.artifact import read_tensors
 from compress.models.widths import read_widths
@@ -20,6 +19,7 @@ from compress.stages import STAGES
 from compress.utils.errors import EarlyStopped, UserError
 from compress.utils.files import CONTROLS, METRICS, MODEL, PREDICTIONS, REPEATS, SPEC, STAGE, digest_of_file, read_json
 from tests.conftest import make_tiny_config
+from tests.methods.pruning.plain_cut import prune_filters
 
 pytestmark = pytest.mark.e2e
 

@@ -1,14 +1,12 @@
-"""Removes filters from a network: the same share of every layer, or of all."""
+"""Removes the filters that were chosen from a network, and says why layers kept theirs."""
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.config.stage_settings import PruneConfig
-from compress.methods.pruning.allocation import ratio_path
 from compress.methods.pruning.channel_groups import ChannelGroup, Kept, PrunableNetwork
-from compress.methods.pruning.importance import LabelledImages, score_channels
 from compress.methods.pruning.layer_ratios import ratios_by_layer
 from compress.models.layer_calls import LAYERS
 from compress.models.widths import read_widths
@@ -20,23 +18,6 @@ class Pruned:
 
     kept: Kept  # for layers that lost some
     left_out: list[dict[str, str]]  # {layer, reason}: convolutions and linear layers that kept every filter
-
-
-def prune_filters(
-    network: nn.Module, example: Tensor, config: PruneConfig, images: LabelledImages | None = None
-) -> Pruned:
-    """Removes the filters with the smallest norms (Li et al. 2017), or by another importance, in place.
-
-    Each layer loses the share `config.ratio`, or that of `config.layer_ratios`. Filters that must go together (residual
-    sums, depthwise convolutions) are ranked by the mean of their scores (Fang et al. 2023, "DepGraph"). `example` is
-    (1, C, H, W). Frozen parameters are pruned like all others, and stay frozen. A ratio of 0 changes nothing. Raises
-    UserError for ratios of no layer, and ValueError where the pruned network returns outputs of another shape.
-    """
-    prunable = PrunableNetwork(network, example, config.round_to)
-    scores = score_channels(prunable, config.importance, images)
-    path = ratio_path(prunable.groups, scores, config.scope, own_ratios(prunable, config, config.ratio))
-    gone = prunable.lowest(path(config.ratio), known_scores(prunable, scores))
-    return remove_filters(prunable, gone, config)
 
 
 def own_ratios(prunable: PrunableNetwork, config: PruneConfig, others: float) -> list[float | None]:

@@ -11,7 +11,6 @@ from compress.config.stage_settings import PruneConfig, PruneTargetConfig
 from compress.evaluation.flops import count_cost
 from compress.methods.pruning.channel_groups import PrunableNetwork
 from compress.methods.pruning.cut import Cut, Trials, choose_cut
-from compress.methods.pruning.filters import prune_filters
 from compress.methods.pruning.limits import Whole
 from compress.models import Architecture, build
 from compress.models.widths import read_widths
@@ -20,7 +19,7 @@ from tests.methods.pruning.networks import SHAPE
 from tests.methods.pruning.test_channel_groups import EXAMPLE, sum_of_concatenation
 from tests.methods.pruning.test_importance import labelled, trained
 from tests.methods.pruning.test_sensitivity import DISTANCE, images
-from tests.methods.pruning.test_sparsity import plain, residual
+from tests.methods.pruning.test_sparsity import plain
 
 SCOPES = ["local", "global", "isomorphic", "sensitivity"]
 
@@ -59,18 +58,6 @@ def cut_of(network: nn.Module, config: PruneConfig, **parts: Any) -> tuple[Pruna
 
 def resnet() -> nn.Module:
     return build(Architecture("resnet8", "small", 3, 5))
-
-
-@pytest.mark.parametrize("scope", ["local", "global", "isomorphic"])
-@pytest.mark.parametrize("build_network", [plain, residual, resnet, sum_of_concatenation])
-def test_a_plain_ratio_is_that_of_prune_filters(build_network: Any, scope: str) -> None:
-    config = config_of(ratio=0.4, scope=scope, layer_ratios=["*1=0.25"] if build_network is resnet else [])
-    prunable, cut = cut_of(trained(build_network), config)
-    assert cut.notes == {}
-    kept, _ = prunable.remove(prunable.lowest(cut.left, cut.scores))
-    network = trained(build_network)
-    assert prune_filters(network, EXAMPLE, config).kept == kept
-    assert all(torch.equal(value, prunable.network.state_dict()[key]) for key, value in network.state_dict().items())
 
 
 def one_step_larger(prunable: PrunableNetwork, left: list[int]) -> list[list[int]]:

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from compress.config.stage_settings import PruneConfig
-from compress.methods.pruning.filters import prune_filters
 from compress.methods.pruning.layer_ratios import ratios_by_layer
 from compress.models.widths import read_widths
 from compress.utils.errors import UserError
+from tests.methods.pruning.plain_cut import prune_filters
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress.config.stage_settings import PruneConfig
-from compress.methods.pruning.filters import prune_filters
 from compress.methods.pruning.least_squares import _solve_for_places, _solve_for_weights
 from compress.methods.pruning.receptive import pixels, rows
 from compress.methods.pruning.reconstruction import reconstruct, skipped_layers
 from compress.models.widths import read_widths, set_widths
 from tests.methods.pruning.networks import SHAPE, Network, chain, conv, pooled
+from tests.methods.pruning.plain_cut import prune_filters
 from tests.methods.pruning.test_operators import IMAGES, SETTINGS, assert_zeros_compute_the_same, pruned
 
 

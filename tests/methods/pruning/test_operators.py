@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress.config.stage_settings import PruneConfig
-from compress.methods.pruning.filters import Pruned, prune_filters
+from compress.methods.pruning.filters import Pruned
 from compress.models.widths import read_widths, set_widths
 from tests.methods.pruning.networks import SHAPE, Network, chain, conv, pooled
+from tests.methods.pruning.plain_cut import prune_filters
 
 IMAGES = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
 SETTINGS = PruneConfig(ratio=0.5, round_to=1)

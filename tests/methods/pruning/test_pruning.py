@@ -8,10 +8,10 @@ from torch import nn
 
 from compress.config.stage_settings import PruneConfig
 from compress.evaluation.flops import count_cost
-from compress.methods.pruning.filters import prune_filters
 from compress.methods.pruning.reconstruction import reconstruct
 from compress.models import Architecture, build
 from compress.models.widths import read_widths, set_widths
+from tests.methods.pruning.plain_cut import prune_filters
 from tests.zoo.conftest import NAMES, networks
 
 SHAPE = (1, 16, 16)
