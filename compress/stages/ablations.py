@@ -59,8 +59,9 @@ def _labels_only(config: Config) -> Config:
     distill = replace(config.distill, losses=["kd"], alpha=0.0, hint_layers=[], teachers=[], rounds=1, epochs=epochs)
     prune, factorize = replace(config.prune, distill=False), replace(config.factorize, distill=False)
     search, quantize = replace(config.search_architecture, distill=False), replace(config.quantize, alpha=0.0)
-    changed = {"prune": prune, "factorize": factorize, "search_architecture": search, "distill": distill}
-    return replace(config, quantize=quantize, **changed)
+    return replace(
+        config, prune=prune, factorize=factorize, search_architecture=search, distill=distill, quantize=quantize
+    )
 
 
 def _from_scratch(config: Config) -> Config:
@@ -140,10 +141,10 @@ def _no_distillation(config: Config) -> str:
     distill, quantize = config.distill, config.quantize
     compared = distill.alpha or feature_losses(distill.losses, distill.hint_layers)
     distilled = "distill" in config.stages and distill.epochs and compared
-    tuned = [name for name in ("prune", "factorize") if name in config.stages and getattr(config, name).epochs]
-    if "search_architecture" in config.stages and config.search_architecture.fine_tune_epochs:
-        tuned.append("search_architecture")
-    distilled = distilled or any(getattr(config, name).distill for name in tuned)
+    epochs = {"search_architecture": config.search_architecture.fine_tune_epochs}
+    epochs |= {name: getattr(config, name).epochs for name in ("prune", "factorize")}
+    tuned = [getattr(config, name) for name in epochs if name in config.stages and epochs[name]]
+    distilled = distilled or any(settings.distill for settings in tuned)
     aware = "quantize" in config.stages and quantize.mode == "qat" and quantize.epochs and quantize.alpha
     return "" if distilled or aware else "nothing is learned from the teacher"
 

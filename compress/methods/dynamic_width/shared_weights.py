@@ -45,9 +45,7 @@ class SharedWeights(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Returns the logits of all widths."""
-        outputs = [
-            functional_call(narrow, self._taken(at), (images,)) for at, narrow in enumerate(self.narrower)
-        ]
+        outputs = [functional_call(narrow, self._taken(at), (images,)) for at, narrow in enumerate(self.narrower)]
         return tuple(find_logits(output) for output in (*outputs, self.network(images)))
 
     @torch.no_grad()
