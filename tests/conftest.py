@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from compress.config.schema import CacheConfig, Config, DataConfig, MeasureConfig
-from compress.config.stage_settings import DistillConfig, PruneConfig, QuantizeConfig, TeacherConfig
+from compress.config.stage_settings import (
+    DistillConfig,
+    DynamicWidthConfig,
+    EarlyExitConfig,
+    PruneConfig,
+    QuantizeConfig,
+    TeacherConfig,
+)
 from compress.evaluation import benchmark, concurrent_runs
 from compress.evaluation.benchmark_job import ENERGY, MEMORY, PROFILE, TIME, BenchmarkJob
 from compress.models import ZOO, Entry
@@ -92,13 +99,14 @@ def real_measure() -> Iterator[None]:
 
 
 def _canned(job: BenchmarkJob) -> dict[str, dict[str, Any]]:
-    """A quarter of a millisecond for each file; its nodes as they are in the file."""
-    files = 2 if job.rival else 1
+    """A quarter of a millisecond for each call of a file; its nodes as they are in the file."""
+    files, calls = 2 if job.rival else 1, [0.25] * job.repetitions
+    others = {"to_the_end_ms": [0.5] * job.repetitions, "last_end_ms": [0.4] * job.repetitions}
     nodes = onnx.load(job.file, load_external_data=False).graph.node
     share = 1 / len(nodes)
     answer = {
         MEMORY: {"peak_memory_bytes": 50_000_000},
-        TIME: {"single_ms": [[0.25] * 3] * files, "batch_ms": [[0.5] * 3] * files},
+        TIME: {"single_ms": [calls] * files, "batch_ms": [[0.5] * 3] * files, **others},
         PROFILE: {
             "nodes": [
                 {"name": node.name, "operator": node.op_type, "ms": share, "share_percent": 100 * share}
@@ -133,6 +141,8 @@ def make_tiny_config(npz: Path) -> Config:
         teacher=TeacherConfig(model="resnet8", epochs=3),
         prune=PruneConfig(ratio=0.5, round_to=1, reconstruction_samples=64, epochs=1),
         distill=DistillConfig(epochs=1),
+        early_exit=EarlyExitConfig(epochs=1),
+        dynamic_width=DynamicWidthConfig(round_to=1, epochs=1),
         quantize=QuantizeConfig(mode="qat", calibration_samples=48, epochs=1),
         measure=MeasureConfig(batch_size=2, repetitions=3),
         cache=CacheConfig(str(_shared_stages), enabled=_shared_stages is not None),

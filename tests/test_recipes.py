@@ -56,7 +56,7 @@ def test_a_recipe_runs_to_its_end(recipe: str, tmp_path: Path, monkeypatch: pyte
         pytest.importorskip("torchmetrics", reason="the extra detection is not installed")
     summary, config = run_small(recipe, tmp_path, monkeypatch)
     assert_compressed(summary, config)
-    assert (tmp_path / "04_quantize" / "model.onnx").is_file()
+    assert (tmp_path / summary["stages"][-1]["stage"] / "model.onnx").is_file()
 
 
 def run_small(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], Config]:
@@ -76,6 +76,9 @@ def assert_compressed(summary: dict[str, Any], config: Config) -> None:
         if name in config.stages:
             assert last["times_fewer_macs"] > 0.99 / getattr(config, name).target.macs_share
             return
+    if "early_exit" in config.stages:
+        assert last["metrics"]["mean_macs"] <= last["metrics"]["macs"] < 1.5 * summary["stages"][0]["metrics"]["macs"]
+        return
     boxes = config.data.task == "detection"  # anchors and decoding stay, and the shortcuts' widths
     assert last["times_smaller"] > (2 if boxes else 4)
     assert last["times_fewer_macs"] > (1.3 if boxes else 0.95 / (1 - config.prune.ratio))
@@ -84,7 +87,7 @@ def assert_compressed(summary: dict[str, Any], config: Config) -> None:
 def small_config(recipe: str, folder: Path) -> Config:
     """The recipe with the least data and epochs that still go through all of it."""
     changes = [f"recipe={recipe}", *SMALL]
-    for stage in ("teacher", "prune", "distill", "quantize"):
+    for stage in ("teacher", "prune", "distill", "early_exit", "quantize"):
         changes.append(f"{stage}.epochs=1")
     if recipe in ("transfer_mobilenet_int8", "unlabelled_int8"):  # files of images are tests/data's
         changes += ["data=npz", "teacher.weights=null", "teacher.freeze_epochs=0"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from compress.config.search_settings import SearchArchitectureConfig
 from compress.config.stage_settings import (
     DistillConfig,
+    DynamicWidthConfig,
     EarlyExitConfig,
     FactorizeConfig,
     PruneConfig,
@@ -23,4 +24,5 @@ class StageSections:
     factorize: FactorizeConfig = field(default_factory=FactorizeConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     early_exit: EarlyExitConfig = field(default_factory=EarlyExitConfig)
+    dynamic_width: DynamicWidthConfig = field(default_factory=DynamicWidthConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)

@@ -248,6 +248,28 @@ class EarlyExitConfig:
 
 
 @dataclass
+class DynamicWidthConfig:
+    """The network at several widths, of which an image takes the narrowest that is sure of it, and their training."""
+
+    widths: list[float] = option(
+        [0.5, 1.0],
+        "shares of the channels of each width, the narrowest first; 1: the network as it is",
+        low=0.05,
+        high=1,
+    )
+    round_to: int = option(8, "channels are kept multiples of this", low=1, high=256)
+    max_drop_points: float = option(
+        0.5,
+        "points of validation top-1 that may be lost against the widest; it decides who ends at which width",
+        low=0.0,
+        high=100,
+    )
+    epochs: int = option(10, "epochs of training, of all widths together", low=0, high=10000)
+    lr: float = option(0.05, "peak learning rate", low=1e-7, high=10)
+    schedule: str = option("cosine", SCHEDULE_HELP, choices=SCHEDULES)
+
+
+@dataclass
 class QuantizeConfig:
     """Quantization to int8, after training or with it."""
 

@@ -1,13 +1,13 @@
 """Checks settings: each value against its range, and values that exclude each other."""
 
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from compress.config.distill_losses import check_task, logit_losses
+from compress.config.distill_teachers import check_teachers
 from compress.config.options import as_typed, check_ranges
 from compress.config.schema import Config, DataConfig, ExportConfig, RepeatConfig
-from compress.config.stage_settings import DistillConfig, PruneConfig, QuantizeConfig, TeacherConfig
+from compress.config.stage_settings import DistillConfig, DynamicWidthConfig, PruneConfig, QuantizeConfig, TeacherConfig
 from compress.utils.errors import UserError
 
 
@@ -26,7 +26,7 @@ def _check_together(config: Any) -> None:
         _check_mixing(config)
         _check_exits(config)
         check_task(config.distill.losses, config.data.task)
-        _check_teachers(config)
+        check_teachers(config.distill.teachers if "distill" in config.stages else [])
         _check_student_size(config)
         _check_search(config)
     if isinstance(config, DataConfig):
@@ -38,6 +38,8 @@ def _check_together(config: Any) -> None:
         _check_distillation(config)
     if isinstance(config, QuantizeConfig):
         _check_corrections(config)
+    if isinstance(config, DynamicWidthConfig):
+        _check_widths(config.widths)
     if isinstance(config, ExportConfig):
         _check_targets(config.targets)
     if isinstance(config, RepeatConfig) and len(set(config.seeds)) < len(config.seeds):
@@ -103,11 +105,12 @@ def _check_mixing(config: Config) -> None:
 
 def _check_exits(config: Config) -> None:
     """Raises UserError for exits where an image has no single class, whose probability could decide who leaves."""
-    if "early_exit" in config.stages and config.data.task != "classification":
+    named = [stage for stage in ("early_exit", "dynamic_width") if stage in config.stages]
+    if named and config.data.task != "classification":
         raise UserError(
             f"stages={as_typed(config.stages)} with data.task={config.data.task}",
             "data.task=classification: the probability of its one class decides whether an image leaves",
-            "leave early_exit out of the stages",
+            f"leave {named[0]} out of the stages",
         )
     if len(set(config.early_exit.after)) < len(config.early_exit.after):
         raise UserError(
@@ -115,15 +118,13 @@ def _check_exits(config: Config) -> None:
         )
 
 
-def _check_teachers(config: Config) -> None:
-    """Raises UserError for a teacher that is not there, before another one trains for hours."""
-    named = config.distill.teachers if "distill" in config.stages else []
-    missing = [name for name in named if name != "teacher" and not Path(name).exists()]
-    if missing:
+def _check_widths(widths: list[float]) -> None:
+    """Raises UserError for widths among which no image could choose."""
+    if len(widths) < 2 or widths[-1] != 1 or sorted(set(widths)) != widths:
         raise UserError(
-            f"distill.teachers with {missing[0]}, which does not exist",
-            "run folders, stage folders, checkpoint files, or teacher",
-            "mend the path; a file that moved has another one",
+            f"dynamic_width.widths={as_typed(widths)}",
+            "two or more shares of the channels, each larger than the one before, and last 1.0: the whole network",
+            "set for example dynamic_width.widths=[0.5,1.0]",
         )
 
 

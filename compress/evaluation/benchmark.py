@@ -3,7 +3,7 @@
 import json
 import statistics
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class Benchmark:
 
     figures: dict[str, Any]  # for metrics.json
     profile: dict[str, Any]  # profile.json: where one image spends its time in the file, node by node
+    calls_ms: dict[str, Any]  # the milliseconds of each timed call
 
 
 def benchmark(
@@ -37,18 +38,22 @@ def benchmark(
 
     Raises RuntimeError where the process fails.
     """
-    no_energy = no_energy or no_counter(counters)
-    tasks = (MEMORY, TIME, PROFILE, *(() if no_energy else (ENERGY,)))
-    answer = run_job(_job(tasks, path, teacher, shape, config, threads, counters))
-    joules = Unavailable(no_energy) if no_energy else _joule_per_image(answer[ENERGY], counters)
+    return take_all(_job((), path, teacher, shape, config, threads, counters), no_energy)
+
+
+def take_all(job: BenchmarkJob, no_energy: str | None) -> Benchmark:
+    """Measures what `benchmark` does by a job that names no tasks yet."""
+    no_energy = no_energy or no_counter(Path(job.counters))
+    answer = run_job(replace(job, tasks=(MEMORY, TIME, PROFILE, *(() if no_energy else (ENERGY,)))))
+    joules = Unavailable(no_energy) if no_energy else _joule_per_image(answer[ENERGY], job.counters)
     profile = {
         "runtime": "onnxruntime",
         "version": onnxruntime.__version__,
-        "threads": threads,
-        "runs": config.repetitions,
+        "threads": job.threads,
+        "runs": job.repetitions,
         **answer[PROFILE],
     }
-    return Benchmark(_time_and_memory(path, answer, config) | {"energy_joule_per_image": joules}, profile)
+    return Benchmark(_time_and_memory(job, answer) | {"energy_joule_per_image": joules}, profile, answer[TIME])
 
 
 def time_and_memory(
@@ -58,7 +63,8 @@ def time_and_memory(
 
     Raises RuntimeError where the process fails.
     """
-    return _time_and_memory(path, run_job(_job((MEMORY, TIME), path, teacher, shape, config, threads)), config)
+    job = _job((MEMORY, TIME), path, teacher, shape, config, threads)
+    return _time_and_memory(job, run_job(job))
 
 
 def _job(
@@ -76,21 +82,21 @@ def _job(
     )
 
 
-def _time_and_memory(path: Path, answer: dict[str, dict[str, Any]], config: MeasureConfig) -> dict[str, Any]:
+def _time_and_memory(job: BenchmarkJob, answer: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Returns the figures. The speed-up is a ratio of medians, of two files that took turns in one process."""
     own, theirs = (answer[TIME]["single_ms"][at] for at in (0, -1))
     return {
-        "size_bytes": path.stat().st_size,
+        "size_bytes": Path(job.file).stat().st_size,
         "latency_ms_p50": statistics.median(own),
         "latency_ms_p95": float(np.percentile(own, 95)),
-        "throughput_images_per_s": 1000 * config.batch_size / statistics.median(answer[TIME]["batch_ms"][0]),
+        "throughput_images_per_s": 1000 * job.batch_size / statistics.median(answer[TIME]["batch_ms"][0]),
         "speedup_vs_teacher": statistics.median(theirs) / statistics.median(own),
         "peak_memory_bytes": answer[MEMORY]["peak_memory_bytes"]
         or Unavailable("this system does not tell a process its high-water mark"),
     }
 
 
-def _joule_per_image(counted: dict[str, float], counters: Path) -> float | Unavailable:
+def _joule_per_image(counted: dict[str, float], counters: str) -> float | Unavailable:
     """Returns the joules that all CPU packages used per image at batch 1, over a few seconds of images."""
     if not counted["joules"]:
         return Unavailable(f"the counters in {counters} did not move while the file ran")

@@ -19,9 +19,10 @@ MEMORY, TIME, PROFILE, ENERGY = "memory", "time", "profile", "energy"
 class BenchmarkJob:
     """Measures a file in ONNX Runtime; one process runs all tasks and prints the figures as a line of JSON.
 
-    `rival` is another file that takes turns with it while both are timed. `image` is an .npy file of an image
-    (1, C, H, W), in place of noise. `counters` is the folder of the CPU's
-    energy counters.
+    `rival` is another file that takes turns with it while both are timed; so is `last_end`, that of a network with
+    early ends but without these. `images` is an .npy file of images
+    (M, C, H, W), which the calls take in turn, in place of noise. `counters` is the folder of the CPU's energy
+    counters.
     """
 
     tasks: tuple[str, ...]
@@ -32,7 +33,8 @@ class BenchmarkJob:
     batch_size: int = 1
     repetitions: int = 1
     counters: str = str(COUNTERS)
-    image: str | None = None
+    images: str | None = None
+    last_end: str | None = None
 
 
 @dataclass(frozen=True)

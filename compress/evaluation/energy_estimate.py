@@ -10,9 +10,11 @@ https://doi.org/10.1109/ISSCC.2014.6757323, and as a copy https://gwern.net/doc/
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress.export.onnx_ends import branch_depths
 from compress.export.onnx_inspect import inspect_quantization
 from compress.export.onnx_rewrites import channels_in_int8_file
 from compress.export.onnx_shapes import layer_shapes
@@ -49,13 +51,16 @@ class LayerWork:
         return _MJ_PER_PJ * (arithmetic + moved * _byte_pj(moved, caches))
 
 
-def estimate_energy_mj(path: Path, caches: list[int]) -> float | Unavailable:
-    """Returns the estimated energy of one image in a file, from the layers that are in it and their precision."""
+def estimate_energy_mj(path: Path, caches: list[int], shares: Sequence[float] = (1.0,)) -> float | Unavailable:
+    """Returns the estimated energy of one image in a file, from the layers that are in it and their precision.
+
+    Of a file with several ends it is the mean, where `shares` of the images leave at each of them.
+    """
     if not caches:
         return Unavailable(NO_CACHES)
-    int8 = {layer.node: layer.quantized for layer in inspect_quantization(path)}
+    int8, depths = {layer.node: layer.quantized for layer in inspect_quantization(path)}, branch_depths(path)
     return math.fsum(
-        LayerWork(shapes.macs(), shapes.elements(), int8[node]).energy_mj(caches)
+        sum(shares[depths[node] :]) * LayerWork(shapes.macs(), shapes.elements(), int8[node]).energy_mj(caches)
         for node, shapes in layer_shapes(path).items()
     )
 

@@ -15,6 +15,7 @@ from compress.evaluation.energy_estimate import estimate_energy_mj
 from compress.evaluation.environment import environment
 from compress.evaluation.example_boxes import example_boxes
 from compress.evaluation.example_images import ExampleImages
+from compress.evaluation.exits import evaluate_exits, exit_benchmark
 from compress.evaluation.flops import count_cost
 from compress.evaluation.inference import onnx_runner, predict, validation_figures
 from compress.evaluation.runtimes import target_figures
@@ -53,6 +54,7 @@ class Evaluation:
     predictions: dict[str, torch.Tensor]  # each test image's label, and the predictions of the files
     profile: dict[str, Any]  # profile.json
     examples: dict[str, torch.Tensor] | None  # examples.safetensors; None for the teacher
+    exits: dict[str, torch.Tensor] | None  # exits.safetensors; None for a network without exits
 
 
 def evaluate_stage(
@@ -75,7 +77,11 @@ def evaluate_stage(
     predictions = task.predictions(outputs.targets, outputs.logits, outputs.deployed)
     params, macs = count_cost(float_network(saved.spec), data.shape)
     no_energy = f"{concurrent_runs} other runs drew from the same counters" if concurrent_runs else None
-    measured = benchmark(folder / ONNX, teacher / ONNX, data.shape, config, threads, no_energy=no_energy)
+    exits = evaluate_exits(folder / ONNX, saved, data.test, device, threads) if saved.spec.exits else None
+    if exits:
+        measured, times = exit_benchmark(folder / ONNX, teacher / ONNX, data.test, config, threads, no_energy)
+    else:
+        measured = benchmark(folder / ONNX, teacher / ONNX, data.shape, config, threads, no_energy=no_energy)
     has_nms = (folder / NMS_ONNX).is_file()
     figures = {
         "metric": task.metric.key,
@@ -85,7 +91,10 @@ def evaluate_stage(
         "params": params,
         "macs": macs,
         **measured.figures,
-        "estimated_energy_mj_per_image": estimate_energy_mj(folder / ONNX, cache_bytes()),
+        "estimated_energy_mj_per_image": estimate_energy_mj(
+            folder / ONNX, cache_bytes(), exits.shares() if exits else (1.0,)
+        ),
+        **({"mean_macs": exits.mean_macs, "exits": exits.figures | times} if exits else {}),
         "targets": target_figures(folder, stage.skipped_layers, outputs, task, data.shape, config, threads),
         **({"with_nms": nms_figures(folder, data.test, len(data.classes), config, threads)} if has_nms else {}),
         **cuda_latency(folder, data.shape, device, config.repetitions),
@@ -93,7 +102,7 @@ def evaluate_stage(
         "environment": environment(threads) | {"runs_beside": max(concurrent_runs, count_concurrent_runs())},
     }
     images = _example_images(stage, data, examples, predictions, reference)
-    return Evaluation(with_causes(figures), predictions, measured.profile, images)
+    return Evaluation(with_causes(figures), predictions, measured.profile, images, exits.tensors if exits else None)
 
 
 def _example_images(

@@ -31,7 +31,7 @@ def nms_figures(folder: Path, split: Split, classes: int, config: MeasureConfig,
         example = Path(scratch_dir) / "image.npy"
         np.save(example, image)
         job = BenchmarkJob(
-            (TIME,), str(path), image.shape[1:], threads, str(folder / ONNX), 1, config.repetitions, image=str(example)
+            (TIME,), str(path), image.shape[1:], threads, str(folder / ONNX), 1, config.repetitions, images=str(example)
         )
         own, plain = benchmark.run_job(job)[TIME]["single_ms"]
     return {

@@ -2,14 +2,18 @@
 
 import re
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
+import onnx
 
 from compress.export import TARGETS, Runner, Source
+from compress.export.onnx_branches import load_flat
+from compress.utils.exit_names import EXIT_INDEX
 
 _LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 _INTEGERS = ("u8", "i8")
@@ -18,10 +22,12 @@ _INTEGERS = ("u8", "i8")
 def export(source: Source) -> list[dict[str, str]]:
     """Writes model.xml and model.bin; the same model.onnx gives the same bytes.
 
-    Weights keep their types; by default `save_model` would store float32 as float16.
+    Weights keep their types; by default `save_model` would store float32 as float16. Of a network with exits it
+    computes all ends for every image.
     """
     openvino = _openvino()
-    model = openvino.convert_model(source.onnx)
+    with tempfile.TemporaryDirectory() as scratch_dir:
+        model = openvino.convert_model(_without_branches(source.onnx, Path(scratch_dir)))
     for position, operation in enumerate(model.get_ordered_ops()):
         # OpenVINO counts the operations that it adds over the life of the process, so their names would differ.
         if re.fullmatch(r"[A-Z]\w*_\d+", operation.get_friendly_name()):
@@ -61,6 +67,19 @@ def executed_precisions(path: Path, shape: tuple[int, int, int]) -> dict[str, st
         [note[name].astype(str) for name in ("layerType", "originalLayersNames", "runtimePrecision")] for note in notes
     ]
     return {name: precision for kind, name, precision in rows if kind in _LAYERS}
+
+
+def _without_branches(path: Path, folder: Path) -> Path:
+    """Returns the file itself, or one in `folder` that has only the logits where images leave it early."""
+    model = load_flat(path)
+    outputs = [output for output in model.graph.output if output.name != EXIT_INDEX]
+    if len(outputs) == len(model.graph.output):
+        return path
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
+    flat = folder / path.name
+    onnx.save(model, str(flat))
+    return flat
 
 
 def _compile(path: Path, threads: int, shape: tuple[int, ...]) -> Any:

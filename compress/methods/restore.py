@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.methods.dynamic_width.network import rebuild_dynamic_width
 from compress.methods.early_exit.network import rebuild_early_exit
 from compress.methods.factorization.layers import rebuild_factorized
 from compress.models import Architecture, build
@@ -94,6 +95,10 @@ def _rebuild_early_exit(network: nn.Module, change: dict[str, Any], spec: Spec) 
     return rebuild_early_exit(network, change["exits"], len(spec.classes))
 
 
+def _rebuild_dynamic_width(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
+    return rebuild_dynamic_width(network, change["channels"])
+
+
 def _rebuild_resized(network: nn.Module, change: dict[str, Any], spec: Spec) -> nn.Module:
     set_input_size(network, tuple(spec.input["shape"]), tuple(change["size"]))
     return network
@@ -115,6 +120,7 @@ _REBUILD = {
     "factorize": _rebuild_factorized,
     "search_architecture": _rebuild_searched,
     "early_exit": _rebuild_early_exit,
+    "dynamic_width": _rebuild_dynamic_width,
     "resize_input": _rebuild_resized,
     "quantize": _rebuild_quantized,
 }

@@ -11,6 +11,8 @@ from torch import nn
 from compress.models.outputs import fixed_outputs
 from compress.utils.files import MODEL, OUTPUTS, SPEC, read_json, write_bytes, write_json
 
+_WITH_EXITS = ("early_exit", "dynamic_width")  # methods after which the network selects among several ends by image
+
 
 @dataclass
 class Spec:
@@ -37,9 +39,9 @@ class Spec:
         return [change for change in self.changes if change["method"] == "prune"]
 
     @property
-    def early_exit(self) -> dict[str, Any] | None:
-        """The record of the exits; None for a network without."""
-        return next((change for change in self.changes if change["method"] == "early_exit"), None)
+    def exits(self) -> dict[str, Any] | None:
+        """The record of the stage that lets images end early, at exits or at widths; None where no stage did."""
+        return next((change for change in self.changes if change["method"] in _WITH_EXITS), None)
 
     @property
     def quantization(self) -> dict[str, Any] | None:

@@ -161,7 +161,7 @@ def _try_stage(name: str, done: list[DryRunStage], dry_run: _DryRun) -> DryRunSt
     tried.folder.mkdir()
     write_model(artifact, tried.folder)
     _try_restoring(tried, model, dry_run)
-    branches = artifact.spec.early_exit is not None
+    branches = artifact.spec.exits is not None
     if quantization := artifact.spec.quantization:
         _try_int8(tried, quantization["float_layers"], model, dry_run)
     elif model != before or branches:
@@ -187,7 +187,7 @@ def _try_restoring(tried: DryRunStage, model: str, dry_run: _DryRun) -> None:
 def _try_int8(tried: DryRunStage, float_layers: list[str], model: str, dry_run: _DryRun) -> None:
     """Raises UserError unless the int8 file runs, agrees with the simulation, and is mostly int8."""
     network, file, outputs = tried.artifact.network, tried.file, TASKS[dry_run.data.task].files
-    branches = tried.artifact.spec.early_exit is not None
+    branches = tried.artifact.spec.exits is not None
     _attempt(
         lambda: export_onnx(network, file, dry_run.data.shape, outputs, branches),
         model,

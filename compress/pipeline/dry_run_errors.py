@@ -24,6 +24,7 @@ _LEAVE_OUT = {
     "searched": "leave search_architecture out of the stages, e.g. stages=[teacher,prune,distill,quantize]",
     "factorized": "leave factorize out of the stages, e.g. stages=[teacher,distill,quantize]",
     "given exits": "leave early_exit out of the stages, e.g. stages=[teacher,prune,distill,quantize]",
+    "given several widths": "leave dynamic_width out of the stages, e.g. stages=[teacher,prune,distill,quantize]",
     "quantized": "leave quantize out of the stages, e.g. stages=[teacher,prune,distill]",
 }
 

@@ -33,6 +33,7 @@ _REPETITIONS = 20  # enough for a rough latency
 _NAMES = 3  # layers printed for each reason; the file has all
 
 _SMALLER = ("factorize", "prune", "search_architecture")  # stages that take a target
+_EXITS = "ms are those of an image that goes to the last end; how many leave before is known of a trained network alone"
 _FIGURES = ("size_bytes", "latency_ms_p50", "speedup_vs_teacher")
 
 
@@ -57,11 +58,13 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
         for name, network in {"teacher": teacher, "float": student.network}.items():
             _randomize_batch_norm(network)
             file = Path(scratch_dir, f"{name}.onnx")
-            try_export(network, data, file, model)
+            try_export(network, data, file, model, network is student.network and student.spec.exits is not None)
             expected[name] = _expected_figures(network, file, first, data, measure, threads)
         if last.artifact.spec.quantization:
             expected["int8"] = _expected_figures(student.network, last.file, first, data, measure, threads)
     floats = last.stays_float
+    if student.spec.exits:
+        remarks = [*remarks, _EXITS]
     remarks = remarks + [text for name in _SMALLER if name in config.stages for text in _left_to_the_run(config, name)]
     found = {
         "model": model,

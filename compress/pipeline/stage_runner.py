@@ -33,6 +33,7 @@ from compress.training.tensorboard import TensorBoardWriter
 from compress.utils import files
 from compress.utils.cpu import cpu_flags
 from compress.utils.errors import UserError
+from compress.utils.latency import headline_latency_ms
 from compress.utils.metric import metric_of
 from compress.utils.missing import earlier_figures
 
@@ -62,7 +63,7 @@ def compute_and_evaluate(
             stage_dir / files.ONNX,
             data.shape,
             TASKS[data.task].files,
-            branches=result.spec.early_exit is not None,
+            branches=result.spec.exits is not None,
         )
         left_out, quantization = result.left_out, result.spec.quantization
         int8: dict[str, Any] = {}
@@ -84,7 +85,7 @@ def compute_and_evaluate(
     files.finish_stage(stage_dir, record)
     log.info(
         "%s: %.2f %% deployed, %.3f ms an image",
-        name, metric_of(metrics).percent(metrics), metrics["latency_ms_p50"],
+        name, metric_of(metrics).percent(metrics), headline_latency_ms(metrics),
     )  # fmt: skip
     if left_out:
         log.info("%s: left out %d layers, named in %s", name, len(left_out), files.STAGE)
@@ -172,6 +173,8 @@ def _export_and_evaluate(
     files.write_json(stage_dir / files.PROFILE, measured.profile)
     if measured.examples:
         write_tensors(stage_dir / files.EXAMPLES, measured.examples)
+    if measured.exits:
+        write_tensors(stage_dir / files.EXITS, measured.exits)
     return measured.metrics
 
 
@@ -183,7 +186,7 @@ def _check_int8(
     Raises ValueError where the runtime runs other layers than expected in float, and UserError where most of the
     arithmetic is float although the user did not allow that.
     """
-    decodes = TASKS[result.spec.task].files.compute is not None or result.spec.early_exit is not None
+    decodes = TASKS[result.spec.task].files.compute is not None or result.spec.exits is not None
     floats = {layer.name for layer in inspect_quantization(path) if not layer.quantized}
     require_quantized(path, tuple(floats))
     chosen = quantization["float_layers"]

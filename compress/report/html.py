@@ -14,6 +14,7 @@ from compress.report.box_pictures import box_gallery
 from compress.report.classification import class_figures
 from compress.report.detection import box_figures, nms_rows
 from compress.report.energy import disagreements, energy_rows
+from compress.report.exits import exits
 from compress.report.gallery import gallery
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
 from compress.report.multilabel import label_figures
@@ -56,6 +57,7 @@ def run_page(run: RunRecord) -> str:
         trade_offs=trade_offs(run),
         widths=width_chart(run),
         prunings=prunings(run),
+        exits=exits(run),
         profile=profile_chart(run),
         sensitivity=sensitivity_chart(run.last.sensitivity),
         classes=class_figures(run),

@@ -6,6 +6,7 @@ from compress.report import verdict
 from compress.report.classification import class_figures
 from compress.report.detection import box_figures, nms_rows
 from compress.report.energy import disagreements, energy_rows
+from compress.report.exits import exits
 from compress.report.gallery import disagreement
 from compress.report.layer_charts import profile_chart, sensitivity_chart, width_chart
 from compress.report.multilabel import label_figures
@@ -39,6 +40,7 @@ def run_markdown(run: RunRecord) -> str:
         _boxes(run),
         escape(disagreement(run)),
         _widths(run),
+        _exits(run),
         _time(run),
         _sensitivity(run),
         _seeds(run),
@@ -194,6 +196,18 @@ def _widths(run: RunRecord) -> str:
     return f"{escape(chart.takeaway)}\n\n{fold('Output channels before and after', table(('layer', 'channels'), rows))}"
 
 
+def _exits(run: RunRecord) -> str:
+    found = exits(run)
+    if found is None:
+        return ""
+    ends = table(
+        ("leaves", "share of the images", "right of these", "MACs", "confidence from which", "temperature"),
+        ((row.name, row.share, row.percent, row.macs, row.threshold, row.temperature) for row in found.rows),
+    )
+    times = table(("file", "mean", "median", "p95"), found.times)
+    return "\n\n".join([escape(found.takeaway), ends, fold("Latency with exits and without", times)])
+
+
 def _time(run: RunRecord) -> str:
     chart = profile_chart(run)
     if chart is None:
@@ -215,11 +229,11 @@ def _seeds(run: RunRecord) -> str:
     if run.repeats is None:
         return ""
     key = run.last.metric.key
-    figures = (f"deployed_{key}_percent", f"{key}_delta_points", "latency_ms_p50")
-    rows = (
-        (row["stage"], *(f"{row['figures'][name]['mean']:.2f} ± {row['figures'][name]['std']:.2f}" for name in figures))
-        for row in run.repeats["stages"]
-    )
+    rows = []
+    for row in run.repeats["stages"]:
+        latency = "latency_ms_mean" if "latency_ms_mean" in row["figures"] else "latency_ms_p50"
+        figures = [row["figures"][name] for name in (f"deployed_{key}_percent", f"{key}_delta_points", latency)]
+        rows.append((row["stage"], *(f"{figure['mean']:.2f} ± {figure['std']:.2f}" for figure in figures)))
     return f"Over {len(run.repeats['seeds'])} seeds:\n\n" + table(
         ("stage", f"{run.last.metric.label} %", "points", "ms"), rows
     )

@@ -9,6 +9,7 @@ from compress.report.pruning_curves import Curves, Steps, group_curves, step_cur
 from compress.report.rank_table import Ranks, rank_table
 from compress.report.run_files import RunRecord, StageRecord
 from compress.report.verdict import signed
+from compress.utils.latency import headline_latency_ms
 from compress.utils.units import count_text, size_text, three_digits
 
 _LEAST_PERCENT = 0.05  # a smaller difference would be written as 0.0 %
@@ -200,7 +201,7 @@ def _deployed(run: RunRecord, stage: StageRecord) -> dict[str, float]:
         "macs_share": own["macs"] / before["macs"],
         "params_share": own["params"] / before["params"],
         "size_bytes": own["size_bytes"],
-        "latency_ms": own["latency_ms_p50"],
+        "latency_ms": headline_latency_ms(own),
         "speedup": own["speedup_vs_teacher"],
     }
 

@@ -14,6 +14,7 @@ from compress.utils.errors import UserError
 from compress.utils.files import (
     CONTROLS,
     EXAMPLES,
+    EXITS,
     METRICS,
     PREDICTIONS,
     PROFILE,
@@ -28,6 +29,7 @@ from compress.utils.files import (
 from compress.utils.metric import MAP50, Metric, metric_of
 
 SUMMARY, LOG = "summary.json", "compress.log"
+_TENSORS = (PREDICTIONS, EXAMPLES, EXITS)
 
 
 @dataclass
@@ -41,6 +43,7 @@ class StageRecord:
     predictions: dict[str, np.ndarray] | None
     profile: dict[str, Any] | None
     examples: dict[str, np.ndarray] | None
+    exits: dict[str, np.ndarray] | None
     sensitivity: dict[str, Any] | None
 
     @property
@@ -158,7 +161,7 @@ def _load_stage(folder: Path) -> StageRecord:
                 "a finished stage",
                 "run it again with hydra.run.dir set to its run's folder",
             )
-    tensors = {name: _read_tensors(folder / name) for name in (PREDICTIONS, EXAMPLES) if (folder / name).is_file()}
+    tensors = {name: _read_tensors(folder / name) for name in _TENSORS if (folder / name).is_file()}
     tables = {name: _read_json(folder / name) for name in (PROFILE, SENSITIVITY) if (folder / name).is_file()}
     return StageRecord(
         folder=folder,
@@ -168,6 +171,7 @@ def _load_stage(folder: Path) -> StageRecord:
         predictions=tensors.get(PREDICTIONS),
         profile=tables.get(PROFILE),
         examples=tensors.get(EXAMPLES),
+        exits=tensors.get(EXITS),
         sensitivity=tables.get(SENSITIVITY),
     )
 
@@ -226,6 +230,8 @@ def _absent(run: RunRecord) -> list[str]:
         lines.append(f"Images{' with boxes' if boxes else ' and heatmaps'}: {last.name} has no {EXAMPLES}.")
     elif "heatmap" not in last.examples and not boxes:
         lines.append("Heatmaps: the network has no convolution before a global pooling, which Grad-CAM needs.")
+    if "exits" in last.metrics and last.exits is None:
+        lines.append(f"Easy and hard images: {last.name} has no {EXITS}.")
     if not last.spec["widths"]:
         lines.append("Widths: no layer was pruned.")
     if last.sensitivity is None:

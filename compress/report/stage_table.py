@@ -1,6 +1,6 @@
 """The figures of each stage: the key figures, the rows of the table and the points of the two charts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from compress.report.run_files import RunRecord, StageRecord
 from compress.report.seen_validation import seen_validation
 from compress.report.svg import Point, scatter
 from compress.report.verdict import interval, percent, short_name, signed, times_smaller, times_text
+from compress.utils.latency import headline_latency_ms
 from compress.utils.metric import AUROC, MAP50, TOP1, Metric
 from compress.utils.units import count_text, size_text, three_digits
 
@@ -87,25 +88,29 @@ class TradeOff:
 
 
 def key_figures(run: RunRecord) -> list[KeyFigure]:
-    """Returns accuracy, size, latency and MACs of the last stage's file."""
+    """Returns accuracy, size, latency and MACs of the last stage's file; the last two of the mean image with exits."""
     own, theirs = run.last.metrics, run.teacher.metrics
     metric = run.last.metric
     title = f"{metric.name[0].upper()}{metric.name[1:]}"
     delta = f"{signed(run.last.delta)} points" if run.last is not run.teacher else "the teacher itself"
-    size, fewer = times_smaller(run, run.last), theirs["macs"] / own["macs"]
+    size, macs = times_smaller(run, run.last), own.get("mean_macs", own["macs"])
+    fewer = times_text(theirs["macs"] / macs, "fewer", "more", "as many")
     return [
         _figure(title, f"deployed_{metric.key}_percent", run, percent, delta, "higher"),
         _figure("File size", "size_bytes", run, size_text, times_text(size, "smaller", "larger", "as large"), "lower"),
-        _figure(
-            "Latency, one image", "latency_ms_p50", run, milliseconds,
+        _pair(
+            "Latency, one image", headline_latency_ms(own), teacher_latency(run), milliseconds,
             times_text(own["speedup_vs_teacher"], "faster", "slower", "as fast"), "lower",
         ),
-        _figure("MACs, one image", "macs", run, count_text, times_text(fewer, "fewer", "more", "as many"), "lower"),
+        _pair("MACs, one image", macs, theirs["macs"], count_text, fewer, "lower"),
     ]  # fmt: skip
 
 
 def _figure(name: str, key: str, run: RunRecord, text: Any, change: str, better: str) -> KeyFigure:
-    own, theirs = run.last.metrics[key], teacher_latency(run) if key == "latency_ms_p50" else run.teacher.metrics[key]
+    return _pair(name, run.last.metrics[key], run.teacher.metrics[key], text, change, better)
+
+
+def _pair(name: str, own: float, theirs: float, text: Any, change: str, better: str) -> KeyFigure:
     most = max(own, theirs) or 1
     return KeyFigure(name, text(own), text(theirs), change, better, 100 * own / most, 100 * theirs / most)
 
@@ -115,7 +120,7 @@ def teacher_latency(run: RunRecord) -> float:
 
     The factor "faster" refers to this time.
     """
-    return run.last.metrics["latency_ms_p50"] * run.last.metrics["speedup_vs_teacher"]
+    return headline_latency_ms(run.last.metrics) * run.last.metrics["speedup_vs_teacher"]
 
 
 def cautions(run: RunRecord) -> list[str]:
@@ -132,7 +137,7 @@ def kept_epochs(run: RunRecord) -> list[str]:
 
 def _noisy_machine(run: RunRecord) -> str:
     """Returns a caution where the teacher's file was slower or faster in turns than in its own stage; else no text."""
-    alone, in_turns = run.teacher.metrics["latency_ms_p50"], teacher_latency(run)
+    alone, in_turns = headline_latency_ms(run.teacher.metrics), teacher_latency(run)
     if max(alone, in_turns) <= _QUIET * min(alone, in_turns):
         return ""
     return (
@@ -163,7 +168,7 @@ def _row(run: RunRecord, stage: StageRecord) -> StageRow:
         p_value="–" if p_value is None else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
         size=size_text(metrics["size_bytes"]),
         smaller=f"{times_smaller(run, stage):.2f}×",
-        latency=three_digits(metrics["latency_ms_p50"]),
+        latency=three_digits(headline_latency_ms(metrics)),
         latency_p95=three_digits(metrics["latency_ms_p95"]),
         faster=f"{metrics['speedup_vs_teacher']:.2f}×",
         throughput=f"{metrics['throughput_images_per_s']:,.0f}",
@@ -179,13 +184,13 @@ def trade_offs(run: RunRecord) -> list[TradeOff]:
     """Charts accuracy against latency and against size, with a point for each stage."""
     own, theirs = run.last.metrics, run.teacher.metrics
     scale, unit = byte_scale(stage.metrics["size_bytes"] for stage in run.stages)
-    latency = f"{run.last.short} takes {milliseconds(own['latency_ms_p50'])} an image"
+    latency = f"{run.last.short} takes {milliseconds(headline_latency_ms(own))} an image"
     size = f"{run.last.short}'s file takes {size_text(own['size_bytes'])}"
     if len(run.stages) > 1:
         latency += f"; the teacher, in turns with it, {milliseconds(teacher_latency(run))}"
         size += f", the teacher's {size_text(theirs['size_bytes'])}"
-    timed = _chart(run, "latency", "latency_ms_p50", 1, LATENCY_LABEL)
-    weighed = _chart(run, "size", "size_bytes", scale, size_label(unit))
+    timed = _chart(run, "latency", headline_latency_ms, LATENCY_LABEL)
+    weighed = _chart(run, "size", lambda metrics: metrics["size_bytes"] / scale, size_label(unit))
     return [
         TradeOff("Accuracy against latency", f"{latency}.", timed),
         TradeOff("Accuracy against size", f"{size}.", weighed),
@@ -199,8 +204,8 @@ def byte_scale(sizes: Any) -> tuple[int, str]:
     return _BYTE_UNITS[name], name
 
 
-def _chart(run: RunRecord, name: str, key: str, scale: float, x_label: str) -> Markup:
-    points = [_point(run, stage, stage.metrics[key] / scale) for stage in run.stages]
+def _chart(run: RunRecord, name: str, figure: Callable[[dict[str, Any]], float], x_label: str) -> Markup:
+    points = [_point(run, stage, figure(stage.metrics)) for stage in run.stages]
     metric = run.last.metric
     title = f"{metric.name[0].upper()}{metric.name[1:]} of each stage's file against its {name}, with 95 % intervals"
     return scatter(points, f"chart-{name}", title, x_label, accuracy_label(metric))
@@ -211,7 +216,7 @@ def accuracy_label(metric: Metric) -> str:
     return f"{short_name(metric)}, %, with 95 % interval  (up is better)"
 
 
-LATENCY_LABEL = "latency of one image, median, ms  (left is better)"
+LATENCY_LABEL = "latency of one image, ms  (left is better)"
 
 
 def size_label(unit: str) -> str:
@@ -229,7 +234,7 @@ def describe_stage(stage: StageRecord) -> str:
     metrics = stage.metrics
     return (
         f"{stage.short}: {percent(stage.percent)} ({interval(*stage.percent_interval)}), "
-        f"{milliseconds(metrics['latency_ms_p50'])}, {size_text(metrics['size_bytes'])}"
+        f"{milliseconds(headline_latency_ms(metrics))}, {size_text(metrics['size_bytes'])}"
     )
 
 

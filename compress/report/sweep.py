@@ -15,6 +15,7 @@ from compress.report.stage_table import LATENCY_LABEL, TradeOff, accuracy_label,
 from compress.report.svg import Point, pareto_front, scatter
 from compress.report.verdict import interval, percent, signed, times_smaller, times_text
 from compress.utils.errors import UserError
+from compress.utils.latency import headline_latency_ms
 from compress.utils.metric import TOP1, Metric
 from compress.utils.units import count_text, setting_text, size_text, threads_text, three_digits
 
@@ -34,7 +35,7 @@ class SweepEntry:
 
     @property
     def latency_ms(self) -> float:
-        return self.run.last.metrics["latency_ms_p50"]
+        return headline_latency_ms(self.run.last.metrics)
 
     @property
     def size_bytes(self) -> int:

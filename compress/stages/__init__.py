@@ -201,6 +201,12 @@ STAGES = {
         followed_by=("quantize",),
         why_last="its exits and thresholds belong to the layers as they are",
     ),
+    "dynamic_width": Stage(
+        "compress.stages.dynamic_width:dynamic_width",
+        "given several widths",
+        followed_by=("quantize",),
+        why_last="its narrower networks and thresholds belong to the layers as they are",
+    ),
     "quantize": Stage(
         "compress.stages.quantize:quantize",
         "quantized",

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from compress.config.stage_settings import DistillConfig, EarlyExitConfig
+from compress.methods.conditional.calibrate import calibrate_exits
+from compress.methods.conditional.selection import set_choice
+from compress.methods.conditional.training import ends_loss
 from compress.methods.distillation.teacher_logits import require_teacher, teacher_function
-from compress.methods.early_exit.calibrate import calibrate_exits
-from compress.methods.early_exit.network import EarlyExitNetwork, set_choice
+from compress.methods.early_exit.network import EarlyExitNetwork
 from compress.methods.early_exit.places import Places
 from compress.methods.early_exit.shapes import ends_macs, exit_shapes
-from compress.methods.early_exit.training import ends_loss
 from compress.models.artifact import Artifact
 from compress.training.context import Context
 from compress.training.loop import TrainSettings, train
@@ -28,10 +29,11 @@ def early_exit(artifact: Artifact, config: EarlyExitConfig, context: Context) ->
     history = _train(network, config, context)
     record = {
         "exits": [asdict(shape) for shape in shapes],
+        "ends": [*({"after": shape.after} for shape in shapes), {"after": None}],
         "macs": ends_macs(chosen, shapes, classes, places.macs),
         "settings": asdict(config),
     }
-    choice, notes = calibrate_exits(network, record, context.data.val, context.device)
+    choice, notes = calibrate_exits(network.eval(), record, context.data.val, context.device)
     set_choice(network, choice.temperatures, choice.thresholds)
     return Artifact(network, artifact.spec.changed("early_exit", **record), notes=notes | {"history": history})
 

@@ -12,12 +12,12 @@ from torch.fx import GraphModule
 
 from compress.config.stage_settings import QuantizeConfig
 from compress.data.dataset import Split
+from compress.methods.conditional.calibrate import calibrate_exits
+from compress.methods.conditional.graph import GraphEnds
+from compress.methods.conditional.selection import set_choice
+from compress.methods.conditional.training import ends_loss
 from compress.methods.distillation.losses import teacher_loss
 from compress.methods.distillation.teacher_logits import require_teacher, teacher_function
-from compress.methods.early_exit.calibrate import calibrate_exits
-from compress.methods.early_exit.graph import GraphEnds
-from compress.methods.early_exit.network import set_choice
-from compress.methods.early_exit.training import ends_loss
 from compress.methods.quantization.correction import correct
 from compress.methods.quantization.cpu_target import WEIGHT_BITS, choose_target
 from compress.methods.quantization.equalization import Equalization
@@ -64,7 +64,7 @@ def quantize(artifact: Artifact, config: QuantizeConfig, context: Context) -> Ar
     calibrate(prepared, (to_device(images, context.device) for images, _ in samples.batches()))
     uncorrected = prepared if qat else copy.deepcopy(prepared)
     notes, left_out = ({}, []) if qat else _correct(prepared, equalization, samples, config, context)
-    exits = artifact.spec.early_exit
+    exits = artifact.spec.exits
     notes["history"] = _train(prepared, config, context, exits is not None) if qat else []
     for module in (prepared, uncorrected):
         module.cpu()

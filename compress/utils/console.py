@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from compress.utils.latency import headline_latency_ms
 from compress.utils.metric import metric_of
 from compress.utils.units import count_text, size_text
 
@@ -62,7 +63,7 @@ def print_summary(rows: list[dict]) -> None:
             f"{row['points_lost']:.2f}",
             count_text(metrics["macs"]),
             size_text(metrics["size_bytes"]),
-            f"{metrics['latency_ms_p50']:.2f}",
+            f"{headline_latency_ms(metrics):.2f}",
             f"{row['times_smaller']:.2f}x",
             f"{row['times_faster']:.2f}x",
         )
@@ -71,6 +72,11 @@ def print_summary(rows: list[dict]) -> None:
         f"{metric.label}, size and ms (one image, median) are those of each stage's model.onnx in\n"
         "ONNX Runtime; lost: points, smaller, faster: times, against the teacher's file\n"
     )
+    if exits := [row["stage"] for row in rows if "exits" in row["metrics"]]:
+        get_console().print(
+            f"{' and '.join(exits)}: ms and faster are means over test images,\nsome of which leave early; MACs are "
+            "those of one that goes to the end\n"
+        )
     for name, target in rows[-1]["metrics"]["targets"].items():
         size = size_text(target["size_bytes"])
         percent, latency_ms = target[f"{metric.key}_percent"], target["latency_ms_p50"]

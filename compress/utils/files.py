@@ -15,6 +15,7 @@ METRICS, PREDICTIONS, STAGE = "metrics.json", "predictions.safetensors", "stage.
 SENSITIVITY, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.html"
 OUTPUTS = "outputs.safetensors"  # the network's outputs for fixed images, checked when it is loaded
 PROFILE, EXAMPLES = "profile.json", "examples.safetensors"
+EXITS = "exits.safetensors"  # where each test image leaves a network with exits, and some easy and hard images
 TRAINING = "training.safetensors"  # the state of a stage under way; the name of its folder stands before it
 REPEATS, CONTROLS = "repeats.json", "controls.json"  # in a run's folder
 STATUS = "status.json"  # in a run's folder: that it is under way, or one of these states

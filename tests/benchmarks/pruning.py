@@ -63,6 +63,7 @@ class Job:
     seed: int
     epochs: int  # of distillation
     lr: float  # its peak; 0: the recipe's
+    batch_size: int  # of training; 0: the recipe's
     train_images: int  # 0: all
     commit: str
 
@@ -85,6 +86,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--refit", action="store_true", help="every importance and scope, without training")
     parser.add_argument("--train", type=int, default=0, metavar="EPOCHS", help="--ways through the whole recipe")
     parser.add_argument("--lr", type=float, default=0.0, help="the peak in --train; 0: the recipe's")
+    parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="of --train; 0: the recipe's")
     parser.add_argument("--ways", nargs="+", default=[], metavar="IMPORTANCE:SCOPE", help="of --refit: all")
     parser.add_argument("--best", choices=IMPORTANCES, help="--refit: the importance that sensitivity is tried with")
     parser.add_argument("--pruners", nargs="*", choices=PRUNERS, default=list(PRUNERS), help="torch-pruning's: all")
@@ -109,9 +111,10 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     inner, whole = ([f"{pruner}:{layers}" for pruner in options.pruners] for layers in (INNER, ALL))
     parts = {"refit": [BASELINE, *(options.ways or every), *inner, *whole]} if options.refit else {}
     parts |= {"train": [*options.ways, *inner]} if options.train else {}
+    training = (options.train, options.lr, options.batch_size)
     images, now = options.train_images, commit()
     return [
-        Job(part, way, share, seed, *(options.train, options.lr) if part == "train" else (0, 0.0), images, now)
+        Job(part, way, share, seed, *training if part == "train" else (0, 0.0, 0), images, now)
         for part, ways in parts.items()
         for share in options.shares
         for way in dict.fromkeys(ways)
@@ -136,6 +139,7 @@ def config_of(job: Job, options: argparse.Namespace) -> Config:
         f"seed={job.seed}",
     ]
     words += [f"distill.lr={job.lr}"] if job.lr else []
+    words += [f"data.batch_size={job.batch_size}"] if job.batch_size else []
     if not job.is_torch_pruning:
         importance, _, scope = job.way.partition(":")
         words += [f"prune.importance={importance}", f"prune.scope={scope}"]

@@ -10,7 +10,8 @@ from tests.benchmarks.headlines import bits
 from tests.benchmarks.rows import Row, by_series, machine_text
 
 BASELINE = "l1:local"  # that ways are compared with after the refit
-_SERIES = ("part", "epochs", "lr", "train_images", "commit")  # rows that differ in them are in tables of their own
+# Rows that differ in them are in tables of their own.
+_SERIES = ("part", "epochs", "lr", "batch_size", "train_images", "commit")
 _TITLES = {
     "refit": "Right after the cut, without training: top-1 of the float network, against l1:local at the same share",
     "train": "After {epochs} epochs of distillation with {lr}: top-1 of the int8 file, against the teacher",
@@ -26,6 +27,7 @@ def _table(rows: list[Row]) -> str:
     first, last = rows[0], rows[-1]
     teachers = {row["seed"]: 100 * float(teacher_bits(row).mean()) for row in rows if "error" not in row}
     lr = f"a learning rate of {first['lr']:g}" if first["lr"] else "the recipe's learning rate"
+    lr += f" and batches of {first['batch_size']}" if first["batch_size"] else ""
     lines = [_TITLES[first["part"]].format(epochs=first["epochs"], lr=lr)]
     if teachers:
         lines[0] += f"; the teacher has {mean_and_each(teachers.values())} %"

@@ -31,7 +31,7 @@ def right(wrong: int, first: int = 0) -> torch.Tensor:
 def row(way: str, seed: int, wrong: int, part: str = "refit", share: float = 0.25) -> dict:
     """A finished row of a network with so many mistakes, whose teacher has 10."""
     job = {"part": part, "way": way, "share": share, "seed": seed, "epochs": 0 if part == "refit" else 10}
-    job |= {"lr": 0.03 if job["epochs"] else 0.0}
+    job |= {"lr": 0.03, "batch_size": 32} if job["epochs"] else {"lr": 0.0, "batch_size": 0}
     machine = {"date": "today", "cpu": "a CPU", "cores": 2, "threads": 1, "jobs": 1}
     found = figures(right(wrong), right(10, first=100)) | {"macs_share": 0.248}
     return job | {"train_images": 0, "commit": "0123456789", "seconds": 3.0} | machine | found
@@ -78,10 +78,11 @@ def test_ways_that_are_unknown_or_missing_are_refused(
 
 def test_a_job_becomes_the_recipe_with_its_settings() -> None:
     options = parse(["--datasets", "DATA", "--threads", "1"])
-    config = config_of(Job("train", "taylor:sensitivity", 0.3, 7, 5, 0.03, 0, "0123456789"), options)
+    config = config_of(Job("train", "taylor:sensitivity", 0.3, 7, 5, 0.03, 32, 0, "0123456789"), options)
     assert (config.prune.importance, config.prune.scope) == ("taylor", "sensitivity")
     assert config.prune.target.asked() == {"macs_share": 0.3}
     assert (config.seed, config.distill.epochs, config.distill.lr, config.threads) == (7, 5, 0.03, 1)
+    assert config.data.batch_size == 32
     assert config.data.root == "DATA/cifar10/cifar10_lossless_subset.npz"
 
 
@@ -141,6 +142,7 @@ def test_trained_ways_are_compared_with_the_teacher_in_a_table_of_their_own() ->
     first, second = tables([row("l1:local", 0, 20), row("l1:local", 0, 10, part="train")]).split("\n\nAfter ")
     assert first.startswith("Right after the cut")
     assert second.startswith(
-        "10 epochs of distillation with a learning rate of 0.03: top-1 of the int8 file, against the teacher"
+        "10 epochs of distillation with a learning rate of 0.03 and batches of 32: top-1 of the int8 file, against "
+        "the teacher"
     )
     assert "| 95.00 (95.00) | +0.00 (" in second

@@ -17,7 +17,8 @@ from compress.utils.errors import UserError
 # The others train with the rounding.
 CALIBRATED = (
     "mobilenet_int8_ptq", "resnet56_cifar_int8", "resnet56_cifar_factorized_int8", "resnet56_cifar_search_int8",
-    "unlabelled_int8", "ssdlite_bccd_int8", "ssdlite_voc_int8",
+    "resnet56_cifar_early_exit_int8", "resnet56_cifar_dynamic_width_int8", "unlabelled_int8", "ssdlite_bccd_int8",
+    "ssdlite_voc_int8",
 )  # fmt: skip
 RECIPE_NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -73,7 +74,8 @@ def test_every_recipe_composes(recipe: str) -> None:
     config = composed(f"recipe={recipe}", "teacher.checkpoint=file.pth")
     smaller = {"factorized": "factorize", "search": "search_architecture"}
     stage = next((stage for word, stage in smaller.items() if word in recipe), "prune")
-    assert config.stages == ["teacher", stage, "distill", "quantize"]
+    exits = [name for name in ("early_exit", "dynamic_width") if name in recipe]
+    assert config.stages == (["teacher", *exits, "quantize"] if exits else ["teacher", stage, "distill", "quantize"])
     assert config.quantize.mode == ("ptq" if recipe in CALIBRATED else "qat")
 
 

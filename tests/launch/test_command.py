@@ -111,7 +111,7 @@ def test_a_process_ends_with_the_mistake(tmp_path: Path, arguments: list[str], p
         (["recipe=mobilenet_int8", "stages=[teacher,quantize,prune]"], ["quantize last"]),
         (
             ["recipe=mobilenet_int8", "stages=[teacher,shrink]"],
-            ["shrink", "teacher, prune, search_architecture, factorize, distill"],
+            ["shrink", "teacher, prune, search_architecture, factorize, distill, early_exit, dynamic_width, quantize"],
         ),
         (["recipe=mobilenet_int8", "teacher.model=resnet19"], ["teacher.model=resnet19", "mobilenet_v2"]),
         (["recipe=mobilenet_int8", "distill.student=nope"], ["distill.student=nope"]),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from compress.config.schema import Config
+from compress.config.stage_settings import DistillConfig
 from compress.data import load_data
 from compress.export import onnx as export
 from compress.methods.restore import restore
@@ -114,6 +115,33 @@ def test_a_network_that_is_rebuilt_otherwise_is_refused(tiny_config: Config, mon
     monkeypatch.setattr(trial, "restore", other)
     with pytest.raises(UserError, match=r"computes something else after it is rebuilt.*register_buffer"):
         attempt(tiny_config, Small(), ["teacher"])
+
+
+class Residual(nn.Module):
+    """A sum whose variance grows 17 times with each block, unless batch norm has the statistics of its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(4, 4, 3, 1, 1, bias=False), nn.BatchNorm2d(4)
+        nn.init.dirac_(self.convolution.weight)
+        nn.init.constant_(self.norm.weight, 4.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.norm(self.convolution(x))
+
+
+def test_losses_of_layers_do_not_overflow_on_a_deep_network_that_was_never_trained(
+    tiny_config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    """float32 cannot hold the squares of its outputs, until the one step of the teacher has moved batch norm."""
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, 1, 1), *(Residual() for _ in range(40)), head)
+    assert network.eval()(torch.ones(1, 1, 8, 8)).abs().max() > 1e20
+    config = replace(tiny_config, distill=DistillConfig(losses=["kd", "at", "rkd", "review"], epochs=1))
+    with caplog.at_level(logging.INFO):
+        attempt(config, network, ["teacher", "distill"])
+    assert PASSED in caplog.text
 
 
 def test_that_nothing_can_be_pruned_is_said(tiny_config: Config, caplog: pytest.LogCaptureFixture) -> None:

@@ -224,9 +224,15 @@ ORDERS = [
     ["teacher"],
     *(["teacher", second] for second in ("prune", "distill", "quantize")),
     ["teacher", "distill", "prune", "quantize"],
-    ["teacher", "factorize", "prune", "distill"],
+    ["teacher", "factorize", "prune", "distill", "dynamic_width"],
     ["teacher", "distill", "factorize", "quantize"],
+    ["teacher", "early_exit"],
+    *(["teacher", second, "early_exit"] for second in ("prune", "factorize")),
+    *(["teacher", second, "dynamic_width"] for second in ("prune", "factorize")),
 ]
+# The run of most tests here, and that of tests/stages/test_dynamic_width.py.
+ELSEWHERE = [["teacher", "prune", "distill", "quantize"], ["teacher", "dynamic_width", "quantize"]]
+EXITS = ("early_exit", "dynamic_width")  # one of them at most, and only quantize after it
 
 
 @pytest.mark.parametrize("stages", ORDERS, ids="-".join)
@@ -235,8 +241,10 @@ def test_every_pair_of_stages_composes(tiny_npz: Path, tmp_path: Path, stages: l
     config.stages, config.quantize.mode = stages, "ptq"
     summary = run_pipeline(config, tmp_path)
     assert [row["stage"][3:] for row in summary["stages"]] == stages
-    seen = {pair for order in [*ORDERS, list(STAGES)] for pair in pairwise(order)}
+    whole = [name for name in STAGES if name != "dynamic_width"]
+    seen = {pair for order in [*ORDERS, *ELSEWHERE, whole] for pair in pairwise(order)}
     possible = {(a, b) for a in STAGES for b in STAGES if a not in (b, "quantize") and b != "teacher"}
+    possible -= {(a, b) for a in EXITS for b in STAGES if b != "quantize"}
     assert seen == possible
 
 

@@ -162,8 +162,11 @@ INSIDE = {
     },
     "factorize": {"stages.factorize", "methods.factorization.refit", "methods.pruning.least_squares"},
     "distill": {"stages.distill", "methods.distillation.losses", "methods.restore", "training.pseudo_labels"},
+    "early_exit": {"stages.early_exit", "methods.conditional.thresholds", "methods.conditional.training"},
+    "dynamic_width": {"stages.dynamic_width", "methods.dynamic_width.channels", "methods.conditional.thresholds"},
     "quantize": {"stages.quantize", "methods.quantization.quantizer", "methods.quantization.sensitivity"},
 }
+COUNTING = ("prune", "search_architecture", "factorize", "dynamic_width")  # stages that count MACs
 OUTSIDE = ("launch", "pipeline", "report", "evaluation", "training.tensorboard", "utils.console", "config")
 
 
@@ -177,19 +180,16 @@ def test_a_key_holds_the_code_that_decides_the_result_and_no_other(name: str) ->
     files = code_files(*compute.computing_modules(name, name == "teacher", settings))
     names = {full.removeprefix("compress.") for full in files}
     assert names >= INSIDE[name] | {"export.onnx", "models.artifact"}
-    smaller = name in ("prune", "search_architecture", "factorize")
-    counted = {"evaluation", "evaluation.flops"} if smaller else set()  # a target counts MACs
-    counted |= {"config.distill_losses"} if name == "distill" else set()  # it reads weights from settings
+    counted = {"evaluation", "evaluation.flops"} if name in COUNTING else set()
+    # It reads the weights of losses and the names of teachers from settings.
+    counted |= {"config.distill_losses", "config.distill_teachers"} if name == "distill" else set()
     assert [part for part in OUTSIDE if covers(part, names - counted)] == []
     others = {other for other in STAGES if other != name}
     assert [other for other in others if f"stages.{other}" in names] == []
-    methods = {
-        "search_architecture": {"pruning", "architecture_search"},
-        "prune": {"pruning"},
-        "factorize": {"pruning"},
-    }
-    rebuilt = {"factorization", "quantization"} if name != "teacher" else set()  # by `restore`
-    foreign = {"pruning", "factorization", "quantization", "architecture_search"} - methods.get(name, set()) - rebuilt
+    methods = {key: {"pruning"} for key in COUNTING} | {"search_architecture": {"pruning", "architecture_search"}}
+    rebuilt = {"factorization", "early_exit", "dynamic_width", "quantization"}  # by `restore`
+    allowed = methods.get(name, set()) | (rebuilt if name != "teacher" else set())
+    foreign = {"pruning", "architecture_search", *rebuilt} - allowed
     assert [method for method in foreign if covers(f"methods.{method}", names)] == []
 
 

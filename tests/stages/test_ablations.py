@@ -118,6 +118,6 @@ def test_what_comes_before_the_smaller_shape_stays_in_all_controls(config: Confi
         distill=DistillConfig(student="resnet20", student_image_size=16),
         prune=PruneConfig(scope="global", steps=2),
     )
-    unfit = {name: ablation.unfit(config) for name, ablation in ABLATIONS.items()}
-    assert unfit == dict.fromkeys(ABLATIONS, "") | {"uniform_architecture": "no architecture is searched"}
+    unfit = [name for name, ablation in ABLATIONS.items() if ablation.unfit(config)]
+    assert unfit == ["uniform_architecture"]
     assert ABLATIONS["dense_from_scratch"].change(config).stages == config.stages

@@ -38,9 +38,11 @@ _BETTER = {
     MINIMIZE: (
         "latency_ms_p50",
         "latency_ms_p95",
+        "latency_ms_mean",
         "size_bytes",
         "params",
         "macs",
+        "mean_macs",
         "loss",
         "peak_memory_bytes",
         "energy_joule_per_image",
@@ -68,7 +70,10 @@ _ACCURACIES = (
 )
 _ON_TEST = (*(name for name in _ACCURACIES if name not in _ON_VALIDATION), "loss")
 
-_TIMES = ("latency_ms_p50", "latency_ms_p95", "throughput_images_per_s", "speedup_vs_teacher", "speedup_vs_onnx")
+_TIMES = (
+    *("latency_ms_p50", "latency_ms_p95", "latency_ms_mean"),
+    *("throughput_images_per_s", "speedup_vs_teacher", "speedup_vs_onnx"),
+)
 
 _NUMBER = r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?"
 

@@ -50,8 +50,9 @@ def dkd(logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: flo
 def dist(logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Returns T^2 (inter + intra), each 1 minus a mean correlation (Huang et al. 2022, arXiv:2205.10536, section 3).
 
-    Inter correlates the two softmaxes at T over the classes of each image, and intra over the images of each class. In
-    a batch of one image intra is 1 and has no gradient.
+    Inter correlates the two softmaxes at T over the classes of each image, and intra over the images of each class;
+    both weigh 1 (beta and gamma), as in the authors' code (lib/models/losses/dist_kd.py of
+    github.com/hunto/image_classification_sota). In a batch of one image intra is 1 and has no gradient.
     """
     student, teacher = (logits / temperature).softmax(1), (teacher_logits.detach() / temperature).softmax(1)
     inter = 1 - _row_correlations(student, teacher).mean()
@@ -81,7 +82,8 @@ class LogitLoss:
     temperature: float
 
 
-# The labels' cross-entropy has weight 0.1 beside kd, kd_standardized and mlkd, and 1 beside dkd and dist.
+# The labels' cross-entropy has weight 0.1 beside kd, kd_standardized and mlkd, and 1 beside dkd and dist: to have that
+# ratio, these two need alpha = 0.5. The figures of dist are in its authors' dist_cifar.yaml (kd_loss_weight, dist_t4).
 LOGIT_LOSSES = {
     "kd": LogitLoss(kd, weight=0.9, temperature=4.0),
     "kd_standardized": LogitLoss(kd_standardized, weight=9.0, temperature=2.0),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -16,6 +17,31 @@ from compress.utils.errors import UserError
 TeacherFn = Callable[[Batch], torch.Tensor]  # -> the teacher's logits (N, K), float32, without gradients
 
 
+@dataclass(frozen=True)
+class MixedBatch:
+    """A batch in which each image is made of two; the first has `share` of it, `other_labels` are the second's."""
+
+    batch: Batch
+    other_labels: torch.Tensor | None = None  # (N, ...); None: nothing is mixed
+    share: float = 1.0
+
+    def over_labels(self, loss: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Returns the loss of labels (N, ...), mixed as the images are."""
+        if self.other_labels is None:
+            return loss(self.batch.labels)
+        return self.share * loss(self.batch.labels) + (1 - self.share) * loss(self.other_labels)
+
+
+def softened(
+    logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float, weight: float, task: Task
+) -> torch.Tensor:
+    """Returns `weight` T^2 distance(teacher, student), a mean over the images; both logits (N, K) are softened by T.
+
+    T^2 keeps the size of the gradients as T changes (Hinton et al. 2015, section 2).
+    """
+    return weight * temperature**2 * task.distance(logits, teacher_logits, temperature).mean()
+
+
 def distillation(
     logits: torch.Tensor,
     teacher_logits: torch.Tensor,
@@ -24,12 +50,8 @@ def distillation(
     alpha: float,
     task: Task = CLASSIFICATION,
 ) -> torch.Tensor:
-    """Returns alpha T^2 distance(teacher, student), both softened by T, plus (1 - alpha) times the task's loss.
-
-    Logits are (N, K). T^2 keeps the size of the gradients as T changes (Hinton et al. 2015, section 2).
-    """
-    soft = task.distance(logits, teacher_logits, temperature).mean()
-    return alpha * temperature**2 * soft + (1 - alpha) * task.loss(logits, labels)
+    """Returns `softened` logits (N, K) with the weight alpha, plus (1 - alpha) times the task's loss of the labels."""
+    return softened(logits, teacher_logits, temperature, alpha, task) + (1 - alpha) * task.loss(logits, labels)
 
 
 def label_loss(smoothing: float, task: Task = CLASSIFICATION) -> LossFn:
@@ -50,16 +72,31 @@ def relative_error(features: torch.Tensor, teacher_features: torch.Tensor) -> to
 
 
 def teacher_loss(teacher_fn: TeacherFn, temperature: float, alpha: float, task: Task = CLASSIFICATION) -> LossFn:
-    """Returns the loss of a network that learns from a teacher's logits (N, K), which `teacher_fn` computes.
+    """Returns the loss `distillation` of a network that learns from the logits which `teacher_fn` computes."""
+
+    def compare(logits: torch.Tensor, teacher_logits: torch.Tensor, mixed: MixedBatch) -> torch.Tensor:
+        return distillation(logits, teacher_logits, mixed.batch.labels, temperature, alpha, task)
+
+    return compared_with_teacher(teacher_fn, compare, task)
+
+
+def compared_with_teacher(
+    teacher_fn: TeacherFn,
+    compare: Callable[[torch.Tensor, torch.Tensor, MixedBatch], torch.Tensor],
+    task: Task,
+    mix: Callable[[Batch], MixedBatch] = MixedBatch,
+) -> LossFn:
+    """Returns the loss of a network by its logits, its teacher's (N, K) each, and the batch that `mix` made of images.
 
     All is computed in float32, whatever the networks' precision.
     """
     student = TrainOutputs(task.output_dims)
 
     def loss(network: nn.Module, examples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        teacher_logits = teacher_fn(examples)
-        logits = student.logits(network, examples.images)
-        return distillation(logits, teacher_logits, examples.labels, temperature, alpha, task), logits
+        mixed = mix(examples)
+        teacher_logits = teacher_fn(mixed.batch)
+        logits = student.logits(network, mixed.batch.images)
+        return compare(logits, teacher_logits, mixed), logits
 
     return loss
 

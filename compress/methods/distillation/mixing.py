@@ -1,7 +1,6 @@
 """Mixes the images of a batch in pairs; the teacher answers the mixed images (Beyer et al. 2022, arXiv:2106.05237)."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,21 +8,7 @@ from torch import Tensor
 
 from compress.config.schema import TrainConfig
 from compress.data.dataset import Batch
-
-
-@dataclass(frozen=True)
-class MixedBatch:
-    """A batch in which each image is made of two; the first has `share` of it, `other_labels` are the second's."""
-
-    batch: Batch
-    other_labels: Tensor | None = None  # (N, ...); None: nothing is mixed
-    share: float = 1.0
-
-    def over_labels(self, loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """Returns the loss of labels (N, ...), mixed as the images are."""
-        if self.other_labels is None:
-            return loss(self.batch.labels)
-        return self.share * loss(self.batch.labels) + (1 - self.share) * loss(self.other_labels)
+from compress.methods.distillation.losses import MixedBatch
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,15 @@
 from dataclasses import dataclass, field
 from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.data.dataset import Batch
 from compress.methods.distillation.feature_terms import FeatureTerms
 from compress.methods.distillation.logit_losses import LOGIT_LOSSES
-from compress.methods.distillation.losses import TeacherFn
-from compress.methods.distillation.mixing import MixedBatch, Mixing
+from compress.methods.distillation.losses import MixedBatch, TeacherFn, compared_with_teacher, softened
+from compress.methods.distillation.mixing import Mixing
 from compress.tasks import CLASSIFICATION, Task
 from compress.training.step import LossFn
-from compress.training.train_outputs import TrainOutputs
 
 _WEIGH_ALPHA = ("kd", "mlkd")  # published with a weight beside 1 minus it of the labels, which is `alpha` here
 
@@ -41,22 +40,21 @@ def student_loss(
     """Returns the loss of a student that learns from a teacher's logits (N, K), which `teacher_fn` computes.
 
     It is (1 - alpha) times the loss of the labels, plus alpha times the weighted losses of the outputs, plus the
-    weighted losses of layers. All is computed in float32, whatever the networks' precision.
+    weighted losses of layers.
     """
     features, mix = feature_terms or FeatureTerms(), mixing or Mixing()
-    student = TrainOutputs(task.output_dims)
 
-    def loss(network: nn.Module, examples: Batch) -> tuple[Tensor, Tensor]:
+    def start(examples: Batch) -> MixedBatch:
         features.clear()
-        mixed = mix(examples)
-        teacher_logits = teacher_fn(mixed.batch)
-        logits = student.logits(network, mixed.batch.images)
+        return mix(examples)
+
+    def compare(logits: Tensor, teacher_logits: Tensor, mixed: MixedBatch) -> Tensor:
         value = _outputs_loss(logits, teacher_logits, mixed, logit_terms, task)
         for term in features.values():
             value = value + term
-        return value, logits
+        return value
 
-    return loss
+    return compared_with_teacher(teacher_fn, compare, task, start)
 
 
 def _outputs_loss(logits: Tensor, teacher_logits: Tensor, mixed: MixedBatch, terms: LogitTerms, task: Task) -> Tensor:
@@ -65,14 +63,13 @@ def _outputs_loss(logits: Tensor, teacher_logits: Tensor, mixed: MixedBatch, ter
     value = (1 - alpha) * mixed.over_labels(lambda labels: task.loss(logits, labels))
     for name, weight in terms.weights.items():
         if name == "kd":  # the task's own distance, so that it fits labels and boxes, too
-            soft = task.distance(logits, teacher_logits, temperature).mean()
-            value = value + alpha * weight * temperature**2 * soft
+            value = value + softened(logits, teacher_logits, temperature, alpha * weight, task)
         else:
-            compare = partial(_softened, name, logits, teacher_logits, temperature)
+            compare = partial(_named, name, logits, teacher_logits, temperature)
             soft = mixed.over_labels(compare)
             value = value + alpha * weight * soft
     return value
 
 
-def _softened(name: str, logits: Tensor, teacher_logits: Tensor, temperature: float, labels: Tensor) -> Tensor:
+def _named(name: str, logits: Tensor, teacher_logits: Tensor, temperature: float, labels: Tensor) -> Tensor:
     return LOGIT_LOSSES[name].loss(logits, teacher_logits, labels, temperature)

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress.config.distill_teachers import OWN, check_teachers
 from compress.utils.errors import UserError
 from compress.utils.files import MODEL, SPEC, STAGE, digest_of_file, read_json
-
-OWN = "teacher"  # the run's own teacher, among the names
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,13 @@ def find_teacher(name: str) -> TeacherFiles:
 
     Raises UserError for a path that does not exist, for a folder without such a stage, and for a quantized one.
     """
+    check_teachers([name])
     if name == OWN:
         return TeacherFiles(name)
     path = Path(name)
     if path.is_file():
         return TeacherFiles(name, checkpoint=path)
     received = f"distill.teachers with {name}"
-    if not path.is_dir():
-        raise UserError(
-            f"{received}, which does not exist",
-            f"run folders, stage folders, checkpoint files, or {OWN}",
-            "mend the path; a file that moved has another one",
-        )
     if (path / STAGE).is_file():
         if _is_quantized(path):
             raise UserError(f"{received}, a quantized stage", "a float network", "name a stage before quantize")

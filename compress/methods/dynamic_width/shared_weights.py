@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from compress.methods.conditional.selection import select
 from compress.methods.dynamic_width.channels import Narrower
+from compress.methods.dynamic_width.network import DynamicWidthNetwork, WidthExit
 from compress.training.train_outputs import find_logits
 
 _NORMS = (
@@ -22,10 +24,11 @@ _NORMS = (
 
 
 class SharedWeights(nn.Module):
-    """Images (N, C, H, W) -> the logits (N, K) of each width, the narrowest first.
+    """In train mode: images (N, C, H, W) -> the logits (N, K) of each width, the narrowest first.
 
-    The narrower networks have no weights of their own but those of norms: all others are the places that
-    `Narrower.places` names of the widest network's, to which their gradients go.
+    In eval mode it selects among them, as the network that is made of it. The narrower networks have no weights of
+    their own but those of norms: all others are the places that `Narrower.places` names of the widest network's, to
+    which their gradients go.
     """
 
     def __init__(self, network: nn.Module, narrower: Sequence[Narrower]):
@@ -33,6 +36,7 @@ class SharedWeights(nn.Module):
         super().__init__()
         self.network = network
         self.narrower = nn.ModuleList(narrow.network for narrow in narrower)
+        self.exits = nn.ModuleList(WidthExit() for _ in narrower)
         own = {name for name, module in network.named_modules() if isinstance(module, _NORMS)}
         self._places = [
             {name: at for name, at in narrow.places.items() if name.rpartition(".")[0] not in own}
@@ -43,19 +47,20 @@ class SharedWeights(nn.Module):
                 module, _, leaf = name.rpartition(".")
                 narrow.get_submodule(module)._parameters[leaf] = None
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Returns the logits of all widths."""
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Returns the logits of all widths in train mode, and the chosen ones in eval mode."""
         outputs = [functional_call(narrow, self._taken(at), (images,)) for at, narrow in enumerate(self.narrower)]
-        return tuple(find_logits(output) for output in (*outputs, self.network(images)))
+        ends = tuple(find_logits(output) for output in (*outputs, self.network(images)))
+        return ends if self.training else select(ends, self.exits)
 
     @torch.no_grad()
-    def separate(self) -> tuple[list[nn.Module], nn.Module]:
-        """Returns the narrower networks, each with weights of its own, and the widest one; it cannot be used after."""
+    def separate(self) -> DynamicWidthNetwork:
+        """Returns a network of the same widths, each with weights of its own; this one cannot be used any more."""
         for at, narrow in enumerate(self.narrower):
             for name, value in self._taken(at).items():
                 module, _, leaf = name.rpartition(".")
                 narrow.get_submodule(module)._parameters[leaf] = nn.Parameter(value.clone())
-        return list(self.narrower), self.network
+        return DynamicWidthNetwork(list(self.narrower), self.network)
 
     def _taken(self, at: int) -> dict[str, Tensor]:
         """Returns the shared weights of a narrower network, by name."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.methods.conditional.selection import INITIAL_THRESHOLD, confident, select
+from compress.models.cifar_resnet import BasicBlock
 from compress.training.train_outputs import find_logits
-
-_INITIAL_THRESHOLD = 0.9  # while exits train, so that validation shows a mix of them
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,16 @@ class ExitShape:
     after: str  # the module of the network whose output it reads
     in_channels: int
     channels: int  # of each of its convolutions
-    convolutions: int
+    convolutions: int  # 3x3, with `stride`
+    stride: int
+    blocks: int  # residual blocks of two more after them
 
 
 class Exit(nn.Module):
-    """Convolutions with stride 2, global pooling and a linear layer, as in MSDNet (Huang et al. 2018, section 4).
+    """Convolutions, residual blocks, global pooling and a linear layer.
+
+    Without the blocks it is the classifier of MSDNet (Huang et al. 2018, section 4). They make up for the few layers
+    before an early exit, and on a map that strides have made small they take little time.
 
     `temperature` divides its logits so that their softmax is calibrated; an image leaves if the probability of its
     likeliest class is at least `threshold`.
@@ -35,13 +40,14 @@ class Exit(nn.Module):
         self.features = nn.Sequential()
         width = shape.in_channels
         for _ in range(shape.convolutions):
-            convolution = nn.Conv2d(width, shape.channels, 3, 2, 1, bias=False)
+            convolution = nn.Conv2d(width, shape.channels, 3, shape.stride, 1, bias=False)
             self.features.extend([convolution, nn.BatchNorm2d(shape.channels), nn.ReLU()])
             width = shape.channels
+        self.features.extend([BasicBlock(width, width, 1) for _ in range(shape.blocks)])
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(width, classes)
         self.register_buffer("temperature", torch.tensor(1.0))
-        self.register_buffer("threshold", torch.tensor(_INITIAL_THRESHOLD))
+        self.register_buffer("threshold", torch.tensor(INITIAL_THRESHOLD))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits (N, K) of maps (N, C, H, W)."""
@@ -49,7 +55,7 @@ class Exit(nn.Module):
 
     def confident(self, logits: Tensor) -> Tensor:
         """Returns whether an image leaves, (N, 1), from the exit's logits (N, K)."""
-        return (logits / self.temperature).softmax(1).amax(1, keepdim=True) >= self.threshold
+        return confident(logits, self.temperature, self.threshold)
 
 
 class EarlyExitNetwork(nn.Module):
@@ -63,7 +69,7 @@ class EarlyExitNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.exits = nn.ModuleList(Exit(shape, classes) for shape in shapes)
-        self._after = [shape.after for shape in shapes]
+        self.shapes = list(shapes)
 
     def ends(self, images: Tensor) -> list[Tensor]:
         """Returns the logits (N, K) of each exit, in order, and last those of the end."""
@@ -73,8 +79,8 @@ class EarlyExitNetwork(nn.Module):
             found.append(exit(output))  # at once: a later layer may change its input in place
 
         hooks = [
-            self.network.get_submodule(name).register_forward_hook(partial(leave, exit))
-            for name, exit in zip(self._after, self.exits, strict=True)
+            self.network.get_submodule(shape.after).register_forward_hook(partial(leave, exit))
+            for shape, exit in zip(self.shapes, self.exits, strict=True)
         ]
         try:
             end = find_logits(self.network(images))
@@ -86,21 +92,9 @@ class EarlyExitNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Returns the chosen logits in eval mode, and those of all ends in train mode."""
         ends = self.ends(images)
-        if self.training:
-            return tuple(ends)
-        *early, chosen = ends
-        for exit, logits in reversed(list(zip(self.exits, early, strict=True))):
-            chosen = torch.where(exit.confident(logits), logits, chosen)
-        return chosen
+        return tuple(ends) if self.training else select(ends, self.exits)
 
 
 def rebuild_early_exit(network: nn.Module, exits: list[dict[str, Any]], classes: int) -> EarlyExitNetwork:
     """Adds exits without trained values; `exits` has the fields of each `ExitShape`."""
     return EarlyExitNetwork(network, [ExitShape(**record) for record in exits], classes).eval()
-
-
-def set_choice(network: nn.Module, temperatures: Sequence[float], thresholds: Sequence[float]) -> None:
-    """Writes the temperature and the threshold of each exit into a network with exits, or its captured graph."""
-    for at, (temperature, threshold) in enumerate(zip(temperatures, thresholds, strict=True)):
-        network.get_buffer(f"exits.{at}.temperature").fill_(temperature)
-        network.get_buffer(f"exits.{at}.threshold").fill_(threshold)

@@ -1,4 +1,4 @@
-"""Chooses the thresholds of a trained network with exits on validation images, and says what they come to."""
+"""Chooses the thresholds of a trained network with several ends on validation images, and says what they come to."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,26 +7,26 @@ import torch
 from torch import Tensor
 
 from compress.data.dataset import Split
-from compress.methods.early_exit.graph import GraphEnds
-from compress.methods.early_exit.network import EarlyExitNetwork
-from compress.methods.early_exit.thresholds import Choice, choose
+from compress.methods.conditional.selection import Ends
+from compress.methods.conditional.thresholds import Choice, choose
 from compress.utils.tensors import to_device
 
 
 def calibrate_exits(
-    network: EarlyExitNetwork | GraphEnds, record: dict[str, Any], val: Split, device: torch.device
+    network: Ends, record: dict[str, Any], val: Split, device: torch.device
 ) -> tuple[Choice, dict[str, Any]]:
     """Returns temperatures and thresholds for `network`, in eval mode on `device`, and notes on what they come to.
 
-    `record` is that of the stage in model.json: it has the MACs of each end, and the points that may be lost.
+    `record` is that of the stage in model.json: it names the ends, and has the MACs of an image up to each and the
+    points that may be lost.
     """
-    ends = _split_ends(network.eval(), val, device)
+    ends = _split_ends(network, val, device)
     choice = choose(ends, val.labels, record["macs"], record["settings"]["max_drop_points"])
-    return choice, {"early_exit": _notes(choice, ends, val.labels, record)}
+    return choice, {"exits": _notes(choice, ends, val.labels, record)}
 
 
 @torch.no_grad()
-def _split_ends(network: EarlyExitNetwork | GraphEnds, split: Split, device: torch.device) -> list[Tensor]:
+def _split_ends(network: Ends, split: Split, device: torch.device) -> list[Tensor]:
     """Returns the logits (N, K) of all ends on all images of `split`, float32 on the CPU."""
     batches = [network.ends(to_device(images, device)) for images, _ in split.batches()]
     return [torch.cat(parts).float().cpu() for parts in zip(*batches, strict=True)]
@@ -41,7 +41,7 @@ def _notes(choice: Choice, ends: Sequence[Tensor], labels: Tensor, record: dict[
         last = at == len(choice.thresholds)
         rows.append(
             {
-                "after": None if last else record["exits"][at]["after"],
+                **record["ends"][at],
                 "macs": macs,
                 "temperature": None if last else choice.temperatures[at],
                 "threshold": None if last else choice.thresholds[at],
