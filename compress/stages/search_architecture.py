@@ -66,6 +66,8 @@ def search_architecture(artifact: Artifact, config: SearchArchitectureConfig, co
     changed = {name: width for name, width in after.items() if width != before[name]}
     record = {"widths": changed, "settings": asdict(config), "kept_filters": kept}
     spec = artifact.spec.changed("search_architecture", **candidate.changes(), **record)
+    if candidate.input_size:
+        spec = spec.changed("resize_input", size=[candidate.input_size] * 2)
     return Artifact(network, spec, left_out, notes)
 
 
@@ -76,7 +78,8 @@ def _search(network: nn.Module, config: SearchArchitectureConfig, context: Conte
     whole = Whole(read_widths(network), macs, params)
     trials = make_trials(network, whole, context, config.reconstruction_samples, config.target)
     of_file = config.target.asked_of_file()
-    space = SearchSpace(network, example, config.round_to, FEW_WIDTHS if of_file else MOST_WIDTHS)
+    few = FEW_WIDTHS if of_file else MOST_WIDTHS
+    space = SearchSpace(network, example, config.round_to, few, config.input_sizes)
     scores = known_scores(space.prunable, score_channels(space.prunable, config.importance, trials.labelled))
     judged = judged_images(context.data, config.reconstruction_samples, context.seed, context.device)
     budget = budget_of(space, config.target.asked(), trials)

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from optuna import Study
@@ -11,11 +12,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 _GENERATION = 10  # NSGA-II's population; its default, 50, is more than most searches can afford
 
-_SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
-    "tpe": lambda seed, generation: TPESampler(seed=seed),
-    "gp": lambda seed, generation: GPSampler(seed=seed),
-    "nsgaii": lambda seed, generation: NSGAIISampler(seed=seed, population_size=generation),
-    "random": lambda seed, generation: RandomSampler(seed=seed),
+_SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
+    "tpe": TPESampler,
+    "gp": GPSampler,
+    "nsgaii": partial(NSGAIISampler, population_size=_GENERATION),
+    "random": RandomSampler,
 }
 
 
@@ -26,13 +27,13 @@ class NumberedSampler(BaseSampler):
     process on the same study.
     """
 
-    def __init__(self, name: str, seed: int, generation: int = _GENERATION):
-        """Takes the `generation` of NSGA-II: the number of trials whose best are the parents of the next."""
-        self._make, self._seed, self._generation = _SAMPLERS[name], seed, generation
-        self._sampler = self._make(seed, generation)
+    def __init__(self, name: str, seed: int, **options: Any):
+        """Takes the options of Optuna's sampler."""
+        self._make, self._seed = partial(_SAMPLERS[name], **options), seed
+        self._sampler = self._make(seed=seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._sampler = self._make(zlib.crc32(f"{self._seed} {trial.number}".encode()), self._generation)
+        self._sampler = self._make(seed=zlib.crc32(f"{self._seed} {trial.number}".encode()))
         self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

@@ -24,7 +24,7 @@ from compress.utils.errors import UserError
 from compress.utils.files import METRICS, SPEC, STAGE, read_json
 from tests.stages.taught import taught
 
-QUICK = SearchArchitectureConfig(round_to=2, trials=40, reconstruction_samples=48, fine_tune_epochs=0)
+QUICK = SearchArchitectureConfig(round_to=2, trials=30, reconstruction_samples=48, fine_tune_epochs=0)
 
 
 @pytest.fixture
@@ -153,8 +153,15 @@ def test_targets_out_of_reach_name_what_can_be_reached(context: Context, scored:
     ):
         searched(context, replace(asking(macs_share=0.01), round_to=8))
     assert not scored
-    with pytest.raises(UserError, match=r"max_drop_points=0 with limits on costs, within which .* loses \d+\.\d\d"):
-        searched(context, asking(macs_share=0.03, max_drop_points=0))
+
+
+def test_a_network_within_the_limits_that_loses_too_much_is_refused(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    percents = iter([90.0, *[80.0] * 100])  # of the whole network, and of each that is scored in full
+    monkeypatch.setattr(type(context.task), "score", lambda *_: next(percents))
+    with pytest.raises(UserError, match=r"max_drop_points=5 with limits on costs, within which .* loses 10\.00 points"):
+        searched(context, asking(macs_share=0.5, max_drop_points=5))
 
 
 def test_shared_weights_are_trained_once_and_fit_sub_networks_without_a_refit(context: Context, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from compress.config.stage_settings import FILE_LIMITS
 from compress.methods.architecture_search.candidate import Candidate
 from compress.methods.architecture_search.space import SearchSpace
 from compress.methods.pruning.cost import Cost, Widths
@@ -54,7 +55,8 @@ def budget_of(space: SearchSpace, asked: dict[str, float], trials: Trials) -> Bu
     if missed:
         raise unreachable("search_architecture", "a lower search_architecture.round_to", asked, missed)
     for limit in limits:
-        limit.cost.prepare(space.options())
+        if limit.name in FILE_LIMITS:  # what has to be measured is measured at once
+            limit.cost.prepare(space.options())
     return Budget(limits, _LEVELS)
 
 

@@ -1,5 +1,6 @@
 """Says what sub-networks are worth without training them: cut, refitted or recalibrated, and compared on images."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +28,8 @@ class Scorer:
         """Keeps the channels with the highest `scores` (channels,) of each group; `judged` is (N, C, H, W)."""
         self._space, self._scores, self._trials, self._judged = space, scores, trials, judged
         self._expected = self._outputs(space.network)
-        self._reference: Reference | None = None
+        self._references: dict[int | None, Reference] = {}
+        self._resized: dict[int, nn.Module] = {}
         self.shared = False  # whether the network was trained so that its sub-networks work with its weights
 
     def quick(self, candidate: Candidate) -> float:
@@ -37,9 +39,10 @@ class Scorer:
         if self.shared:
             recalibrate(network, images)
         else:
-            if self._reference is None:
-                self._reference = Reference(self._space.network, images)
-            self._reference.refitted_outputs(network, kept)
+            size = candidate.input_size
+            if size not in self._references:
+                self._references[size] = Reference(self._whole(size), images)
+            self._references[size].refitted_outputs(network, kept)
         return self.distance(network)
 
     def finished(self, candidate: Candidate) -> tuple[nn.Module, Kept]:
@@ -48,7 +51,8 @@ class Scorer:
         With shared weights it is recalibrated, where that comes nearer to the outputs.
         """
         network, kept = self._space.build(candidate, self._scores)
-        reconstruct(network, self._space.network, kept, self._trials.images(), every=True)
+        whole = self._whole(candidate.input_size)
+        reconstruct(network, whole, kept, self._trials.images(), every=True)
         if not self.shared:
             return network, kept
         other, _ = self._space.build(candidate, self._scores)
@@ -59,6 +63,17 @@ class Scorer:
     def distance(self, network: nn.Module) -> float:
         """Returns the mean distance of a network's outputs."""
         return self._trials.distance(self._outputs(network), self._expected).mean().item()
+
+    def _whole(self, input_size: int | None) -> nn.Module:
+        """Returns the whole network, to whose values on images of that size candidates are refitted."""
+        if input_size is None:
+            return self._space.network
+        if input_size not in self._resized:
+            network = copy.deepcopy(self._space.network)
+            self._space.resize(network, input_size)
+            recalibrate(network, self._trials.images())
+            self._resized[input_size] = network
+        return self._resized[input_size]
 
     @torch.no_grad()
     def _outputs(self, network: nn.Module) -> Tensor:

@@ -12,6 +12,7 @@ from compress.methods.architecture_search.candidate import Candidate
 from compress.methods.architecture_search.space import SearchSpace
 from compress.methods.pruning.channel_groups import ChannelGroup
 from compress.methods.pruning.least_squares import is_depthwise
+from compress.models.input_size import set_input_size
 from compress.models.sub_network import cut_padding
 
 
@@ -54,7 +55,7 @@ class SharedWeights:
             for layer in {*kept, *kernels, *self._with_statistics}
             for name, value in self._tensors(layer)
         }
-        with self._shaped(candidate, kept):
+        with self._shaped(candidate, kept), self._resizing(candidate, images):
             return functional_call(self._network, tensors, (images,))
 
     def _tensors(self, layer: str) -> Iterator[tuple[str, Tensor]]:
@@ -84,6 +85,17 @@ class SharedWeights:
             rim = (value.shape[-1] - kernel) // 2
             value = value[..., rim : rim + kernel, rim : rim + kernel]
         return value if value.requires_grad else value.clone()
+
+    @contextmanager
+    def _resizing(self, candidate: Candidate, images: Tensor) -> Iterator[None]:
+        """Lets the network resize its images in a block, where the sub-network does."""
+        before = self._network._forward_pre_hooks.copy()
+        if candidate.input_size:
+            set_input_size(self._network, tuple(images.shape[1:]), (candidate.input_size, candidate.input_size))
+        try:
+            yield
+        finally:
+            self._network._forward_pre_hooks = before
 
     @contextmanager
     def _shaped(self, candidate: Candidate, kept: dict[str, dict[int, Tensor]]) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Finds what can change in a network, and builds sub-networks: narrower, with fewer blocks, with smaller kernels."""
+"""Finds what can change in a network, and builds sub-networks: fewer channels or blocks, smaller kernels or images."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +11,10 @@ from compress.methods.pruning.channel_groups import ChannelGroup, Kept, Prunable
 from compress.methods.pruning.cost import Cost, macs_cost, params_cost
 from compress.methods.pruning.receptive import computes_weight
 from compress.models.graph.residual_blocks import residual_blocks
+from compress.models.input_size import resize_input, set_input_size
 from compress.models.layer_calls import LAYERS, layer_calls
 from compress.models.sub_network import cut_kernels, kernel_sizes, replace_by_identities
+from compress.utils.errors import UserError
 
 MOST_WIDTHS = 32  # of a group: finer ones save less than a layer's kernels can use
 FEW_WIDTHS = 8  # where each pair of them has to be timed
@@ -34,12 +36,23 @@ class WidthGroup:
 
 
 class SearchSpace:
-    """The sub-networks of a network. Layers with another kernel count as layers of other names, as costs see them."""
+    """The sub-networks of a network.
 
-    def __init__(self, network: nn.Module, example: Tensor, round_to: int = 1, most_widths: int = MOST_WIDTHS):
+    Layers with another kernel, or on images of another size, count as layers of other names, as costs see them.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        example: Tensor,
+        round_to: int = 1,
+        most_widths: int = MOST_WIDTHS,
+        input_sizes: Sequence[int] = (),
+    ):
         """Traces `network` on `example` (1, C, H, W).
 
-        Widths will be multiples of `round_to`, and each group of channels has at most `most_widths` of them.
+        Widths will be multiples of `round_to`, and each group of channels has at most `most_widths` of them. Raises
+        UserError for an input size, pixels a side, that the network does not accept, or that is not smaller than its.
         """
         self.network, self.example, self._most_widths = network, example, most_widths
         self.prunable = PrunableNetwork(network, example, round_to)
@@ -51,8 +64,12 @@ class SearchSpace:
             for name, calls in self.calls.items()
             if calls and (sizes := kernel_sizes(network.get_submodule(name))) and not _computes(network, name)
         }
+        self.input_sizes = sorted(set(input_sizes))
         self._layer_of: dict[str, str] = {}
-        self.twin = self._twin()
+        self.twin = nn.Module()  # has the layers that may take the place of others
+        self._add_variants(network, None)
+        for size in self.input_sizes:
+            self._add_variants(_resized(network, example, size), size)
 
     @property
     def whole(self) -> Candidate:
@@ -63,10 +80,15 @@ class SearchSpace:
     def smallest(self) -> Candidate:
         """Returns the smallest sub-network."""
         kernels = {name: min(sizes) for name, sizes in self.kernels.items()}
-        return self.candidate([group.allowed(0) for group in self.groups], self.blocks, kernels)
+        size = min(self.input_sizes, default=None)
+        return self.candidate([group.allowed(0) for group in self.groups], self.blocks, kernels, size)
 
     def candidate(
-        self, left: Iterable[int], without: Iterable[str] = (), kernels: Mapping[str, int] | None = None
+        self,
+        left: Iterable[int],
+        without: Iterable[str] = (),
+        kernels: Mapping[str, int] | None = None,
+        input_size: int | None = None,
     ) -> Candidate:
         """Returns a candidate without what makes no difference: widths and kernels inside blocks that are left out."""
         gone = set(without)
@@ -77,13 +99,13 @@ class SearchSpace:
         )
         sizes = (kernels or {}).items()
         cut = {name: size for name, size in sizes if size < self.kernels[name][0] and not _is_inside(name, blocks)}
-        return Candidate(widths, blocks, tuple(sorted(cut.items())))
+        return Candidate(widths, blocks, tuple(sorted(cut.items())), input_size)
 
     def widths(self, candidate: Candidate) -> dict[str, list[int]]:
         """Returns the widths of the layers of a candidate, from which its costs follow."""
         sizes = dict(candidate.kernels)
         return {
-            _name(name, sizes.get(name)): width
+            self._name(name, sizes.get(name), candidate.input_size): width
             for name, width in self.prunable.widths(candidate.left).items()
             if not _is_inside(name, candidate.without)
         }
@@ -122,31 +144,59 @@ class SearchSpace:
         network, kept = self.prunable.pruned_copy(candidate.left, scores)
         replace_by_identities(network, candidate.without)
         cut_kernels(network, dict(candidate.kernels))
+        if candidate.input_size:
+            self.resize(network, candidate.input_size)
         return network, {name: filters for name, filters in kept.items() if not _is_inside(name, candidate.without)}
 
-    def _twin(self) -> nn.Module:
-        """Returns a module with the layers that may take the place of others, and adds their calls."""
-        twin = nn.Module()
-        for size in {size for sizes in self.kernels.values() for size in sizes[1:]}:
-            cut = {name: size for name, sizes in self.kernels.items() if size in sizes[1:]}
-            network = cut_kernels(copy.deepcopy(self.network), cut)
-            calls = layer_calls(network, self.example)
-            for name in cut:
-                twin.add_module(_name(name, size), network.get_submodule(name))
-                self._layer_of[_name(name, size)] = name
-                self.calls[_name(name, size)] = calls[name]
-        return twin
+    def resize(self, network: nn.Module, input_size: int) -> None:
+        """Lets `network`, in place, resize its images to so many pixels a side."""
+        set_input_size(network, tuple(self.example.shape[1:]), (input_size, input_size))
+
+    def _add_variants(self, network: nn.Module, input_size: int | None) -> None:
+        """Adds the layers of `network`, which has that input size, with each of their kernels."""
+        kernels = {name: sizes[1:] for name, sizes in self.kernels.items()}
+        for size in {None, *(size for sizes in kernels.values() for size in sizes)}:
+            cut = {name: size for name, sizes in kernels.items() if size in sizes}
+            other = cut_kernels(copy.deepcopy(network), cut)
+            calls = layer_calls(other, self.example)
+            for name in cut if size else calls:
+                if size is None and input_size is None:
+                    continue  # the layer as it is
+                variant = _variant(name, size, input_size)
+                self.twin.add_module(variant, other.get_submodule(name))
+                self.calls[variant], self._layer_of[variant] = calls[name], name
+
+    def _name(self, layer: str, kernel: int | None, input_size: int | None) -> str:
+        """Returns the name under which costs know a layer with a kernel and an input of these sizes."""
+        variant = _variant(layer, kernel, input_size)
+        return variant if variant in self._layer_of else layer
+
+
+def _variant(layer: str, kernel: int | None, input_size: int | None) -> str:
+    parts = [layer.replace(".", "/")]
+    parts += [f"{kernel}x{kernel}"] if kernel else []
+    parts += [f"of {input_size} pixels"] if input_size else []
+    return " ".join(parts)
+
+
+def _resized(network: nn.Module, example: Tensor, size: int) -> nn.Module:
+    """Returns a copy that resizes its images."""
+    side = min(example.shape[2:])
+    if size >= side:
+        raise UserError(
+            f"search_architecture.input_sizes with {size}, and images of {side} pixels",
+            "sizes that are smaller",
+            "remove it",
+        )
+    copied = copy.deepcopy(network)
+    resize_input(copied, example, (size, size))
+    return copied
 
 
 def _width_group(group: ChannelGroup, most_widths: int) -> WidthGroup:
     widths = {group.allowed(group.channels * at / most_widths) for at in range(1, most_widths + 1)}
     reads = frozenset(name for name, _ in group.losses)
     return WidthGroup(group.layers, reads, group.channels, group.step, tuple(sorted(widths | {group.channels})))
-
-
-def _name(layer: str, size: int | None) -> str:
-    """Returns the name under which costs know a layer with a kernel of that size; None: its own kernel."""
-    return layer if size is None else f"{layer.replace('.', '/')} {size}x{size}"
 
 
 def _is_inside(layer: str, blocks: Iterable[str]) -> bool:

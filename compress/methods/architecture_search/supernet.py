@@ -57,7 +57,7 @@ def random_candidate(space: SearchSpace, smallest: Candidate, draw: random.Rando
     ]
     without = [name for name in smallest.without if draw.random() < 0.5]
     kernels = {name: draw.choice(sizes) for name, sizes in space.kernels.items()}
-    return space.candidate(left, without, kernels)
+    return space.candidate(left, without, kernels, draw.choice([None, *space.input_sizes]))
 
 
 def _number(examples: Batch, context: Context) -> int:

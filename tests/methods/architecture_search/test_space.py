@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from compress.methods.restore import restore
 from compress.models import Architecture, build
 from compress.models.artifact import Artifact, Spec, write_model
 from compress.models.widths import read_widths
+from compress.utils.errors import UserError
 from tests.zoo.conftest import networks
 
 SHAPE = (3, 32, 32)
@@ -24,15 +26,15 @@ NAMES = networks(["resnet20", "mobilenet_v3_small"])
 
 
 @cache
-def space_of(name: str, round_to: int = 4) -> SearchSpace:
-    """The space of a network whose batch norm is not that of a new one."""
+def space_of(name: str) -> SearchSpace:
+    """The space of a network whose batch norm is not that of a new one, with two smaller input sizes."""
     torch.manual_seed(0)
     network = build(Architecture(name, "small", 3, 10)).eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
-    return SearchSpace(network, torch.zeros(1, *SHAPE), round_to)
+    return SearchSpace(network, torch.zeros(1, *SHAPE), round_to=4, input_sizes=(24, 16))
 
 
 def scores_of(space: SearchSpace) -> list[Tensor]:
@@ -46,6 +48,7 @@ def drawn(space: SearchSpace, seed: int) -> Candidate:
         [draw.choice(group.widths) for group in space.groups],
         draw.sample(space.blocks, len(space.blocks) // 2),
         {name: draw.choice(sizes) for name, sizes in space.kernels.items()},
+        draw.choice([None, 16, 24]),
     )
 
 
@@ -53,7 +56,8 @@ def drawn(space: SearchSpace, seed: int) -> Candidate:
 def test_costs_are_those_of_the_network_that_is_built(name: str) -> None:
     space = space_of(name)
     params, macs = count_cost(space.network, SHAPE)
-    for candidate in (space.whole, space.smallest, drawn(space, 0)):
+    drawn_ones = [drawn(space, 0), replace(drawn(space, 0), input_size=24), replace(space.whole, input_size=16)]
+    for candidate in (space.whole, space.smallest, *drawn_ones):
         network, _ = space.build(candidate, scores_of(space))
         widths = space.widths(candidate)
         assert (space.params().of(widths), space.macs(macs).of(widths)) == count_cost(network, SHAPE)
@@ -80,6 +84,13 @@ def test_what_makes_no_difference_makes_no_other_candidate() -> None:
     assert space.candidate(space.whole.left, [], {kernel: 5}) == space.whole
 
 
+@pytest.mark.parametrize("size", [32, 40])
+def test_an_input_that_is_not_smaller_is_refused(size: int) -> None:
+    network = build(Architecture("resnet8", "small", 3, 10))
+    with pytest.raises(UserError, match=rf"input_sizes with {size}, and images of 32 pixels"):
+        SearchSpace(network, torch.zeros(1, *SHAPE), input_sizes=(size,))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_candidate_is_read_back_from_its_record(name: str) -> None:
     space = space_of(name)
@@ -99,8 +110,10 @@ def test_a_sub_network_is_rebuilt_exactly_from_its_files(name: str, tmp_path: Pa
     })  # fmt: skip
     widths = {name: width for name, width in read_widths(network).items() if width != space.prunable.before[name]}
     spec = spec.changed("search_architecture", widths=widths, **candidate.changes())
+    if candidate.input_size:
+        spec = spec.changed("resize_input", size=[candidate.input_size] * 2)
     write_model(Artifact(network, spec), tmp_path)
-    rebuilt = restore(tmp_path, torch.device("cpu")).network
+    rebuilt = restore(tmp_path, torch.device("cpu")).network  # its outputs are compared with those of `network`
     wanted = network.state_dict()
     assert rebuilt.state_dict().keys() == wanted.keys()
     assert all(torch.equal(value, wanted[key]) for key, value in rebuilt.state_dict().items())
@@ -109,7 +122,7 @@ def test_a_sub_network_is_rebuilt_exactly_from_its_files(name: str, tmp_path: Pa
 @pytest.mark.parametrize("name", NAMES)
 def test_shared_weights_compute_what_a_built_sub_network_does(name: str) -> None:
     space, images = space_of(name), torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
-    scores, candidate = scores_of(space), drawn(space, 2)
+    scores, candidate = scores_of(space), replace(drawn(space, 2), input_size=24)
     network, _ = space.build(candidate, scores)
     shared, before = SharedWeights(space, scores), {k: v.clone() for k, v in space.network.state_dict().items()}
     with torch.no_grad():
