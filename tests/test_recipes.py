@@ -100,7 +100,7 @@ def small_config(recipe: str, folder: Path) -> Config:
     if recipe.startswith("resnet56_cifar"):
         torch.manual_seed(0)
         torch.save(build(Architecture("resnet8", "small", 3, 10)).state_dict(), folder / "teacher.pth")
-        changes += [f"teacher.checkpoint={folder}/teacher.pth", "teacher.epochs=0"]
+        changes += [f"teacher.checkpoint={folder}/teacher.pth", "teacher.epochs=0", "early_exit.after=[]"]
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return to_config(compose("config", changes))
