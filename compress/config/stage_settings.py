@@ -258,6 +258,11 @@ class DynamicWidthConfig:
         high=1,
     )
     round_to: int = option(8, "channels are kept multiples of this", low=1, high=256)
+    train: str = option(
+        "narrower",
+        "narrower: these alone, each with weights of its own; all: all widths together, which share their weights",
+        choices=("narrower", "all"),
+    )
     max_drop_points: float = option(
         0.5,
         "points of validation top-1 that may be lost against the widest; it decides who ends at which width",

@@ -1,15 +1,13 @@
 """Gives the network exits, at which images leave that its first layers are sure of, and trains them."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
-from torch import nn
 
 from compress.config.stage_settings import DistillConfig, EarlyExitConfig
 from compress.methods.conditional.calibrate import calibrate_exits
 from compress.methods.conditional.selection import set_choice
-from compress.methods.conditional.training import ends_loss
+from compress.methods.conditional.training import ends_loss, freeze
 from compress.methods.distillation.teacher_logits import require_teacher, teacher_function
 from compress.methods.early_exit.network import EarlyExitNetwork
 from compress.methods.early_exit.places import Places
@@ -48,14 +46,8 @@ def _train(network: EarlyExitNetwork, config: EarlyExitConfig, context: Context)
         "early_exit",
         config.epochs,
         config.lr,
-        before_epoch=(lambda epoch: None) if whole else _frozen(network.network),
+        before_epoch=(lambda epoch: None) if whole else freeze(network.network),
         teacher=require_teacher(context) if whole else None,
         schedule=config.schedule,
     )
     return train(network, loss, context, settings)
-
-
-def _frozen(network: nn.Module) -> Callable[[int], None]:
-    """Freezes a network, also its batch norm's statistics, which stay as they are in eval mode."""
-    network.requires_grad_(False)
-    return lambda epoch: network.eval()

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from compress.config.schema import Config
 from compress.config.stage_settings import DynamicWidthConfig
@@ -45,8 +47,9 @@ def context(tiny_config: Config, tmp_path: Path) -> Iterator[Context]:
     yield from taught(replace(tiny_config, teacher=replace(tiny_config.teacher, epochs=1)), tmp_path)
 
 
-def test_widths_are_recorded_and_rebuilt_exactly(context: Context, tmp_path: Path) -> None:
-    artifact = dynamic_width(copy.deepcopy(context.teacher), replace(QUICK, epochs=1), context)
+@pytest.mark.parametrize("train", ["narrower", "all"])
+def test_widths_are_recorded_and_rebuilt_exactly(context: Context, tmp_path: Path, train: str) -> None:
+    artifact = dynamic_width(copy.deepcopy(context.teacher), replace(QUICK, epochs=1, train=train), context)
     network, (record,) = artifact.network, artifact.spec.changes
     assert artifact.spec.exits == record
     assert record["ends"] == [{"width": 0.25}, {"width": 0.5}, {"width": 1.0}]
@@ -63,8 +66,9 @@ def test_widths_are_recorded_and_rebuilt_exactly(context: Context, tmp_path: Pat
     assert all(torch.equal(state[key], wanted[key]) for key in wanted)
 
 
-def test_a_training_that_is_killed_ends_the_same(context: Context, tmp_path: Path) -> None:
-    config = replace(QUICK, epochs=2)
+@pytest.mark.parametrize("train", ["narrower", "all"])
+def test_a_training_that_is_killed_ends_the_same(context: Context, tmp_path: Path, train: str) -> None:
+    config = replace(QUICK, epochs=2, train=train)
 
     def run(checkpoint: Checkpoint | None) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
@@ -79,8 +83,36 @@ def test_a_training_that_is_killed_ends_the_same(context: Context, tmp_path: Pat
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_the_widest_learns_only_where_that_is_asked(context: Context) -> None:
+    found = {
+        train: dynamic_width(copy.deepcopy(context.teacher), replace(QUICK, epochs=1, train=train), context)
+        for train in ("narrower", "all")
+    }
+    given = context.teacher.network.state_dict()
+    same = {
+        train: [torch.equal(value, given[key]) for key, value in artifact.network.network.state_dict().items()]
+        for train, artifact in found.items()
+    }
+    assert all(same["narrower"])  # batch norm's statistics among them
+    assert not any(same["all"])
+    assert len(found["narrower"].notes["history"]) == 1
+
+
+def test_narrower_networks_are_refitted_before_they_are_trained_alone(context: Context) -> None:
+    images = torch.cat([images for images, _ in context.data.train.batches()])
+    found = dynamic_width(copy.deepcopy(context.teacher), QUICK, context).network
+    bare = dynamic_width(copy.deepcopy(context.teacher), replace(QUICK, train="all"), context).network
+
+    def distance(network: nn.Module) -> float:
+        _, own, wanted = (F.log_softmax(logits, 1) for logits in network.ends(images))
+        return F.kl_div(own, wanted, log_target=True, reduction="batchmean").item()
+
+    with torch.no_grad():
+        assert distance(found) < 0.5 * distance(bare)
+
+
 def test_without_training_the_widest_is_the_network_that_came(context: Context) -> None:
-    artifact = dynamic_width(copy.deepcopy(context.teacher), QUICK, context)
+    artifact = dynamic_width(copy.deepcopy(context.teacher), replace(QUICK, train="all"), context)
     given = context.teacher.network.state_dict()
     assert all(torch.equal(value, given[key]) for key, value in artifact.network.network.state_dict().items())
     images = next(context.data.val.batches())[0]

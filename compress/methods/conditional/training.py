@@ -1,5 +1,7 @@
 """The loss of a network with exits: each exit learns from the network's end, and that from labels and the teacher."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from compress.data.dataset import Batch
@@ -25,3 +27,9 @@ def ends_loss(teacher_fn: TeacherFn | None, temperature: float, alpha: float, ta
         return value, early[0]
 
     return loss
+
+
+def freeze(network: nn.Module) -> Callable[[int], None]:
+    """Freezes a network; returns what keeps batch norm's statistics as they are, to be called before each epoch."""
+    network.requires_grad_(False)
+    return lambda epoch: network.eval()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compress.methods.pruning.channel_groups import PrunableNetwork
+from compress.methods.pruning.channel_groups import Kept, PrunableNetwork
 from compress.methods.pruning.filters import known_scores
 from compress.methods.pruning.importance import score_channels
 from compress.utils.errors import UserError
@@ -19,6 +19,7 @@ class Narrower:
     """A network with fewer channels than another one, and which of its channels these are."""
 
     network: nn.Module
+    kept: Kept  # the filters of layers that have fewer
     # Name of a parameter -> the rows and the columns that it has of the whole network's; no columns of a vector.
     places: dict[str, tuple[Tensor, ...]]
 
@@ -45,9 +46,10 @@ def narrower_networks(
 
 def _narrower(prunable: PrunableNetwork, left: list[int], scores: list[Tensor]) -> Narrower:
     rows, columns = (_numbers_left(prunable, left, scores, dim) for dim in (0, 1))
-    narrow, _ = prunable.pruned_copy(left, scores)
+    narrow, kept = prunable.pruned_copy(left, scores)
     names = [name for name, _ in narrow.named_parameters()]
-    return Narrower(narrow, {name: tuple(part[name] for part in (rows, columns) if name in part) for name in names})
+    places = {name: tuple(part[name] for part in (rows, columns) if name in part) for name in names}
+    return Narrower(narrow, kept, places)
 
 
 @torch.no_grad()
