@@ -115,7 +115,7 @@ def test_a_product_of_activations_is_named_where_it_is_listed(make_file: MakeFil
 def test_the_profile_speaks_of_the_layers(make_file: MakeFile, kind: type[nn.Module], int8: bool) -> None:
     """Whatever the runtime makes of a node, fused or laid out anew, keeps the layer's name."""
     path = make_file(kind, int8)
-    rows = node_times(str(path), np.zeros((1, *SHAPE), np.float32), session_options(1), runs=1)
+    rows = node_times(str(path), [np.zeros((1, *SHAPE), np.float32)], session_options(1), runs=1)
     layers = {layer.name for layer in inspect_quantization(path)}
     found = {row["name"].partition("/")[0] for row in rows}
     assert found >= layers

@@ -90,7 +90,7 @@ def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["recipe=nope"], ["'recipe/nope'", "expected one of fashion_mobilenet_int8, mobilenet_int8"]),
+        (["recipe=nope"], ["'recipe/nope'", "expected one of fashion_mobilenet_int8, mobilenet_early_exit_int8"]),
         (["recipe=mobilenet_int8", "data=npz", "data.root=nowhere.npz"], ["data.root=nowhere.npz"]),
     ],
     ids=lambda value: "-".join(value[-1:]) if isinstance(value, list) else None,

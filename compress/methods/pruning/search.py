@@ -76,7 +76,7 @@ class TargetSearch:
             search = meet_limits(self.path, limits, self.candidates.widths)
             self.left = search.left
             self.tries += search.tries
-            if not search.met and any(filled <= 1 for filled, *_ in found):
+            if not search.met and any(share <= 1 for share, *_ in found):
                 break
             if not search.met:
                 raise self._unreachable(limits)
@@ -84,11 +84,11 @@ class TargetSearch:
                 return
             self.measured = self.trials.shipped().measure(self.candidates.bare(self.left))
             widths = self.candidates.widths(self.left)
-            filled = max(filled(name, self.measured[name], limit) for name, limit in of_file.items())
+            share = max(filled(name, self.measured[name], limit) for name, limit in of_file.items())
             costs = self.candidates.costs(widths)
-            self.tries.append({"position": None} | costs | self.measured | {"met": filled <= 1})
-            found.append((filled, self.left, self.measured))
-            if 1 - _SLACK <= filled <= 1:
+            self.tries.append({"position": None} | costs | self.measured | {"met": share <= 1})
+            found.append((share, self.left, self.measured))
+            if 1 - _SLACK <= share <= 1:
                 return
             limits = [self._fitted(limit, widths) for limit in self.limits]
         _, self.left, self.measured = min(found, key=lambda one: (one[0] > 1, abs(1 - one[0])))
