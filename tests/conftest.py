@@ -12,11 +12,11 @@ import onnx
 import pytest
 import torch
 
-from compress.config.schema import CacheConfig, Config, DataConfig, MeasureConfig
+from compress.config.conditional_settings import DynamicWidthConfig, EarlyExitConfig
+from compress.config.data_settings import DataConfig
+from compress.config.schema import CacheConfig, Config, MeasureConfig
 from compress.config.stage_settings import (
     DistillConfig,
-    DynamicWidthConfig,
-    EarlyExitConfig,
     PruneConfig,
     QuantizeConfig,
     TeacherConfig,

@@ -6,73 +6,9 @@ Hydra composes a config from these dataclasses, and `to_config` turns it back in
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any, Optional
 
+from compress.config.data_settings import DataConfig
 from compress.config.options import option
 from compress.config.stage_sections import StageSections
-
-
-@dataclass
-class DataConfig:
-    """Which images, how they are split, and how they reach the network."""
-
-    name: str = option(
-        "digits",
-        "the data set",
-        choices=("digits", "fashion_mnist", "cifar10", "imagefolder", "npz", "voc", "coco"),
-    )
-    root: Optional[str] = option(None, "its folder, or the .npz file")
-    task: str = option(
-        "classification",
-        "classification: one class an image; multilabel: any number of labels, rows of 0 and 1 (npz); detection: boxes "
-        "(voc, coco)",
-        choices=("classification", "multilabel", "detection"),
-    )
-    image_size: Optional[int] = option(
-        None,
-        "images are resized to this many pixels a side; null: that of teacher.weights, else 320 (detection), 224 "
-        "(imagefolder) or 32",
-        low=8,
-        high=1024,
-    )
-    crop_share: Optional[float] = option(
-        None,
-        "imagefolder: share of the resized shorter side that the middle square keeps; null: of teacher.weights, else 1",
-        low=0.1,
-        high=1.0,
-    )
-    interpolation: Optional[str] = option(
-        None,
-        "image files: how they are resized; null: that of teacher.weights, else bilinear",
-        choices=("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"),
-    )
-    channels: Optional[int] = option(
-        None, "of image files: 1 grey, 3 colour (as null), 4 with transparency; arrays have their own", low=1, high=4
-    )
-    batch_size: int = option(128, "images a training step", low=2, high=65536)
-    val_from: str = option(
-        "train",
-        "where validation images come from if there is no validation split; test: a share of the test split, which no "
-        "figure then counts, for a teacher that was trained on all of train",
-        choices=("train", "test"),
-    )
-    val_fraction: float = option(0.1, "share of that split that becomes validation", low=0.01, high=0.5)
-    test_fraction: float = option(
-        0.2, "voc and coco without test or val images: share of train that becomes the test split", low=0.01, high=0.5
-    )
-    mean: Optional[list[float]] = option(
-        None, "a channel each, of pixels in [0, 1]; null: that of teacher.weights, else of the train split"
-    )
-    std: Optional[list[float]] = option(None, "as mean")
-    crop_padding: int = option(
-        2, "augmentation: random crops from an image padded by this many pixels; not for boxes", low=0, high=64
-    )
-    flip: bool = option(False, "augmentation: random left-right flips; not for boxes")
-    box_augmentation: str = option(
-        "ssd",
-        "augmentation of images with boxes: hflip: left-right flips; ssdlite: crops around boxes too; ssd: also "
-        "smaller images on a plain ground, and changed colours",
-        choices=("none", "hflip", "ssdlite", "ssd"),
-    )
-    workers: int = option(2, "processes that decode files (imagefolder, voc, coco)", low=0, high=64)
 
 
 @dataclass

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from compress.config.conditional_settings import DynamicWidthConfig, EarlyExitConfig
 from compress.config.search_settings import SearchArchitectureConfig
 from compress.config.stage_settings import (
     DistillConfig,
-    DynamicWidthConfig,
-    EarlyExitConfig,
     FactorizeConfig,
     PruneConfig,
     QuantizeConfig,

@@ -3,11 +3,13 @@
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from compress.config.conditional_settings import DynamicWidthConfig
+from compress.config.data_settings import DataConfig
 from compress.config.distill_losses import check_task, logit_losses
 from compress.config.distill_teachers import check_teachers
 from compress.config.options import as_typed, check_ranges
-from compress.config.schema import Config, DataConfig, ExportConfig, RepeatConfig
-from compress.config.stage_settings import DistillConfig, DynamicWidthConfig, PruneConfig, QuantizeConfig, TeacherConfig
+from compress.config.schema import Config, ExportConfig, RepeatConfig
+from compress.config.stage_settings import DistillConfig, PruneConfig, QuantizeConfig, TeacherConfig
 from compress.utils.errors import UserError
 
 

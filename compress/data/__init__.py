@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from compress.config.schema import DataConfig
+from compress.config.data_settings import DataConfig
 from compress.data.augmentation import Augmentation, BatchAugmentation
 from compress.data.box_augmentation import BoxAugmentation
 from compress.data.builtin import ARRAYS, Arrays, to_memory

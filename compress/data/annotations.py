@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from compress.config.schema import DataConfig
+from compress.config.data_settings import DataConfig
 from compress.data.boxes import BOX, CLASS, pad_boxes, rarest_class
 from compress.data.dataset import NO_LABEL, digest, stratified_split
 from compress.data.defaults import square_of

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compress.config.schema import DataConfig
+from compress.config.data_settings import DataConfig
 from compress.data.dataset import NO_LABEL, Memory
 from compress.data.targets import TARGETS, Targets
 from compress.utils.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.config.schema import DataConfig
+from compress.config.data_settings import DataConfig
 from compress.data.annotations import AnnotatedImage, AnnotatedSplit, find_layout, to_files, with_test
 from compress.data.boxes import CROWD, OBJECT
 from compress.data.image_folder import Files

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from compress.config.schema import DataConfig
+from compress.config.data_settings import DataConfig
 from compress.utils.images import Square
 
 _OTHER_SIZE = 32  # pixels a side, for small arrays

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compress.config.schema import DataConfig
+from compress.config.data_settings import DataConfig
 from compress.data.dataset import NO_LABEL, LabelledImages, digest_of_all
 from compress.data.defaults import square_of
 from compress.data.listing import SkippedFiles, folders_in, images_below, read_images

@@ -11,7 +11,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 # key), and what only displays the progress of a run.
 _LEFT_OUT = (
     "compress", "compress.config.schema", "compress.config.stage_sections", "compress.config.stage_settings",
-    "compress.config.search_settings", "compress.config.options", "compress.config.validation",
+    "compress.config.search_settings", "compress.config.data_settings", "compress.config.conditional_settings",
+    "compress.config.options", "compress.config.validation",
     "compress.training.tensorboard", "compress.utils.console",
     "compress.utils.errors", "compress.utils.units",
 )  # fmt: skip

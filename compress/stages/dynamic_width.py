@@ -6,8 +6,9 @@ from itertools import accumulate
 import torch
 from torch import nn
 
+from compress.config.conditional_settings import DynamicWidthConfig
 from compress.config.options import as_typed
-from compress.config.stage_settings import DistillConfig, DynamicWidthConfig, PruneConfig
+from compress.config.stage_settings import DistillConfig, PruneConfig
 from compress.evaluation.flops import count_cost
 from compress.methods.conditional.calibrate import calibrate_exits
 from compress.methods.conditional.selection import set_choice

@@ -4,7 +4,8 @@ from dataclasses import asdict
 
 import torch
 
-from compress.config.stage_settings import DistillConfig, EarlyExitConfig
+from compress.config.conditional_settings import EarlyExitConfig
+from compress.config.stage_settings import DistillConfig
 from compress.methods.conditional.calibrate import calibrate_exits
 from compress.methods.conditional.selection import set_choice
 from compress.methods.conditional.training import ends_loss, freeze

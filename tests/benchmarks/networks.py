@@ -11,7 +11,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from compress.config.schema import DataConfig
+from compress.config.data_settings import DataConfig
 from compress.data import load_data
 from compress.models import Architecture, build
 from compress.models.weights import load_checkpoint

@@ -22,7 +22,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import transforms
 
-from compress.config.schema import DataConfig, TrainConfig
+from compress.config.data_settings import DataConfig
+from compress.config.schema import TrainConfig
 from compress.data import load_data
 from compress.data.dataset import Data
 from compress.evaluation.environment import environment

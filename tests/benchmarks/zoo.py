@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, it would not find `compress`
 
-from compress.config.schema import CacheConfig, Config, DataConfig
+from compress.config.data_settings import DataConfig
+from compress.config.schema import CacheConfig, Config
 from compress.config.stage_settings import TeacherConfig
 from compress.evaluation.environment import environment
 from compress.models import ZOO

@@ -6,9 +6,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from compress.config.compose import register, to_config
+from compress.config.data_settings import DataConfig
 from compress.config.options import describe
 from compress.config.paths import CONF, RECIPES
-from compress.config.schema import Config, DataConfig
+from compress.config.schema import Config
 from compress.config.stage_settings import PruneConfig, QuantizeConfig, TeacherConfig
 from compress.config.validation import check
 from compress.launch.help import help_page

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from compress.config.data_settings import DataConfig
 from compress.config.distill_losses import check_task, feature_losses, logit_losses, parse_losses
-from compress.config.schema import Config, DataConfig, TrainConfig
+from compress.config.schema import Config, TrainConfig
 from compress.config.stage_settings import DistillConfig
 from compress.config.validation import check
 from compress.methods.distillation.feature_losses import FEATURE_LOSSES

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.config.schema import DataConfig
+from compress.config.data_settings import DataConfig
 from compress.data import load_data
 from compress.data.boxes import CROWD, pad_boxes, rarest_class
 from compress.data.dataset import NO_LABEL

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from compress.config.schema import DataConfig
+from compress.config.data_settings import DataConfig
 from compress.data import load_data
 from compress.data.boxes import BOX, CLASS, CROWD, FLAG, PADDING
 from compress.data.dataset import NO_LABEL, Data

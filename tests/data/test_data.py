@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.config.schema import DataConfig
+from compress.config.data_settings import DataConfig
 from compress.data import load_data
 from compress.data.augmentation import Augmentation
 from compress.data.dataset import stratified_split

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.config.schema import DataConfig
+from compress.config.data_settings import DataConfig
 from compress.data import load_data
 from compress.data.dataset import stratified_split
 from compress.data.in_memory import in_memory_arrays

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.config.schema import DataConfig
+from compress.config.data_settings import DataConfig
 from compress.data import load_data
 from compress.models import Architecture, build
 from compress.models.weights import load_checkpoint

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from compress.config.schema import DataConfig
+from compress.config.data_settings import DataConfig
 from compress.data import load_data
 from compress.data.boxes import CLASS, DIFFICULT, FLAG, PADDING
 from compress.data.dataset import NO_LABEL, Data

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from compress.config.schema import Config, DataConfig
+from compress.config.data_settings import DataConfig
+from compress.config.schema import Config
 from compress.config.stage_settings import TeacherConfig
 from compress.config.validation import check
 from compress.data import load_data

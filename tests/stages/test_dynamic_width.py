@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from compress.config.conditional_settings import DynamicWidthConfig
 from compress.config.schema import Config
-from compress.config.stage_settings import DynamicWidthConfig
 from compress.config.validation import check
 from compress.data import load_data
 from compress.evaluation.energy_estimate import estimate_energy_mj

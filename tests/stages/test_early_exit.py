@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from compress.config.conditional_settings import EarlyExitConfig
 from compress.config.schema import Config
-from compress.config.stage_settings import EarlyExitConfig
 from compress.config.validation import check
 from compress.evaluation.flops import count_cost
 from compress.methods.early_exit.network import EarlyExitNetwork

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.config.schema import Config, DataConfig
+from compress.config.data_settings import DataConfig
+from compress.config.schema import Config
 from compress.config.stage_settings import DistillConfig
 from compress.config.validation import check
 from compress.evaluation.flops import count_cost

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.config.schema import DataConfig, TrainConfig
+from compress.config.data_settings import DataConfig
+from compress.config.schema import TrainConfig
 from compress.config.stage_settings import DistillConfig
 from compress.data import load_data
 from compress.data.dataset import Data

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from compress.config.schema import Config, DataConfig
+from compress.config.data_settings import DataConfig
+from compress.config.schema import Config
 from compress.data import load_data
 from compress.data.dataset import NO_LABEL
 from compress.models import Architecture, build

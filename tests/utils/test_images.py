@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.config.schema import DataConfig
+from compress.config.data_settings import DataConfig
 from compress.data import load_data
 from compress.data.builtin import to_memory
 from compress.data.image_folder import Files

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress.config.schema import DataConfig, TrainConfig
+from compress.config.data_settings import DataConfig
+from compress.config.schema import TrainConfig
 from compress.config.stage_settings import TeacherConfig
 from compress.data import load_data
 from compress.models import ZOO, Architecture, build

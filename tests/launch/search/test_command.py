@@ -9,8 +9,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from compress.config.compose import register, to_config
+from compress.config.data_settings import DataConfig
 from compress.config.paths import CONF
-from compress.config.schema import Config, DataConfig, StopBelowConfig
+from compress.config.schema import Config, StopBelowConfig
 from compress.config.stage_settings import DistillConfig, PruneConfig, QuantizeConfig, TeacherConfig
 from compress.launch.search.best_recipe import recipe_text
 from compress.launch.search.objectives import DIRECTIONS
