@@ -28,6 +28,7 @@ from tests.benchmarks.rows import Row, add_options, figures, key_of, make_and_pr
 
 OUT = ROOT / "outputs" / "benchmarks" / "distillation.json"
 LABELS = "labels"
+PUBLISHED_ALPHA = {"dkd": 0.5, "dist": 0.5}  # the others: 0.9
 WAYS = (LABELS, *LOGIT_LOSSES, "kd+at", "kd+rkd", "kd+fitnet", "kd+review")
 
 
@@ -100,7 +101,7 @@ def jobs(options: argparse.Namespace) -> list[Job]:
 
 
 def config_of(job: Job, options: argparse.Namespace) -> Config:
-    """Returns the recipe with the job's settings; each logit loss has its published temperature."""
+    """Returns the recipe with the job's settings; each logit loss has its published temperature and weight."""
     pair = PAIRS[job.pair]
     words = [word.format(datasets=options.datasets) for word in pair.words]
     words += [
@@ -116,7 +117,7 @@ def config_of(job: Job, options: argparse.Namespace) -> Config:
         return compose_recipe(pair.recipe, [*words, "distill.alpha=0"])
     names = job.way.split("+")
     words += [f"distill.losses=[{','.join(names)}]", f"distill.temperature={LOGIT_LOSSES[names[0]].temperature}"]
-    return compose_recipe(pair.recipe, [*words, "distill.alpha=0.9"])
+    return compose_recipe(pair.recipe, [*words, f"distill.alpha={PUBLISHED_ALPHA.get(names[0], 0.9)}"])
 
 
 def make(job: Job, options: argparse.Namespace) -> Row:

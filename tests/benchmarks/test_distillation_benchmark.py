@@ -37,6 +37,7 @@ def test_all_losses_of_a_seed_come_before_the_next_seed() -> None:
     [
         ("labels", 0.0, ["kd"], 1.0),
         ("kd_standardized", 0.9, ["kd_standardized"], 2.0),
+        ("dkd", 0.5, ["dkd"], 4.0),
         ("kd+review", 0.9, ["kd", "review"], 4.0),
     ],
 )
