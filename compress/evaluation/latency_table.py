@@ -89,8 +89,10 @@ class LatencyTable:
         others = load.cores()
         self._measured_ms |= dict(zip(missing, times, strict=True))
         if others + self.threads > cores() + _ALLOWED_LOAD:
+            level = logging.DEBUG if self._disturbed else logging.WARNING  # a search measures hundreds of times
             self._disturbed |= set(missing)
-            log.warning(
+            log.log(
+                level,
                 "other programs used %.1f of %d cores while %d layers were measured on %d threads: their times may be "
                 "too long, and are not kept for other runs",
                 others, cores(), len(missing), self.threads,

@@ -21,7 +21,7 @@ from compress.launch.slurm import requeue_on_timeout
 from compress.utils.cores import share
 from compress.utils.errors import EarlyStopped, Interrupted
 from compress.utils.files import FAILED, FINISHED, GIVEN_UP, STATUS, STOPPED, write_json
-from compress.utils.signals import handle_signals, stop_on_file
+from compress.utils.signals import end_with_parent, handle_signals, stop_on_file
 
 STOP = "stop"  # a file in a sweep's folder: where it exists, the jobs save their work and end
 
@@ -36,6 +36,11 @@ def run(composed: DictConfig) -> dict[str, Any]:
     Interrupted where the jobs take turns in the command's process: it ends them all.
     """
     hydra = HydraConfig.get()
+    with end_with_parent() if runs_in_own_process(hydra) else nullcontext():
+        return _run(composed, hydra)
+
+
+def _run(composed: DictConfig, hydra: HydraConf) -> dict[str, Any]:
     folder = Path(hydra.runtime.output_dir)
     start = {"id": uuid.uuid4().hex}  # distinguishes this start from earlier ones in the same folder
     write_json(folder / STATUS, start | {"state": "running"})

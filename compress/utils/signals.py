@@ -3,9 +3,11 @@
 import os
 import signal
 import threading
+import time
 from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +19,7 @@ Handler = Callable[[int, FrameType | None], Any] | int | None  # what `signal.ge
 _ENDS = (signal.SIGTERM, signal.SIGINT)
 _PARENT = os.getppid()  # at the start; an orphaned process gets another parent
 _LOOK_S = 1.0
+_BUSY = threading.Lock()  # held while a job runs
 
 
 @contextmanager
@@ -52,6 +55,33 @@ def raise_interrupted(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
+def end_with_parent() -> Iterator[None]:
+    """Ends this process after what runs in here, or while it is idle, once the process that started it has ended.
+
+    A process of joblib waits five minutes for another job otherwise, or forever to write a result that nobody reads.
+    """
+    _watch_parent()
+    with _BUSY:
+        yield
+
+
+@cache  # once a process
+def _watch_parent() -> None:
+    threading.Thread(target=_exit_as_orphan, daemon=True).start()
+
+
+def _exit_as_orphan() -> None:
+    while not _is_orphan():
+        time.sleep(_LOOK_S)
+    with _BUSY:
+        os._exit(1)
+
+
+def _is_orphan() -> bool:
+    return os.getppid() != _PARENT
+
+
+@contextmanager
 def stop_on_file(sign: Path) -> Iterator[None]:
     """Raises SIGINT once the file `sign` exists, or once the process that started this one has ended.
 
@@ -60,7 +90,7 @@ def stop_on_file(sign: Path) -> Iterator[None]:
     done = threading.Event()
 
     def look() -> None:
-        while not (sign.exists() or os.getppid() != _PARENT):
+        while not (sign.exists() or _is_orphan()):
             if done.wait(_LOOK_S):
                 return
         interrupt_main(signal.SIGINT)

@@ -86,6 +86,8 @@ def test_a_joblib_sweep_that_was_killed_goes_on(tmp_path: Path, tiny_npz: Path) 
     ]  # fmt: skip
     with start_until("prune: starts", 1, sweep(folder, "joblib", *arguments), folder) as process:
         process.kill()
+        process.wait()
+        wait_until_gone(process.pid)
     (teacher,) = {digest_of_file(path) for path in folder.glob(f"*/01_teacher/{MODEL}")}
     done = finish(sweep(folder, "joblib", *arguments))
 
