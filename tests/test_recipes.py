@@ -41,8 +41,10 @@ def tiny_source(colours: int) -> tuple[dict, list[str]]:
 
 WHOLE = "mobilenet_int8"  # with its own network and real figures: of the others the settings are the subject
 OTHERS = sorted({path.stem for path in RECIPES.glob("*.yaml")} - {WHOLE})
+LONG = {"ssdlite_voc_int8"}  # ssdlite_bccd_int8 is a chain of the same stages
 
 
+@pytest.mark.long  # .ci/run runs it on its own images
 def test_the_first_recipe_runs_to_its_end_on_its_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with real_measure():
         summary, config = run_small(WHOLE, tmp_path, monkeypatch)
@@ -50,7 +52,7 @@ def test_the_first_recipe_runs_to_its_end_on_its_own_network(tmp_path: Path, mon
     assert (tmp_path / "04_quantize" / "model.onnx").is_file()
 
 
-@pytest.mark.parametrize("recipe", OTHERS)
+@pytest.mark.parametrize("recipe", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in OTHERS])
 def test_a_recipe_runs_to_its_end(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if recipe.startswith("ssdlite"):
         pytest.importorskip("torchmetrics", reason="the extra detection is not installed")

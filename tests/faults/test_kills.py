@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]  # tests/launch kills a run in its stages
+
+KILLS = 60
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.long)])
-def test_killed_runs_end_like_one_that_was_not(tmp_path: Path, tiny_npz: Path, kills: int) -> None:
+def test_killed_runs_end_like_one_that_was_not(tmp_path: Path, tiny_npz: Path) -> None:
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "tests.faults.killing", tiny_npz, tmp_path, str(kills), str(kills)]
+    command = [sys.executable, "-m", "tests.faults.killing", tiny_npz, tmp_path, str(KILLS), str(KILLS)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["killed"] == kills
+    assert found["killed"] == KILLS
     assert len(found["whole"]) == 8
     assert None not in found["whole"].values()
     for ended in found["ended"]:

@@ -103,7 +103,13 @@ def test_a_joblib_sweep_that_was_killed_goes_on(tmp_path: Path, tiny_npz: Path) 
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("launcher", [pytest.param(name, marks=needs(name)) for name in ("ray", "submitit_local")])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param("ray", marks=[needs("ray"), pytest.mark.long]),  # its servers take half a minute to start
+        pytest.param("submitit_local", marks=needs("submitit_local")),
+    ],
+)
 def test_a_job_that_fails_stops_no_other(tmp_path: Path, tiny_npz: Path, launcher: str) -> None:
     done = finish(sweep(tmp_path, launcher, *tiny(tiny_npz), "threads=0", "stages=[teacher]", "teacher.lr=99,0.02"))
     assert_refused(done, "1 of 2 jobs that did not finish (0)", f"hydra.sweep.dir={tmp_path}")

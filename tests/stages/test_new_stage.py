@@ -84,6 +84,7 @@ def test_its_place_is_checked_as_that_of_others() -> None:
         check_order(["teacher", "quantize", "rescale"])
 
 
+@pytest.mark.long
 def test_a_search_varies_its_settings(tmp_path: Path, tiny_npz: Path) -> None:
     pytest.importorskip("optuna", reason="the extra search is not installed")
     from compress.launch.search.results import BEST, PARETO

@@ -178,6 +178,7 @@ def test_a_prediction_has_the_boxes_of_the_file(finished: Path, shapes: Path) ->
             assert one.box == pytest.approx(row[2:].tolist(), abs=0.2)
 
 
+@pytest.mark.long
 def test_a_second_run_computes_the_same(config: Config, finished: Path, tmp_path: Path) -> None:
     short = replace(config, teacher=replace(config.teacher, epochs=2), stages=["teacher"])
     for folder in ("one", "two"):
