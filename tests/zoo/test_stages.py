@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.config.stage_settings import DistillConfig, PruneConfig, QuantizeConfig
+from compress.config.search_settings import SearchArchitectureConfig
+from compress.config.stage_settings import DistillConfig, PruneConfig, PruneTargetConfig, QuantizeConfig
+from compress.evaluation.flops import count_cost
 from compress.export.onnx import export_onnx
 from compress.export.onnx_inspect import executed_operators, float_operators, inspect_quantization, require_quantized
 from compress.launch.commands.models import int8_bytes
@@ -18,6 +20,7 @@ from compress.models.artifact import Artifact, write_model
 from compress.stages.distill import distill
 from compress.stages.prune import prune
 from compress.stages.quantize import quantize
+from compress.stages.search_architecture import search_architecture
 from compress.training.context import Context
 
 from .conftest import NAMES, needs, networks
@@ -115,6 +118,20 @@ def test_a_network_goes_through_every_stage(
         found = {operator: count for operator, count in executed.items() if operator not in MOVES | float_of(name)}
         assert found == {"Pad": 1} | EXECUTED[name]
         assert executed["QuantizeLinear"] == 1 or "mobilevit" in name  # of the image alone
+
+
+@pytest.mark.parametrize("name", networks(["mobilevit_shallow", "efficientnet_lite0", "resnet18"], long=True))
+def test_a_sub_network_is_found(name: str, context: Context, settled: Callable[[str], Artifact]) -> None:
+    """Also where convolution and attention take turns: narrower convolutions and fewer blocks."""
+    given = settled(name)
+    config = SearchArchitectureConfig(
+        PruneTargetConfig(macs_share=0.7), trials=3, reconstruction_samples=24, fine_tune_epochs=0
+    )
+    _, before = count_cost(given.network, context.data.shape)
+    made = search_architecture(given, config, context)
+    _, after = count_cost(made.network, context.data.shape)
+    assert 0.3 < after / before <= 0.7
+    assert made.spec.widths
 
 
 @pytest.mark.parametrize("name", networks(NAMES, long=True))

@@ -140,11 +140,18 @@ class Reference:
         ends = {block.end for block in without}
         reached: set[fx.Node] = set()
         for node in self.graph.nodes:
-            own = node in ends or (isinstance(node.target, str) and node.target in changed)
+            own = node in ends or _module_of(node) in changed
             if own or reached.intersection(node.all_input_nodes):
                 reached.add(node)
         unchanged, chunks = set(self.graph.nodes) - reached, list(self.images.split(_CHUNK))
         return PairedInterpreter(self.graph, network.eval(), self.original, chunks, self.values, unchanged, without)
+
+
+def _module_of(node: fx.Node) -> str | None:
+    """Returns the module that `node` calls, or a tensor of which it reads, as those of timm's batch norm are read."""
+    if node.op == "get_attr":
+        return node.target.rpartition(".")[0]
+    return node.target if node.op == "call_module" else None
 
 
 def _values(graph: fx.Graph, network: nn.Module, images: Tensor) -> dict[fx.Node, Tensor]:

@@ -28,7 +28,7 @@ class PairedInterpreter:
         without: Iterable[ResidualBlock] = (),
     ):
         self.network, self.original, self.images = network, original, images
-        self._known, self._unchanged = known or {}, unchanged
+        self._known = known or {}
         self._values: dict[tuple[bool, fx.Node], dict[int, Tensor]] = {}
         self._order = {node: position for position, node in enumerate(graph.nodes)}
         self._last_use = {node: max((self._order[user] for user in node.users), default=-1) for node in graph.nodes}
@@ -40,6 +40,7 @@ class PairedInterpreter:
         for node in graph.nodes:
             if node.op != "placeholder" and self._constants.issuperset(node.all_input_nodes):
                 self._constants.add(node)
+        self._unchanged = set(unchanged) - self._constants  # a layer that is refitted sets those of the norm after it
 
     def values(self, node: fx.Node) -> list[Tensor]:
         """Returns the changed network's value at `node`, a tensor for each chunk of images."""

@@ -27,8 +27,23 @@ class GreyLateShortcut(LateShortcut):
         self.stem = nn.Conv2d(3, 8, 3)
 
 
+def timm_norms() -> nn.Module:
+    """Batch norms with an activation, whose statistics the traced graph reads."""
+    layers = pytest.importorskip("timm.layers", reason="the extra timm is not installed")
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False),
+        layers.BatchNormAct2d(8),
+        nn.Conv2d(8, 12, 3, 2, bias=False),
+        layers.BatchNormAct2d(12),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 5),
+    )
+
+
 REFITTED: dict[str, Callable[[], nn.Module]] = BUILDS | {
     "late": GreyLateShortcut,
+    "timm_norms": timm_norms,
     "resnet8": lambda: build(Architecture("resnet8", "small", 3, 5)),
     "mobilenet_v3_small": lambda: build(Architecture("mobilenet_v3_small", "small", 3, 5)),
 }
