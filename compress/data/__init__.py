@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ log = logging.getLogger("compress")
 
 _STATISTICS_IMAGES = 4096  # enough for a mean to three digits, and quick where files must be decoded
 
-_FILES: dict[str, Callable[[DataConfig], tuple[dict[str, Files], list[str], list[str]]]] = {
+_FILES: dict[str, Callable[[DataConfig, Path | None], tuple[dict[str, Files], list[str], list[str]]]] = {
     "imagefolder": imagefolder,
     "voc": voc,
     "coco": coco,
@@ -39,9 +40,13 @@ class _Source(NamedTuple):
     channels: int
 
 
-def load_data(config: DataConfig, seed: int) -> Data:
-    """Returns the data set `config.name`. Raises UserError for files or labels that cannot be used."""
-    splits, classes, digests, channels = _read_files(config) if config.name in _FILES else _read_arrays(config)
+def load_data(config: DataConfig, seed: int, manifests: Path | None = None) -> Data:
+    """Returns the data set `config.name`. Raises UserError for files or labels that cannot be used.
+
+    `manifests` is the folder that remembers which image files were read before; None: all are read.
+    """
+    source = _read_files(config, manifests) if config.name in _FILES else _read_arrays(config)
+    splits, classes, digests, channels = source
     labels = {name: part.labels for name, part in splits.items()}
     TARGETS[config.task].check(labels, len(classes), str(config.root or config.name))
     if config.task == "classification":
@@ -72,8 +77,8 @@ def load_data(config: DataConfig, seed: int) -> Data:
     )
 
 
-def _read_files(config: DataConfig) -> _Source:
-    splits, classes, digests = _FILES[config.name](config)
+def _read_files(config: DataConfig, manifests: Path | None) -> _Source:
+    splits, classes, digests = _FILES[config.name](config, manifests)
     return _Source({**splits}, classes, digests, config.channels or 3)
 
 

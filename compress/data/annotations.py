@@ -1,6 +1,5 @@
 """Turns annotated images of any format into a detection data set: boxes are checked, clipped and scaled by one rule."""
 
-import io
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,12 @@ from compress.config.data_settings import DataConfig
 from compress.data.boxes import BOX, CLASS, pad_boxes, rarest_class
 from compress.data.dataset import NO_LABEL, digest, stratified_split
 from compress.data.defaults import square_of
+from compress.data.file_facts import FileFacts
 from compress.data.image_folder import Files
 from compress.data.labels import warn_of_missing_classes
-from compress.data.listing import SkippedFiles, folders_in, image_suffixes, read_images
+from compress.data.listing import SkippedFiles, check_images, folders_in, image_suffixes
+from compress.data.manifest import manifest_of
 from compress.utils.errors import UserError
-from compress.utils.images import opened, upright_size
 from compress.utils.nearest import did_you_mean
 
 log = logging.getLogger("compress")
@@ -105,20 +105,23 @@ def with_test(splits: dict[str, _Split], root: Path) -> dict[str, _Split]:
 
 
 def to_files(
-    config: DataConfig, root: Path, splits: dict[str, AnnotatedSplit], classes: list[str]
+    config: DataConfig, root: Path, splits: dict[str, AnnotatedSplit], classes: list[str], manifests: Path | None
 ) -> tuple[dict[str, Files], list[str], list[str]]:
     """Returns the splits with targets (N, M, 6), the class names and the digests of each split's images and boxes.
 
-    Without a test split, `data.test_fraction` of train becomes one, whatever the seed of the run. Raises UserError for
+    Without a test split, `data.test_fraction` of train becomes one, whatever the seed of the run. `manifests` is the
+    folder that remembers which files were read before, if there is one. Raises UserError for
     an image of another size than annotated, a class that is not in `classes`, and a split without a box.
     """
     _require_apart(splits)
     _require_boxes(splits, classes)
     skipped, mended = SkippedFiles(), _Mended()
     files, digests = {}, []
-    for name, split in splits.items():
-        files[name], found = _read_split(config, split, root, classes, skipped, mended)
-        digests.append(found)
+    with manifest_of(root, manifests) as manifest:
+        for name, split in splits.items():
+            facts = check_images([str(image.path) for image in split.images], skipped, manifest)
+            files[name], found = _to_files(config, split, root, classes, facts, mended)
+            digests.append(found)
     skipped.log(root)
     mended.log(root)
     _log_unlisted(splits, root)
@@ -129,24 +132,23 @@ def to_files(
     return files, classes, digests
 
 
-def _read_split(
+def _to_files(
     config: DataConfig,
     split: AnnotatedSplit,
     root: Path,
     classes: list[str],
-    skipped: SkippedFiles,
+    facts: list[FileFacts],
     mended: _Mended,
 ) -> tuple[Files, str]:
     """Returns the images of a split with their targets, and a digest of both."""
     parts: list[np.ndarray | str] = []
     square, rows = square_of(config), []
-    paths = [image.path for image in split.images]
-    for image, content in zip(split.images, read_images(paths, skipped), strict=True):
-        with opened(io.BytesIO(content), str(image.path)) as picture:
-            size = upright_size(picture)
-        parts += [image.path.relative_to(root).as_posix(), digest(content)]
+    for image, known in zip(split.images, facts, strict=True):
+        size = (known.width, known.height)
+        parts += [image.path.relative_to(root).as_posix(), known.digest]
         rows.append(_to_rows(image, size, classes, mended) * _scale(square.size, size))
-    labels = pad_boxes(rows) if split.labelled else torch.full((len(paths), 1, 6), float(NO_LABEL))
+    labels = pad_boxes(rows) if split.labelled else torch.full((len(facts), 1, 6), float(NO_LABEL))
+    paths = [image.path for image in split.images]
     return Files(paths, labels, square, config.workers, config.channels or 3), digest(*parts, labels.numpy())
 
 

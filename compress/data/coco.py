@@ -21,7 +21,7 @@ _ROBOFLOW = "_annotations.coco.json"
 _EXPECTED = "annotations/instances_train2017.json, annotations/train.json, train/_annotations.coco.json or train.json"
 
 
-def coco(config: DataConfig) -> tuple[dict[str, Files], list[str], list[str]]:
+def coco(config: DataConfig, manifests: Path | None) -> tuple[dict[str, Files], list[str], list[str]]:
     """Reads a json for each split, in the layouts of COCO and of Roboflow, and the images that it lists.
 
     Without a test json, val serves as test; with train alone, `data.test_fraction` of its images does. Classes are in
@@ -40,7 +40,7 @@ def coco(config: DataConfig) -> tuple[dict[str, Files], list[str], list[str]]:
         images = _images(content, path, _folder(content, path, root), categories[split])
         splits[split] = AnnotatedSplit(path, images, labelled)
     source = "train" if splits["train"].labelled or "test" not in splits else "test"
-    return to_files(config, root, splits, _used(categories[source], splits, root))
+    return to_files(config, root, splits, _used(categories[source], splits, root), manifests)
 
 
 def _jsons(root: Path) -> dict[str, Path] | None:

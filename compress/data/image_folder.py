@@ -11,7 +11,8 @@ import torch
 from compress.config.data_settings import DataConfig
 from compress.data.dataset import NO_LABEL, LabelledImages, digest_of_all
 from compress.data.defaults import square_of
-from compress.data.listing import SkippedFiles, folders_in, images_below, read_images
+from compress.data.listing import SkippedFiles, check_images, folders_in, images_below
+from compress.data.manifest import Manifest, manifest_of
 from compress.utils.errors import UserError
 from compress.utils.images import Square, opened, read
 from compress.utils.nearest import did_you_mean
@@ -26,7 +27,7 @@ class Files:
     Pixels are uint8; float32 from 0 to 255 in a batch with images of more bits.
     """
 
-    paths: list[Path]
+    paths: Sequence[str | Path]
     labels: torch.Tensor
     square: Square
     workers: int
@@ -54,12 +55,12 @@ class Files:
         return replace(self, paths=[self.paths[at] for at in positions.tolist()], labels=self.labels[positions])
 
 
-def imagefolder(config: DataConfig) -> tuple[dict[str, Files], list[str], list[str]]:
+def imagefolder(config: DataConfig, manifests: Path | None) -> tuple[dict[str, Files], list[str], list[str]]:
     """Reads `root/train/<class>/*`, `root/test/<class>/*` and perhaps `root/val/<class>/*`.
 
-    A train folder with images and no folders in it has no labels; the classes are then those of test. Returns the
-    splits, the class names and a digest of each split's files. Raises UserError for a missing folder, a class that
-    train lacks, or an empty file.
+    A train folder with images and no folders in it has no labels; the classes are then those of test. `manifests` is
+    the folder that remembers which files were read before, if there is one. Returns the splits, the class names and a
+    digest of each split's files. Raises UserError for a missing folder, a class that train lacks, or an empty file.
     """
     root = Path(config.root) if config.root else None
     if root is None or not root.is_dir():
@@ -73,31 +74,32 @@ def imagefolder(config: DataConfig) -> tuple[dict[str, Files], list[str], list[s
     skipped.others += [path for path in sorted(root.iterdir()) if path.name not in given and path.name[0] != "."]
     folders = {split: folders_in(root / split, SkippedFiles()) for split in _NEEDED}
     classes = [path.name for path in folders["train"] or folders["test"]]
-    splits, digests = {}, []
-    square = square_of(config)
-    for split in given:
-        labelled = split != "train" or folders["train"]
-        paths, labels = (_list_split if labelled else _list_unlabelled)(root / split, classes, skipped)
-        digests.append(digest_of_all(_parts(root, paths, skipped)))
-        labels = torch.tensor(labels, dtype=torch.int64)
-        splits[split] = Files(paths, labels, square, config.workers, config.channels or 3)
+    square, splits, digests = square_of(config), {}, []
+    with manifest_of(root, manifests) as manifest:
+        for split in given:
+            labelled = split != "train" or folders["train"]
+            paths, labels = (_list_split if labelled else _list_unlabelled)(root / split, classes, skipped)
+            digests.append(_digest(paths, skipped, manifest))
+            labels = torch.tensor(labels, dtype=torch.int64)
+            splits[split] = Files(paths, labels, square, config.workers, config.channels or 3)
     skipped.log(root)
     return splits, classes, digests
 
 
-def _parts(root: Path, paths: list[Path], skipped: SkippedFiles) -> Iterator[str | bytes]:
-    """Yields the name and the content of each file, which make the fingerprint of a data set."""
-    for path, content in zip(paths, read_images(paths, skipped), strict=True):
-        yield path.relative_to(root).as_posix()
-        yield content
+def _digest(paths: list[str], skipped: SkippedFiles, manifest: Manifest) -> str:
+    """Returns the digest of the name and the content of each file."""
+    facts = check_images(paths, skipped, manifest)
+    return digest_of_all(
+        part for path, known in zip(paths, facts, strict=True) for part in (manifest.relative(path), known.digest)
+    )
 
 
-def _list_unlabelled(folder: Path, classes: list[str], skipped: SkippedFiles) -> tuple[list[Path], list[int]]:
+def _list_unlabelled(folder: Path, classes: list[str], skipped: SkippedFiles) -> tuple[list[str], list[int]]:
     paths = images_below(folder, skipped)
     return paths, [NO_LABEL] * len(paths)
 
 
-def _list_split(folder: Path, classes: list[str], skipped: SkippedFiles) -> tuple[list[Path], list[int]]:
+def _list_split(folder: Path, classes: list[str], skipped: SkippedFiles) -> tuple[list[str], list[int]]:
     paths, labels = [], []
     for place in folders_in(folder, skipped):
         if place.name not in classes:
@@ -113,7 +115,7 @@ def _list_split(folder: Path, classes: list[str], skipped: SkippedFiles) -> tupl
 
 
 class _Decoder(torch.utils.data.Dataset):
-    def __init__(self, paths: list[Path], square: Square, channels: int):
+    def __init__(self, paths: Sequence[str | Path], square: Square, channels: int):
         self.paths, self.square, self.channels = paths, square, channels
 
     def __len__(self) -> int:

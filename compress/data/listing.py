@@ -1,28 +1,23 @@
 """Lists the image files of a data set's folder, and reports the files that it skips."""
 
-import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
+from compress.data.file_facts import FileFacts
+from compress.data.manifest import Manifest
 from compress.utils.errors import UserError
 from compress.utils.image_layout import require_sixteen_bits
-from compress.utils.images import SIXTEEN_BITS, opened, read
 
 log = logging.getLogger("compress")
 
 # Formats that Pillow knows by name but does not decode by itself.
 _NAMES_ONLY = {"BUFR", "EMF", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-_NOT_ONE_PICTURE = ("MPO", "ICO", "ICNS")  # phones' files hold previews behind the photo, and icons hold several sizes
-_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # a file that is cut off lacks it
-_TAIL_BYTES = 1024  # searched for it: some cameras and editors write something after it
 _SHOWN = 3
-_SAMPLE = 64  # 16-bit images of a split whose values are checked
 
 
 def image_suffixes() -> set[str]:
@@ -60,74 +55,54 @@ def folders_in(folder: Path, skipped: SkippedFiles) -> list[Path]:
     return [path for path in visible if path.is_dir()]
 
 
-def images_below(folder: Path, skipped: SkippedFiles) -> list[Path]:
-    """Returns the image files below a folder, and follows links.
+def images_below(folder: Path, skipped: SkippedFiles) -> list[str]:
+    """Returns the image files below a folder, by name, and follows links.
 
-    Raises UserError where there is none, where one is empty, and for links that lead nowhere.
+    Raises UserError where there is none, and for links that lead nowhere.
     """
-    files = sorted(_files_below(folder, skipped, set()))
-    _require_targets(files)
     suffixes = image_suffixes()
-    found = [path for path in files if path.suffix.lower() in suffixes and path.is_file()]
-    others = [path for path in files if path.suffix.lower() not in suffixes or not path.is_file()]
-    skipped.others += others
+    found: list[str] = []
+    others: list[str] = []
+    for entry in _files_below(str(folder), skipped, frozenset()):
+        is_image = os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file()
+        (found if is_image else others).append(entry.path)
+    _require_targets([Path(path) for path in others])
+    skipped.others += map(Path, others)
     if not found:
-        contents = f", with {', '.join(path.name for path in others[:_SHOWN])}" if others else ""
+        contents = f", with {', '.join(os.path.basename(path) for path in others[:_SHOWN])}" if others else ""
         raise UserError(
             f"{folder} without an image{contents}", "files that Pillow decodes, as .jpg and .png", "add images"
         )
-    empty = next((path for path in found if path.stat().st_size == 0), None)
-    if empty:
-        raise UserError(f"{empty}, 0 bytes", "an image", "repair or remove that file")
     return found
 
 
-def read_images(paths: list[Path], skipped: SkippedFiles) -> Iterator[bytes]:
-    """Yields the content of each image file, after reading its header.
+def check_images(paths: Sequence[str], skipped: SkippedFiles, manifest: Manifest) -> list[FileFacts]:
+    """Returns what is known of each image file of a split, and notes those with several frames as skipped.
 
     Raises UserError for a file that is no image or is cut off, and for one whose numbers have no known range.
     """
-    deep = []
-    for path in paths:
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}", "a file that can be read", "mend its permissions") from error
-        with opened(io.BytesIO(content), str(path)) as image:
-            if image.mode in ("I", "F"):
-                read(image, 1, None, str(path))
-            elif image.mode in SIXTEEN_BITS:
-                deep.append(path)
-            if _ENDS.get(image.format or "", b"") not in content[-_TAIL_BYTES:]:
-                image.load()  # raises where the file is cut off, which is likely
-            if image.format not in _NOT_ONE_PICTURE and getattr(image, "is_animated", False):
-                skipped.frames.append(path)
-        yield content
-    _require_sixteen_bits(deep)
+    facts = manifest.facts(paths)
+    skipped.frames += [Path(path) for path, known in zip(paths, facts, strict=True) if known.has_frames]
+    deep = [(path, known.highest) for path, known in zip(paths, facts, strict=True) if known.highest is not None]
+    if deep:
+        names = f"{deep[0][0]} and {len(deep) - 1} more"
+        require_sixteen_bits(max(highest for _, highest in deep), names, "save them with 8 bits")
+    return facts
 
 
-def _require_sixteen_bits(paths: list[Path]) -> None:
-    """Applies `require_sixteen_bits` to the highest value in some of the images."""
-    some = paths[:: max(1, len(paths) // _SAMPLE)]
-    highest = 0
-    for path in some:
-        with opened(path, str(path)) as image:
-            highest = max(highest, int(np.asarray(image).max()))
-    if some:
-        require_sixteen_bits(highest, f"{some[0]} and {len(paths) - 1} more", "save them with 8 bits")
-
-
-def _files_below(folder: Path, skipped: SkippedFiles, above: set[str]) -> Iterator[Path]:
+def _files_below(folder: str, skipped: SkippedFiles, above: frozenset[str]) -> Iterator[os.DirEntry[str]]:
+    """Yields the files below a folder, in the order in which their paths are sorted folder by folder."""
     place = os.path.realpath(folder)
     if place in above:  # a link to a folder that it is in
         return
-    for path in folder.iterdir():
-        if _is_hidden(path.name):
-            skipped.hidden.append(path)
-        elif path.is_dir():
-            yield from _files_below(path, skipped, above | {place})
-        else:
-            yield path
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if _is_hidden(entry.name):
+                skipped.hidden.append(Path(entry.path))
+            elif entry.is_dir():
+                yield from _files_below(entry.path, skipped, above | {place})
+            else:
+                yield entry
 
 
 def _is_hidden(name: str) -> bool:

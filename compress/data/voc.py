@@ -18,7 +18,7 @@ _EXPECTED = "folders JPEGImages and Annotations, as Pascal VOC has them"
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def voc(config: DataConfig) -> tuple[dict[str, Files], list[str], list[str]]:
+def voc(config: DataConfig, manifests: Path | None) -> tuple[dict[str, Files], list[str], list[str]]:
     """Reads `JPEGImages/ID.jpg` and `Annotations/ID.xml`, split by `ImageSets/Main/{train,val,test,trainval}.txt`.
 
     Without a test list, val serves as test; without lists, `data.test_fraction` of the images does. Coordinates are
@@ -27,7 +27,7 @@ def voc(config: DataConfig) -> tuple[dict[str, Files], list[str], list[str]]:
     """
     root, (images, annotations) = find_layout(config, _folders, _EXPECTED)
     skipped = SkippedFiles()
-    paths = _by_id(images_below(images, skipped), images)
+    paths = _by_id([Path(path) for path in images_below(images, skipped)], images)
     skipped.log(root)
     xmls = _by_id([path for path in sorted(annotations.rglob("*.xml")) if path.name[0] != "."], annotations)
     lists = _split_lists(root) or {"train": (annotations, sorted({*paths, *xmls}))}
@@ -36,7 +36,7 @@ def voc(config: DataConfig) -> tuple[dict[str, Files], list[str], list[str]]:
         for name, (source, ids) in with_test(lists, root).items()
     }
     classes = sorted(splits["train" if splits["train"].labelled or "test" not in splits else "test"].names())
-    return to_files(config, root, splits, classes)
+    return to_files(config, root, splits, classes, manifests)
 
 
 def _folders(root: Path) -> tuple[Path, Path] | None:

@@ -96,7 +96,7 @@ def prepare(config: Config) -> RunContext:
     torch.set_num_threads(threads)
     ranks.broadcast(config)
     config = with_preprocessing(config)
-    data = with_normalisation(load_data(config.data, config.seed), config)
+    data = read_data(config)
     if not data.labelled and config.teacher.epochs:
         raise UserError(
             f"train images without labels and teacher.epochs={config.teacher.epochs}",
@@ -112,6 +112,12 @@ def prepare(config: Config) -> RunContext:
         )
     cache = Cache(Path(config.cache.dir)) if config.cache.enabled else None
     return RunContext(config, data, device, threads, ranks, cache)
+
+
+def read_data(config: Config) -> Data:
+    """Returns the data set, normalised as the teacher's weights expect."""
+    manifests = Path(config.cache.dir) / "manifests" if config.cache.enabled else None
+    return with_normalisation(load_data(config.data, config.seed, manifests), config)
 
 
 def require_networks_fit(config: Config, data: Data) -> None:

@@ -12,7 +12,6 @@ from rich.table import Table
 from torch import nn
 
 from compress.config.schema import Config
-from compress.data import load_data
 from compress.data.dataset import Data
 from compress.evaluation.benchmark import time_and_memory
 from compress.evaluation.flops import count_cost
@@ -20,9 +19,9 @@ from compress.methods.pruning.reconstruction import skipped_layers
 from compress.methods.restore import restore
 from compress.models.artifact import Artifact
 from compress.models.from_config import teacher_from_config
-from compress.pipeline.compute import prepare_machine, require_networks_fit
+from compress.pipeline.compute import prepare_machine, read_data, require_networks_fit
 from compress.pipeline.dry_run import DryRunStage, try_export, try_stages
-from compress.pipeline.preprocessing import with_normalisation, with_preprocessing
+from compress.pipeline.preprocessing import with_preprocessing
 from compress.stages import check_order
 from compress.utils.files import write_json
 from compress.utils.units import count_text, size_text
@@ -46,7 +45,7 @@ def run_preflight(config: Config, folder: Path) -> dict[str, Any]:
     check_order(config.stages)
     _, threads = prepare_machine(config)
     config = with_preprocessing(config)
-    data = with_normalisation(load_data(config.data, config.seed), config)
+    data = read_data(config)
     teacher, model = _teacher(config, data)
     measure = replace(config.measure, repetitions=_REPETITIONS)
     expected: dict[str, dict[str, float]] = {}

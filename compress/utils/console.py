@@ -24,8 +24,8 @@ class Bar:
     def __init__(self, bars: Progress, task: TaskID):
         self._bars, self._task = bars, task
 
-    def advance(self) -> None:
-        self._bars.advance(self._task)
+    def advance(self, steps: int = 1) -> None:
+        self._bars.advance(self._task, steps)
 
     def note(self, text: str) -> None:
         self._bars.update(self._task, note=text)
