@@ -5,6 +5,8 @@ from typing import Optional
 
 from compress.config.options import option
 
+FILES_WITH_CLASSES = ("imagefolder", "csv", "webdataset")  # whose images are resized and cropped as they are decoded
+
 
 @dataclass
 class DataConfig:
@@ -13,25 +15,31 @@ class DataConfig:
     name: str = option(
         "digits",
         "the data set",
-        choices=("digits", "fashion_mnist", "cifar10", "imagefolder", "npz", "voc", "coco"),
+        choices=("digits", "fashion_mnist", "cifar10", "imagefolder", "npz", "csv", "voc", "coco"),
     )
-    root: Optional[str] = option(None, "its folder, or the .npz file")
+    root: Optional[str] = option(None, "its folder, or the .npz or .csv file")
+    images: Optional[str] = option(None, "csv: the folder that its paths start from; null: the one it is in")
+    columns: list[str] = option(
+        [],
+        'csv: columns without a usual name, by what they hold (image, label, split, group): ["image=Image Index",'
+        '"group=Patient ID"]',
+    )
     task: str = option(
         "classification",
-        "classification: one class an image; multilabel: any number of labels, rows of 0 and 1 (npz); detection: boxes "
-        "(voc, coco)",
+        "classification: one class an image; multilabel: any number of labels, rows of 0 and 1 (npz, csv); detection: "
+        "boxes (voc, coco)",
         choices=("classification", "multilabel", "detection"),
     )
     image_size: Optional[int] = option(
         None,
         "images are resized to this many pixels a side; null: that of teacher.weights, else 320 (detection), 224 "
-        "(imagefolder) or 32",
+        "(other image files) or 32",
         low=8,
         high=1024,
     )
     crop_share: Optional[float] = option(
         None,
-        "imagefolder: share of the resized shorter side that the middle square keeps; null: of teacher.weights, else 1",
+        "image files: share of the resized shorter side that the middle square keeps; null: of teacher.weights, else 1",
         low=0.1,
         high=1.0,
     )
@@ -68,4 +76,4 @@ class DataConfig:
         "smaller images on a plain ground, and changed colours",
         choices=("none", "hflip", "ssdlite", "ssd"),
     )
-    workers: int = option(2, "processes that decode files (imagefolder, voc, coco)", low=0, high=64)
+    workers: int = option(2, "processes that decode image files", low=0, high=64)

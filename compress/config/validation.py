@@ -4,7 +4,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from compress.config.conditional_settings import DynamicWidthConfig
-from compress.config.data_settings import DataConfig
+from compress.config.data_settings import FILES_WITH_CLASSES, DataConfig
 from compress.config.distill_losses import check_task, logit_losses
 from compress.config.distill_teachers import check_teachers
 from compress.config.options import as_typed, check_ranges
@@ -195,13 +195,14 @@ def _check_normalisation(data: DataConfig) -> None:
 
 def _check_crop(data: DataConfig) -> None:
     boxes = data.task == "detection"
-    allowed = {"crop_share": data.name == "imagefolder", "interpolation": data.name == "imagefolder" or boxes}
+    classes = data.name in FILES_WITH_CLASSES
+    allowed = {"crop_share": classes, "interpolation": classes or boxes}
     for name, value in (("crop_share", data.crop_share), ("interpolation", data.interpolation)):
         if value is not None and not allowed[name]:
             why = "images with boxes are not cropped" if boxes else "arrays come as they are"
             raise UserError(
                 f"data.{name}={value} with data={data.name}",
-                f"null: {why}, only images in folders are",
+                f"null: {why}, only image files with classes are",
                 f"leave data.{name} out",
             )
 

@@ -12,8 +12,10 @@ from compress.data.augmentation import Augmentation, BatchAugmentation
 from compress.data.box_augmentation import BoxAugmentation
 from compress.data.builtin import ARRAYS, Arrays, to_memory
 from compress.data.coco import coco
+from compress.data.csv_file import csv_file
 from compress.data.dataset import Data, Pixels, Split, digest, stratified_split
 from compress.data.defaults import square_of
+from compress.data.groups import split_by_group
 from compress.data.image_folder import Files, imagefolder
 from compress.data.labels import warn_of_missing_classes
 from compress.data.targets import TARGETS
@@ -26,6 +28,7 @@ _STATISTICS_IMAGES = 4096  # enough for a mean to three digits, and quick where 
 
 _FILES: dict[str, Callable[[DataConfig, Path | None], tuple[dict[str, Files], list[str], list[str]]]] = {
     "imagefolder": imagefolder,
+    "csv": csv_file,
     "voc": voc,
     "coco": coco,
 }
@@ -55,7 +58,7 @@ def load_data(config: DataConfig, seed: int, manifests: Path | None = None) -> D
     index = {name: torch.arange(len(values)) for name, values in labels.items()}
     if val_from != "own":
         splits["val"] = splits[val_from]
-        index[val_from], index["val"] = _hold_out(config, labels[val_from], seed)
+        index[val_from], index["val"] = _hold_out(config, splits[val_from], seed)
     mean, std = _statistics(config, splits["train"], index["train"], channels)
     train, val, test = (
         Split(splits[name], index[name], mean, std, config.batch_size) for name in ("train", "val", "test")
@@ -102,13 +105,19 @@ def _augmentation(config: DataConfig, mean: torch.Tensor) -> BatchAugmentation:
     return Augmentation(config.crop_padding, config.flip)
 
 
-def _hold_out(config: DataConfig, labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _hold_out(config: DataConfig, pixels: Pixels, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the positions (N,) that stay in the split `config.val_from`, and those of its validation images."""
-    kept, held_out = stratified_split(TARGETS[config.task].strata(labels), config.val_fraction, seed)
+    strata = TARGETS[config.task].strata(pixels.labels)
+    groups = pixels.groups if isinstance(pixels, Files) else None
+    if groups is None:
+        kept, held_out = stratified_split(strata, config.val_fraction, seed)
+    else:
+        kept, held_out = split_by_group(strata, groups, config.val_fraction, seed)
     if not len(held_out):
+        kind = "class" if groups is None else "class and group"
         raise UserError(
-            f"data.val_from={config.val_from} with {len(labels)} images in {config.val_from}, one of each class",
-            "two images or more of a class, to hold one of them out",
+            f"data.val_from={config.val_from} with {len(strata)} images in {config.val_from}, one of each {kind}",
+            f"two images or more of a {kind}, to hold one of them out",
             f"add images to {config.val_from}",
         )
     return kept, held_out

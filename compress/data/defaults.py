@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from compress.config.data_settings import DataConfig
+from compress.config.data_settings import FILES_WITH_CLASSES, DataConfig
 from compress.utils.images import Square
 
 _OTHER_SIZE = 32  # pixels a side, for small arrays
@@ -11,7 +11,7 @@ _OTHER_SIZE = 32  # pixels a side, for small arrays
 def square_of(data: DataConfig) -> Square:
     """Returns how the images become squares: with a usual size, crop and interpolation where `data` sets none."""
     detection = data.task == "detection"
-    usual = 320 if detection else 224 if data.name == "imagefolder" else _OTHER_SIZE  # SSDlite's, ImageNet's
+    usual = 320 if detection else 224 if data.name in FILES_WITH_CLASSES else _OTHER_SIZE  # SSDlite's, ImageNet's
     return Square(data.image_size or usual, data.crop_share or 1.0, data.interpolation or "bilinear", stretch=detection)
 
 

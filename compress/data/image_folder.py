@@ -32,6 +32,7 @@ class Files:
     square: Square
     workers: int
     channels: int = 3
+    groups: torch.Tensor | None = None  # (N,), the number of each image's group, which no split may share
 
     def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[LabelledImages]:
         loader = torch.utils.data.DataLoader(
@@ -52,7 +53,9 @@ class Files:
 
     def part(self, positions: torch.Tensor) -> "Files":
         """Returns the images at `positions` (N,) alone."""
-        return replace(self, paths=[self.paths[at] for at in positions.tolist()], labels=self.labels[positions])
+        groups = None if self.groups is None else self.groups[positions]
+        paths = [self.paths[at] for at in positions.tolist()]
+        return replace(self, paths=paths, labels=self.labels[positions], groups=groups)
 
 
 def imagefolder(config: DataConfig, manifests: Path | None) -> tuple[dict[str, Files], list[str], list[str]]:
@@ -79,14 +82,14 @@ def imagefolder(config: DataConfig, manifests: Path | None) -> tuple[dict[str, F
         for split in given:
             labelled = split != "train" or folders["train"]
             paths, labels = (_list_split if labelled else _list_unlabelled)(root / split, classes, skipped)
-            digests.append(_digest(paths, skipped, manifest))
+            digests.append(digest_files(paths, skipped, manifest))
             labels = torch.tensor(labels, dtype=torch.int64)
             splits[split] = Files(paths, labels, square, config.workers, config.channels or 3)
     skipped.log(root)
     return splits, classes, digests
 
 
-def _digest(paths: list[str], skipped: SkippedFiles, manifest: Manifest) -> str:
+def digest_files(paths: Sequence[str], skipped: SkippedFiles, manifest: Manifest) -> str:
     """Returns the digest of the name and the content of each file."""
     facts = check_images(paths, skipped, manifest)
     return digest_of_all(

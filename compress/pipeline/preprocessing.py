@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from compress.config.data_settings import FILES_WITH_CLASSES
 from compress.config.schema import Config
 from compress.data.dataset import Data, Split
 from compress.data.defaults import with_defaults
@@ -46,7 +47,7 @@ def with_preprocessing(config: Config) -> Config:
     if published is None:
         return replace(config, data=with_defaults(data))
     data = replace(data, image_size=data.image_size or published.image_size)
-    if data.name == "imagefolder":  # arrays are not cropped
+    if data.name in FILES_WITH_CLASSES:  # arrays are not cropped
         share, interpolation = data.crop_share or published.crop_share, data.interpolation or published.interpolation
         data = replace(data, crop_share=share, interpolation=interpolation)
     data = with_defaults(data)
