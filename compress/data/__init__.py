@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from compress.data.dataset import Data, Pixels, Split, digest, stratified_split
 from compress.data.defaults import square_of
 from compress.data.groups import split_by_group
 from compress.data.image_folder import Files, imagefolder
+from compress.data.kept import keep_decoded
 from compress.data.labels import warn_of_missing_classes
 from compress.data.targets import TARGETS
 from compress.data.voc import voc
@@ -60,6 +62,8 @@ def load_data(config: DataConfig, seed: int, manifests: Path | None = None) -> D
         splits["val"] = splits[val_from]
         index[val_from], index["val"] = _hold_out(config, splits[val_from], seed)
     mean, std = _statistics(config, splits["train"], index["train"], channels)
+    if config.name in _FILES:
+        splits |= {name: keep_decoded(splits[name], index[name], name) for name in ("val", "test")}
     train, val, test = (
         Split(splits[name], index[name], mean, std, config.batch_size) for name in ("train", "val", "test")
     )
@@ -82,7 +86,9 @@ def load_data(config: DataConfig, seed: int, manifests: Path | None = None) -> D
 
 def _read_files(config: DataConfig, manifests: Path | None) -> _Source:
     splits, classes, digests = _FILES[config.name](config, manifests)
-    return _Source({**splits}, classes, digests, config.channels or 3)
+    pool = splits["train"].pool
+    shared = {name: replace(files, pool=pool) for name, files in splits.items()}
+    return _Source({**shared}, classes, digests, config.channels or 3)
 
 
 def _read_arrays(config: DataConfig) -> _Source:
@@ -150,6 +156,8 @@ def _statistics(
         mean, std = torch.tensor(config.mean), torch.tensor(config.std)
     else:
         some = index[torch.linspace(0, len(index) - 1, min(len(index), _STATISTICS_IMAGES)).long()]
-        images = torch.cat([batch for batch, _ in pixels.stream(some.split(config.batch_size))]).double() / 255
+        images = (
+            torch.cat([batch for batch, _ in pixels.stream(some.split(config.batch_size))]).contiguous().double() / 255
+        )
         mean, std = images.mean((0, 2, 3)), images.std((0, 2, 3)).clamp_min(1e-3)
     return mean.float().view(1, -1, 1, 1), std.float().view(1, -1, 1, 1)

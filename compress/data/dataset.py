@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from compress.data.augmentation import BatchAugmentation, ShardFn, all_rows
+from compress.data.kept import KeptPixels, keep_decoded
 from compress.utils.errors import UserError
 
+CPU = torch.device("cpu")
 LabelledImages = tuple[torch.Tensor, torch.Tensor]  # images (N, C, H, W) and labels (N, ...)
 
 
@@ -28,7 +30,10 @@ NO_LABEL = -1  # the label of an image whose class is unknown
 class Pixels(Protocol):
     """Labelled images, in memory or decoded when they are read."""
 
-    labels: torch.Tensor  # (N, ...)
+    @property
+    def labels(self) -> torch.Tensor:
+        """Returns the labels (N, ...)."""
+        ...
 
     def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[LabelledImages]:
         """Yields the images (N, C, H, W) and the labels (N, ...) of each batch of positions (N,).
@@ -39,6 +44,10 @@ class Pixels(Protocol):
 
     def with_labels(self, labels: torch.Tensor) -> "Pixels":
         """Returns the same images with other labels (N, ...)."""
+        ...
+
+    def close(self) -> None:
+        """Ends the processes that read the images, if there are any."""
         ...
 
 
@@ -55,6 +64,9 @@ class Memory:
 
     def with_labels(self, labels: torch.Tensor) -> "Memory":
         return replace(self, labels=labels)
+
+    def close(self) -> None:
+        """Memory is read by no process."""
 
 
 @dataclass
@@ -75,14 +87,14 @@ class Split:
         """Returns the labels (N, ...), in the order in which `batches` yields them."""
         return self.pixels.labels[self.index]
 
-    def batches(self, shard: ShardFn = all_rows) -> Iterator[LabelledImages]:
+    def batches(self, shard: ShardFn = all_rows, device: torch.device = CPU) -> Iterator[LabelledImages]:
         """Yields every image once, in order: the `shard` of each batch, float32 (N, C, H, W), and its labels (N, ...).
 
-        Batches whose shard has no image are skipped.
+        The images are on `device`, in channels_last. Batches whose shard has no image are skipped.
         """
         shards = [shard(batch) for batch in self.index.split(self.batch_size)]
         for images, labels in self.pixels.stream([rows for rows in shards if len(rows)]):
-            yield self._normalise(images), labels
+            yield self._normalise(images, device), labels
 
     def shuffle(self, generator: torch.Generator) -> torch.Tensor:
         """Returns a random order of the images for `augmented`: positions in `pixels`, (N,)."""
@@ -95,17 +107,18 @@ class Split:
         augmentation: BatchAugmentation,
         done: int = 0,
         shard: ShardFn = all_rows,
+        device: torch.device = CPU,
     ) -> Iterator[tuple[Batch, int]]:
         """Yields the augmented batches of an epoch in `order`, without its first `done` batches.
 
-        Each item is the `shard` of a batch and the number of images in the whole batch. A last batch with too few
-        images for batch norm is skipped.
+        Each item is the `shard` of a batch, its images on `device` in channels_last, and the number of images in the
+        whole batch. A last batch with too few images for batch norm is skipped.
         """
         batches = [batch for batch in order.split(self.batch_size)[done:] if len(batch) >= self.smallest_batch()]
         streamed = self.pixels.stream([shard(batch) for batch in batches])
         for (images, labels), batch in zip(streamed, batches, strict=True):
             images, labels = augmentation(images, labels, generator, shard, len(batch))
-            yield Batch(self._normalise(images), labels, shard(batch)), len(batch)
+            yield Batch(self._normalise(images, device), labels, shard(batch)), len(batch)
 
     def smallest_batch(self) -> int:
         """Returns the number of images in the smallest batch that `augmented` may yield."""
@@ -117,13 +130,28 @@ class Split:
         return full + (rest >= self.smallest_batch())
 
     def take(self, count: int, seed: int) -> "Split":
-        """Returns a seeded random choice of `count` images, or all where there are fewer."""
+        """Returns a seeded random choice of `count` images, or all where there are fewer; files are decoded once."""
         generator = torch.Generator().manual_seed(seed)
         chosen = self.index[torch.randperm(len(self.index), generator=generator)[:count]]
-        return Split(self.pixels, chosen, self.mean, self.std, self.batch_size)
+        pixels = self.pixels
+        if not isinstance(pixels, (Memory, KeptPixels)):
+            pixels = keep_decoded(pixels, chosen)
+        return Split(pixels, chosen, self.mean, self.std, self.batch_size)
 
-    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
-        return images.float().div_(255).sub_(self.mean).div_(self.std)
+    def _normalise(self, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Moves images (N, C, H, W) as they are, mostly uint8, and returns them as float32 in channels_last.
+
+        Channels_last makes convolutions on the CPU about twice as fast. A whole row of pixels is computed at once: that
+        takes half the time of the same arithmetic by channels.
+        """
+        if device.type == "cuda":
+            images = images.pin_memory()
+        images = images.to(device, non_blocking=True)
+        count, channels, height, width = images.shape
+        mean, std = (values.flatten().repeat(width).to(device) for values in (self.mean, self.std))
+        rows = images.permute(0, 2, 3, 1).reshape(count, height, width * channels)
+        rows = rows.float().div_(255).sub_(mean).div_(std)
+        return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 @dataclass
@@ -142,6 +170,11 @@ class Data:
     interpolation: str = "bilinear"
     resize: str = "crop"  # crop: to a square by `crop_share`; stretch: to a square, whatever the proportions
     task: str = "classification"  # a name in `compress.tasks`
+
+    def close(self) -> None:
+        """Ends the processes that read the images; a later pass starts new ones."""
+        for split in (self.train, self.val, self.test):
+            split.pixels.close()
 
     @property
     def labelled(self) -> bool:

@@ -1,20 +1,19 @@
-"""Reads a folder of image files and decodes them when they are needed, so that a set need not fit into memory."""
+"""Lists a folder of image files, which are decoded when they are needed, so that a set need not fit into memory."""
 
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from compress.config.data_settings import DataConfig
 from compress.data.dataset import NO_LABEL, LabelledImages, digest_of_all
+from compress.data.decoding import DecodingPool
 from compress.data.defaults import square_of
 from compress.data.listing import SkippedFiles, check_images, folders_in, images_below
 from compress.data.manifest import Manifest, manifest_of
 from compress.utils.errors import UserError
-from compress.utils.images import Square, opened, read
+from compress.utils.images import Square
 from compress.utils.nearest import did_you_mean
 
 _NEEDED = ("train", "test")
@@ -32,24 +31,21 @@ class Files:
     square: Square
     workers: int
     channels: int = 3
+    pool: DecodingPool = None  # type: ignore[assignment]  # several splits may share one; by default, one of its own
     groups: torch.Tensor | None = None  # (N,), the number of each image's group, which no split may share
 
+    def __post_init__(self) -> None:
+        self.pool = self.pool or DecodingPool(self.square, self.channels, self.workers)
+
     def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[LabelledImages]:
-        loader = torch.utils.data.DataLoader(
-            _Decoder(self.paths, self.square, self.channels),
-            batch_sampler=[batch.tolist() for batch in batches],
-            num_workers=self.workers,
-            collate_fn=_collate,
-            generator=torch.Generator().manual_seed(0),  # by default a pass draws from the stage's random numbers
-            worker_init_fn=_leave_signals_to_parent,
-        )
-        for images, batch in zip(loader, batches, strict=True):
-            if isinstance(images, UserError):
-                raise images
-            yield images, self.labels[batch]
+        images = self.pool.decode([[str(self.paths[at]) for at in batch.tolist()] for batch in batches])
+        yield from zip(images, (self.labels[batch] for batch in batches), strict=True)
 
     def with_labels(self, labels: torch.Tensor) -> "Files":
         return replace(self, labels=labels)
+
+    def close(self) -> None:
+        self.pool.close()
 
     def part(self, positions: torch.Tensor) -> "Files":
         """Returns the images at `positions` (N,) alone."""
@@ -115,39 +111,3 @@ def _list_split(folder: Path, classes: list[str], skipped: SkippedFiles) -> tupl
         paths += found
         labels += [classes.index(place.name)] * len(found)
     return paths, labels
-
-
-class _Decoder(torch.utils.data.Dataset):
-    def __init__(self, paths: Sequence[str | Path], square: Square, channels: int):
-        self.paths, self.square, self.channels = paths, square, channels
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, at: int) -> torch.Tensor | UserError:
-        """Returns the image (C, S, S), or its error: one that a worker raises would arrive as another exception."""
-        path = self.paths[at]
-        try:
-            with opened(path, str(path)) as image:
-                pixels = read(image, self.channels, self.square, str(path))
-        except UserError as error:
-            return error
-        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    """Ignores SIGTERM and SIGINT, which reach all processes of a run: the training still finishes its step.
-
-    A worker ends with its loader or its parent.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _collate(items: list[torch.Tensor | UserError]) -> torch.Tensor | UserError:
-    mistake = next((item for item in items if isinstance(item, UserError)), None)
-    if mistake is not None:
-        return mistake
-    images = [item for item in items if not isinstance(item, UserError)]
-    deep = any(image.is_floating_point() for image in images)
-    return torch.stack([image.float() for image in images] if deep else images)

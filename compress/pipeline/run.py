@@ -1,6 +1,7 @@
 """The whole flow: each stage is reused or run, saved and measured; the next one reads what was saved."""
 
 import logging
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,12 @@ def run_pipeline(config: Config, folder: Path) -> dict[str, Any]:
     require_installed(config.export.targets)
     require_country(config.measure.country)
     run = prepare(config)
+    with closing(run.data):
+        return _run_stages(run, folder)
+
+
+def _run_stages(run: RunContext, folder: Path) -> dict[str, Any]:
+    config = run.config
     sizes = ", ".join(f"{count} {split}" for split, count in run.data.sizes.items())
     log.info("%s: %s images, %d classes", config.data.name, sizes, len(run.data.classes))
     if run.ranks.world > 1:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from compress.config.schema import TrainConfig
-from compress.data.dataset import Batch
 from compress.training.context import Context
 from compress.training.distributed import StageDone
 from compress.training.early_stopping import check_early_stopping
@@ -29,7 +28,6 @@ from compress.utils.console import Bar, progress
 from compress.utils.cores import cores
 from compress.utils.other_load import OtherLoad
 from compress.utils.signals import deferred_signals
-from compress.utils.tensors import to_device
 
 log = logging.getLogger(__name__)
 
@@ -164,10 +162,12 @@ def _finish_steps(
     step = Step(training, ddp_network, loss, context)
     if training.order is None:
         training.order = split.shuffle(generator)
-    augmented = split.augmented(training.order, generator, context.data.augmentation, training.batches, ranks.shard)
+    augmented = split.augmented(
+        training.order, generator, context.data.augmentation, training.batches, ranks.shard, context.device
+    )
     for batch, count in augmented:
-        images, labels = to_device(batch.images, context.device), batch.labels.to(context.device)
-        value, correct = ranks.all_reduce_sum(*step.gradients(Batch(images, labels, batch.positions), count))
+        batch = batch._replace(labels=batch.labels.to(context.device))
+        value, correct = ranks.all_reduce_sum(*step.gradients(batch, count))
         require_finite("a loss", value, training.step + 1, training)
         if training.penalty:
             training.penalty.add_gradients()

@@ -24,6 +24,7 @@ def add_pseudo_labels(teacher: nn.Module, data: Data, device: torch.device) -> D
     labels[unknown] = torch.cat([task.pseudo_targets(logits).cpu() for logits in outputs])
 
     def with_labels(split: Split) -> Split:
-        return replace(split, pixels=pixels.with_labels(labels)) if split.pixels is pixels else split
+        held_out = split.pixels.labels is pixels.labels  # of the same files
+        return replace(split, pixels=split.pixels.with_labels(labels)) if held_out else split
 
     return replace(data, train=with_labels(data.train), val=with_labels(data.val))

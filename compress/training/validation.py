@@ -11,7 +11,6 @@ from compress.data.dataset import Split
 from compress.tasks import CLASSIFICATION
 from compress.tasks.base import Task
 from compress.training.distributed import ProcessGroup
-from compress.utils.tensors import to_device
 
 # Standard errors by which an earlier epoch has to be better. A training has tens of epochs to choose from: with two
 # standard errors, one of them would be better by chance in every other training.
@@ -60,8 +59,8 @@ def validate(
     found = torch.zeros(3, len(split), dtype=torch.float64)
     outputs: Tensor | None = None
     with torch.no_grad():
-        for rows, images, labels in _batches(split, ranks, micro_batches):
-            logits, labels = network(to_device(images, device)).float(), labels.to(device)
+        for rows, images, labels in _batches(split, ranks, micro_batches, device):
+            logits, labels = network(images).float(), labels.to(device)
             found[0, rows] = task.losses(logits, labels).double().cpu()
             found[1, rows] = task.mistakes(logits, labels).double().cpu()
             if teacher_logits is not None:
@@ -79,7 +78,7 @@ def validate(
 def split_logits(network: nn.Module, split: Split, device: torch.device) -> Tensor:
     """Returns the outputs (N, ...) of `network` in eval mode on all images of `split`, float32 on the CPU."""
     network.eval()
-    return torch.cat([network(to_device(images, device)).float().cpu() for images, _ in split.batches()])
+    return torch.cat([network(images).float().cpu() for images, _ in split.batches(device=device)])
 
 
 def _all_outputs(outputs: Tensor | None, images: int, dims: int, ranks: ProcessGroup) -> Tensor:
@@ -98,10 +97,12 @@ def standard_errors_better(scores: Tensor, others: Tensor) -> float:
     return mean / spread if spread > 0 else math.copysign(math.inf, mean) if mean else 0.0
 
 
-def _batches(split: Split, ranks: ProcessGroup, micro_batches: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _batches(
+    split: Split, ranks: ProcessGroup, micro_batches: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yields the positions (M,), images and labels of each micro-batch of this process."""
     positions = [ranks.shard(rows) for rows in torch.arange(len(split)).split(split.batch_size)]
-    streamed = split.batches(ranks.shard)
+    streamed = split.batches(ranks.shard, device)
     for rows, (images, labels) in zip([rows for rows in positions if len(rows)], streamed, strict=True):
         count = min(micro_batches, len(rows))
         yield from zip(rows.tensor_split(count), images.tensor_split(count), labels.tensor_split(count), strict=True)

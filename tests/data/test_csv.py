@@ -11,6 +11,7 @@ from PIL import Image
 
 from compress.config.data_settings import DataConfig
 from compress.data import load_data
+from compress.data.csv_file import csv_file
 from compress.data.dataset import Data
 from compress.data.groups import shared_group, split_by_group
 from compress.utils.errors import UserError
@@ -109,8 +110,10 @@ def test_no_group_is_in_two_splits(folder: Path, given: bool) -> None:
     patients = [at // 4 for at in range(24)]
     lines = [f"{row},{patient}" for row, patient in zip(rows(split=given), patients, strict=True)]
     header = "image,label,split,patient_id" if given else "image,label,patient_id"
-    data = load_data(write(folder / "all.csv", header, lines), 0)
-    seen = {split: set(getattr(data, split).pixels.groups[getattr(data, split).index].tolist()) for split in data.sizes}
+    config = write(folder / "all.csv", header, lines)
+    (files, _, _), data = csv_file(config, None), load_data(config, 0)
+    places = {"train": ("train", data.train), "val": ("train", data.val), "test": ("test", data.test)}
+    seen = {name: set(files[source].groups[split.index].tolist()) for name, (source, split) in places.items()}
     assert all(seen.values())
     assert sum(map(len, seen.values())) == len(set.union(*seen.values()))
 

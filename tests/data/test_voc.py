@@ -101,10 +101,10 @@ def test_val_that_serves_as_test_is_logged(root: Path, caplog: pytest.LogCapture
 
 def test_a_drawn_test_split_is_the_same_for_each_seed(root: Path) -> None:
     one, other = load(root, 0), load(root, 1)
-    assert one.test.pixels.paths == other.test.pixels.paths
+    assert one.test.pixels.pixels.paths == other.test.pixels.pixels.paths
     assert one.fingerprint != other.fingerprint
     assert one.fingerprint == load(root, 0).fingerprint
-    assert not {path.name for path in one.test.pixels.paths} & {path.name for path in one.train.pixels.paths}
+    assert not {path.name for path in one.test.pixels.pixels.paths} & {path.name for path in one.train.pixels.paths}
     assert len(load(root, test_fraction=0.5).test) == 6
 
 
