@@ -15,10 +15,15 @@ class DataConfig:
     name: str = option(
         "digits",
         "the data set",
-        choices=("digits", "fashion_mnist", "cifar10", "imagefolder", "npz", "csv", "voc", "coco"),
+        choices=("digits", "fashion_mnist", "cifar10", "imagefolder", "npz", "csv", "webdataset", "voc", "coco"),
     )
     root: Optional[str] = option(None, "its folder, or the .npz or .csv file")
     images: Optional[str] = option(None, "csv: the folder that its paths start from; null: the one it is in")
+    shards: list[str] = option(
+        [],
+        'webdataset: tar files of each split, where their names do not begin with it: ["train=a/{000..099}.tar",'
+        '"test=b/*.tar"]; or pipe:COMMAND, whose output is kept',
+    )
     columns: list[str] = option(
         [],
         'csv: columns without a usual name, by what they hold (image, label, split, group): ["image=Image Index",'
@@ -26,8 +31,8 @@ class DataConfig:
     )
     task: str = option(
         "classification",
-        "classification: one class an image; multilabel: any number of labels, rows of 0 and 1 (npz, csv); detection: "
-        "boxes (voc, coco)",
+        "classification: one class an image; multilabel: any number of labels, rows of 0 and 1 (npz, csv, "
+        "webdataset); detection: boxes (voc, coco)",
         choices=("classification", "multilabel", "detection"),
     )
     image_size: Optional[int] = option(

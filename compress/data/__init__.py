@@ -22,6 +22,7 @@ from compress.data.kept import keep_decoded
 from compress.data.labels import warn_of_missing_classes
 from compress.data.targets import TARGETS
 from compress.data.voc import voc
+from compress.data.webdataset import webdataset
 from compress.utils.errors import UserError
 
 log = logging.getLogger("compress")
@@ -31,6 +32,7 @@ _STATISTICS_IMAGES = 4096  # enough for a mean to three digits, and quick where 
 _FILES: dict[str, Callable[[DataConfig, Path | None], tuple[dict[str, Files], list[str], list[str]]]] = {
     "imagefolder": imagefolder,
     "csv": csv_file,
+    "webdataset": webdataset,
     "voc": voc,
     "coco": coco,
 }

@@ -46,6 +46,10 @@ class Pixels(Protocol):
         """Returns the same images with other labels (N, ...)."""
         ...
 
+    def shuffle(self, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Returns the positions `index` (N,) in the random order in which an epoch reads them."""
+        ...
+
     def close(self) -> None:
         """Ends the processes that read the images, if there are any."""
         ...
@@ -64,6 +68,9 @@ class Memory:
 
     def with_labels(self, labels: torch.Tensor) -> "Memory":
         return replace(self, labels=labels)
+
+    def shuffle(self, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return index[torch.randperm(len(index), generator=generator)]
 
     def close(self) -> None:
         """Memory is read by no process."""
@@ -98,7 +105,7 @@ class Split:
 
     def shuffle(self, generator: torch.Generator) -> torch.Tensor:
         """Returns a random order of the images for `augmented`: positions in `pixels`, (N,)."""
-        return self.index[torch.randperm(len(self.index), generator=generator)]
+        return self.pixels.shuffle(self.index, generator)
 
     def augmented(
         self,

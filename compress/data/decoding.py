@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from compress.data.shards import Member
 from compress.utils.errors import UserError
 from compress.utils.images import Square, opened, read
+
+Source = str | Path | Member  # an image file, or one in a tar file
 
 
 class DecodingPool:
@@ -21,11 +24,11 @@ class DecodingPool:
     def __init__(self, square: Square, channels: int, workers: int):
         self._decoder = _Decoder(square, channels)
         self._workers = workers
-        self._batches: list[list[str]] = []  # of the pass under way; the loader reads it at the start of each
+        self._batches: list[list[Source]] = []  # of the pass under way; the loader reads it at the start of each
         self._loader: DataLoader | None = None
         self._in_use = False
 
-    def decode(self, batches: Sequence[list[str]]) -> Iterator[torch.Tensor]:
+    def decode(self, batches: Sequence[list[Source]]) -> Iterator[torch.Tensor]:
         """Yields the images (N, C, S, S) of each batch of paths. Raises UserError for a file that cannot be decoded.
 
         Pixels are uint8; float32 from 0 to 255 in a batch with images of more bits. A pass that begins before another
@@ -51,7 +54,7 @@ class DecodingPool:
             self._end()
             self._loader = None
 
-    def _new_loader(self, batches: list[list[str]], kept: bool) -> DataLoader:
+    def _new_loader(self, batches: list[list[Source]], kept: bool) -> DataLoader:
         return DataLoader(
             self._decoder,
             batch_sampler=batches,
@@ -82,13 +85,16 @@ class _Decoder(Dataset):
     def __init__(self, square: Square, channels: int):
         self.square, self.channels = square, channels
 
-    def __getitem__(self, path: str | Path) -> torch.Tensor | UserError:
+    def __getitem__(self, path: Source) -> torch.Tensor | UserError:
         """Returns the image (S, S, C), or its error: one that a worker raises would arrive as another exception."""
         try:
-            with opened(path, str(path)) as image:
+            file = path.open() if isinstance(path, Member) else path
+            with opened(file, str(path)) as image:
                 return torch.from_numpy(np.array(read(image, self.channels, self.square, str(path))))
         except UserError as error:
             return error
+        except OSError as error:
+            return UserError(str(error), "the tar file as it was at the start", "start the run again")
 
 
 def _leave_signals_to_parent(worker: int) -> None:

@@ -31,12 +31,17 @@ def read_facts(path: str) -> FileFacts:
             content = file.read()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}", "a file that can be read", "mend its permissions") from error
+    return facts_of(content, path)
+
+
+def facts_of(content: bytes, name: str) -> FileFacts:
+    """Returns what is known of the content of an image file. Raises UserError as `read_facts` does."""
     if not content:
-        raise UserError(f"{path}, 0 bytes", "an image", "repair or remove that file")
+        raise UserError(f"{name}, 0 bytes", "an image", "repair or remove that file")
     highest = None
-    with opened(io.BytesIO(content), path) as image:
+    with opened(io.BytesIO(content), name) as image:
         if image.mode in ("I", "F"):
-            read(image, 1, None, path)
+            read(image, 1, None, name)
         elif image.mode in SIXTEEN_BITS:
             highest = int(np.asarray(image).max())
         if _ENDS.get(image.format or "", b"") not in content[-_TAIL_BYTES:]:

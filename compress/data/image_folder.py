@@ -8,10 +8,11 @@ import torch
 
 from compress.config.data_settings import DataConfig
 from compress.data.dataset import NO_LABEL, LabelledImages, digest_of_all
-from compress.data.decoding import DecodingPool
+from compress.data.decoding import DecodingPool, Source
 from compress.data.defaults import square_of
 from compress.data.listing import SkippedFiles, check_images, folders_in, images_below
 from compress.data.manifest import Manifest, manifest_of
+from compress.data.shards import windowed_order
 from compress.utils.errors import UserError
 from compress.utils.images import Square
 from compress.utils.nearest import did_you_mean
@@ -26,19 +27,20 @@ class Files:
     Pixels are uint8; float32 from 0 to 255 in a batch with images of more bits.
     """
 
-    paths: Sequence[str | Path]
+    paths: Sequence[Source]
     labels: torch.Tensor
     square: Square
     workers: int
     channels: int = 3
     pool: DecodingPool = None  # type: ignore[assignment]  # several splits may share one; by default, one of its own
     groups: torch.Tensor | None = None  # (N,), the number of each image's group, which no split may share
+    shards: torch.Tensor | None = None  # (N,), the number of the tar file that each image is in
 
     def __post_init__(self) -> None:
         self.pool = self.pool or DecodingPool(self.square, self.channels, self.workers)
 
     def stream(self, batches: Sequence[torch.Tensor]) -> Iterator[LabelledImages]:
-        images = self.pool.decode([[str(self.paths[at]) for at in batch.tolist()] for batch in batches])
+        images = self.pool.decode([[self.paths[at] for at in batch.tolist()] for batch in batches])
         yield from zip(images, (self.labels[batch] for batch in batches), strict=True)
 
     def with_labels(self, labels: torch.Tensor) -> "Files":
@@ -46,6 +48,12 @@ class Files:
 
     def close(self) -> None:
         self.pool.close()
+
+    def shuffle(self, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Returns the images at `index` (N,) in random order; those in tar files some files at a time."""
+        if self.shards is None:
+            return index[torch.randperm(len(index), generator=generator)]
+        return index[windowed_order(self.shards[index], generator)]
 
     def part(self, positions: torch.Tensor) -> "Files":
         """Returns the images at `positions` (N,) alone."""

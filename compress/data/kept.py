@@ -56,6 +56,9 @@ class KeptPixels:
     def with_labels(self, labels: torch.Tensor) -> "KeptPixels":
         return KeptPixels(self.pixels.with_labels(labels), self.store, self.name)
 
+    def shuffle(self, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return self.pixels.shuffle(index, generator)
+
     def close(self) -> None:
         self.pixels.close()
 

@@ -1,13 +1,14 @@
-"""Remembers the content of image files by size and time, so that a start reads only those that are new or changed."""
+"""Remembers the content of files by size and time, so that a start reads only those that are new or changed."""
 
 import json
 import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,16 @@ _CHUNK = 64  # files that a thread reads before it reports
 
 
 # A file's size, modification time and time of status change, which differs even where a copy keeps the others; then
-# the fields of FileFacts. Lists are as JSON has them: an object for each of millions of files would take seconds.
+# what was read. Lists are as JSON has them: an object for each of millions of files would take seconds.
 _Row = list[Any]
 _STAMP_FIELDS = 3
 
 
 class Manifest:
-    """What is known of the image files below `root`, saved in `file`; nothing is saved where that is None."""
+    """What `read` returned for the files below `root`, saved in `file`; nothing is saved where that is None."""
 
-    def __init__(self, root: Path, file: Path | None):
+    def __init__(self, root: Path, file: Path | None, read: Callable[[str], tuple]):
+        self._read_file = read
         self._prefix = os.path.join(root, "")
         self._file = file
         self._saved = {} if file is None else _load(file)
@@ -46,10 +48,11 @@ class Manifest:
         return path.removeprefix(self._prefix).replace(os.sep, "/")
 
     def facts(self, paths: Sequence[str]) -> list[FileFacts]:
-        """Returns what is known of each file, and reads those that are new or changed.
+        """Returns what is known of each image file. Raises UserError as `read_facts` does."""
+        return [FileFacts(*row) for row in self.rows(paths)]
 
-        Raises UserError as `read_facts` does.
-        """
+    def rows(self, paths: Sequence[str]) -> list[_Row]:
+        """Returns what is known of each file, and reads those that are new or changed. Raises what reading raises."""
         names = [self.relative(path) for path in paths]
         changed = []
         for path, name in zip(paths, names, strict=True):
@@ -58,7 +61,7 @@ class Manifest:
                 changed.append((path, name, stamp))
         if changed:
             self._read_files(changed)
-        return [FileFacts(*(self._read.get(name) or self._saved[name])[_STAMP_FIELDS:]) for name in names]
+        return [(self._read.get(name) or self._saved[name])[_STAMP_FIELDS:] for name in names]
 
     def save(self) -> None:
         """Writes what was learned, if anything. Logs a warning where the folder cannot be written."""
@@ -79,8 +82,10 @@ class Manifest:
 
     def _read_files(self, changed: list[tuple[str, str, _Row]]) -> None:
         """Reads files in as many threads as there are cores: reading and hashing need no lock of Python's."""
-        log.info("%s: reading %d image files that are new or changed", self._prefix, len(changed))
-        chunks = [changed[at : at + _CHUNK] for at in range(0, len(changed), _CHUNK)]
+        log.info("%s: reading %d files that are new or changed", self._prefix, len(changed))
+        size = max(1, min(_CHUNK, len(changed) // 16))
+        chunks = [changed[at : at + size] for at in range(0, len(changed), size)]
+        _read_chunk = partial(_read_files, self._read_file)
         with progress("reading", len(changed)) as bar, ThreadPoolExecutor(cores()) as threads:
             for rows, young in threads.map(_read_chunk, chunks):
                 self._read |= rows
@@ -89,15 +94,17 @@ class Manifest:
 
 
 @contextmanager
-def manifest_of(root: Path, folder: Path | None) -> Iterator[Manifest]:
+def manifest_of(root: Path, folder: Path | None, read: Callable[[str], tuple] | None = None) -> Iterator[Manifest]:
     """Yields the manifest of `root`, and saves it in `folder` at the end, also after an error.
 
-    Where `folder` is None, every file is read and nothing is saved.
+    `read` returns what JSON can hold; None: `read_facts`. Where `folder` is None, every file
+    is read and nothing is saved.
     """
-    file = None
+    read, file = read or read_facts, None
     if folder is not None:
-        file = folder / f"{sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.manifest"
-    manifest = Manifest(root, file)
+        key = sha256(os.fsencode(root.resolve()) + read.__name__.encode()).hexdigest()
+        file = folder / f"{key[:32]}.manifest"
+    manifest = Manifest(root, file, read)
     try:
         yield manifest
     finally:
@@ -127,11 +134,11 @@ def _stamp(path: str) -> _Row:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
-def _read_chunk(files: list[tuple[str, str, _Row]]) -> tuple[dict[str, _Row], set[str]]:
+def _read_files(read: Callable[[str], tuple], files: list[tuple[str, str, _Row]]) -> tuple[dict[str, _Row], set[str]]:
     """Returns the row of each (path, name, stamp), and the names of those that changed less than a tick ago."""
     rows, young = {}, set()
     for path, name, stamp in files:
         if stamp[1] > time.time_ns() - _TICK_NS:
             young.add(name)
-        rows[name] = [*stamp, *read_facts(path)]
+        rows[name] = [*stamp, *read(path)]
     return rows, young
