@@ -12,7 +12,6 @@ import io
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script,
 
 from compress.config.compose import compose_recipe
 from compress.pipeline.experiment import run_experiment
-from compress.utils.files import METRICS, MODEL, digest_of_file, read_json
+from compress.utils.files import METRICS, MODEL, digest_of_file, read_json, training_file
 from tests.benchmarks.headlines import DATASETS, ROOT
 
 SPLITS = ("train", "val", "test")
@@ -112,21 +111,20 @@ def shards(options: argparse.Namespace, folder: Path) -> str:
     """Returns a table of the seconds to the first step, and whether a run that was killed ends the same."""
     write_small(folder / "small", options.shards, options.images)
     whole, killed = folder / "whole", folder / "killed"
-    first_s = until(["teacher.epochs=1"], folder / "first", folder, "teacher: starts")
-    second_s = until(["teacher.epochs=1"], folder / "second", folder, "teacher: starts")
-    settings = ["teacher.epochs=1", "train.checkpoint_minutes=0.05", "cache.enabled=false"]
+    each_step = ["train.checkpoint_minutes=0"]
+    first_s, second_s = (kill_in_training(each_step, folder / name, folder) for name in ("first", "second"))
+    settings = ["train.checkpoint_minutes=0.02", "cache.enabled=false"]
     run(settings, whole, folder)
-    until(settings, killed, folder, "the state is saved", after_s=20)
+    kill_in_training(settings, killed, folder, after_s=3)
     run(settings, killed, folder)
     same = digest_of_file(whole / "01_teacher" / MODEL) == digest_of_file(killed / "01_teacher" / MODEL)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return "\n".join(
-        [
-            "| shards | images | first start s | second start s | peak MB of a process | killed and gone on with |",
-            "|---:|---:|---:|---:|---:|---|",
-            f"| {options.shards} | {options.shards * options.images} | {first_s:.1f} | {second_s:.1f} | {peak / 1e6:.0f} "
-            f"| {'the same weights' if same else 'OTHER WEIGHTS'} |",
-        ]
+    ended = "the same weights" if same else "OTHER WEIGHTS"
+    return (
+        "| shards | images | first start s | second start s | peak MB of a process | killed and gone on with |\n"
+        "|---:|---:|---:|---:|---:|---|\n"
+        f"| {options.shards} | {options.shards * options.images} | {first_s:.1f} | {second_s:.1f} "
+        f"| {peak / 1e6:.0f} | {ended} |"
     )
 
 
@@ -150,7 +148,13 @@ def write_small(root: Path, count: int, size: int) -> None:
 def command(settings: list[str], run_folder: Path, folder: Path) -> list[str]:
     """Returns a command line that trains a small network on the shards."""
     words = ["recipe=mobilenet_int8", "data=webdataset", f"data.root={folder / 'small'}", "data.image_size=32"]
-    words += ["teacher.model=resnet8", "stages=[teacher]", f"cache.dir={folder / 'cache'}", "data.batch_size=128"]
+    words += [
+        "teacher.model=resnet8",
+        "teacher.epochs=1",
+        "stages=[teacher]",
+        f"cache.dir={folder / 'cache'}",
+        "data.batch_size=128",
+    ]
     return [sys.executable, "-m", "compress", *words, *settings, f"hydra.run.dir={run_folder}"]
 
 
@@ -159,20 +163,19 @@ def run(settings: list[str], run_folder: Path, folder: Path) -> None:
     subprocess.run(command(settings, run_folder, folder), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def until(settings: list[str], run_folder: Path, folder: Path, sign: str, after_s: float = 0) -> float:
-    """Starts the command and kills it once its log has `sign` or its training a saved state; returns the seconds."""
+def kill_in_training(settings: list[str], run_folder: Path, folder: Path, after_s: float = 0) -> float:
+    """Starts the command and kills it `after_s` after its first saved step; returns the seconds to that step."""
     start = time.perf_counter()
     process = subprocess.Popen(command(settings, run_folder, folder), cwd=ROOT, stdout=subprocess.DEVNULL)
-    log = run_folder / "compress.log"
-    while sign not in (log.read_text() if log.is_file() else ""):
+    while not training_file(run_folder / "01_teacher").is_file():
         if process.poll() is not None:
-            raise RuntimeError(f"{run_folder} ended before {sign!r}")
-        if after_s and time.perf_counter() - start > after_s and any(run_folder.rglob("*training*")):
-            break
+            raise RuntimeError(f"{run_folder} ended before its first step")
         time.sleep(0.05)
     seconds = time.perf_counter() - start
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    time.sleep(after_s)
+    process.kill()
+    if process.wait() == 0:
+        raise RuntimeError(f"{run_folder} ended before it was killed: more images are needed")
     return seconds
 
 
