@@ -1,7 +1,7 @@
 """Loads a data set by name: train, validation and test, split by the seed, normalised and fingerprinted."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -158,8 +158,17 @@ def _statistics(
         mean, std = torch.tensor(config.mean), torch.tensor(config.std)
     else:
         some = index[torch.linspace(0, len(index) - 1, min(len(index), _STATISTICS_IMAGES)).long()]
-        images = (
-            torch.cat([batch for batch, _ in pixels.stream(some.split(config.batch_size))]).contiguous().double() / 255
-        )
-        mean, std = images.mean((0, 2, 3)), images.std((0, 2, 3)).clamp_min(1e-3)
+        mean, std = _mean_and_std((images for images, _ in pixels.stream(some.split(config.batch_size))), channels)
     return mean.float().view(1, -1, 1, 1), std.float().view(1, -1, 1, 1)
+
+
+def _mean_and_std(batches: Iterator[torch.Tensor], channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns mean and deviation of each channel, (C,), of pixels in [0, 1]; one batch at a time is in memory."""
+    count, total, squares = 0, torch.zeros(channels).double(), torch.zeros(channels).double()
+    for images in batches:
+        values = images.double()  # sums of bytes are exact
+        count += values[:, 0].numel()
+        total += values.sum((0, 2, 3))
+        squares += values.square_().sum((0, 2, 3))
+    variance = (squares - total.square() / count) / (count - 1)
+    return total / count / 255, (variance.clamp_min(0).sqrt() / 255).clamp_min(1e-3)
