@@ -66,6 +66,13 @@ class MeasureConfig:
 
     batch_size: int = option(32, "images a call when throughput is taken", low=1, high=4096)
     repetitions: int = option(60, "timed calls of each file, interleaved with the teacher's", low=3, high=100000)
+    specificity: Optional[float] = option(
+        None,
+        "also report each class's sensitivity at the threshold with this specificity, a share, on validation images, "
+        "e.g. 0.95; null: do not",
+        low=0.0,
+        high=1.0,
+    )
     country: Optional[str] = option(
         None, "whose electricity the CO2 estimate takes, e.g. DEU (ISO 3166 alpha-3); null: the world's average"
     )

@@ -17,7 +17,7 @@ from compress.evaluation.example_boxes import example_boxes
 from compress.evaluation.example_images import ExampleImages
 from compress.evaluation.exits import evaluate_exits, exit_benchmark
 from compress.evaluation.flops import count_cost
-from compress.evaluation.inference import onnx_runner, predict, validation_figures
+from compress.evaluation.inference import onnx_runner, predict, split_outputs, validation_figures
 from compress.evaluation.runtimes import target_figures
 from compress.evaluation.with_nms import nms_figures
 from compress.export import TARGETS, load_target
@@ -72,7 +72,7 @@ def evaluate_stage(
     examples = ExampleImages(reference["deployed_top1"]) if reference and "deployed_top1" in reference else None
     add_examples = (lambda images, labels, logits: examples.add(images, labels, logits.argmax(1))) if examples else None
     outputs = predict(saved.network, runners, data.test, device, task, add_examples)
-    validation = validation_figures(runners["onnx"], data.val, task, _teacher_val_percent(stage, task))
+    val = split_outputs(runners["onnx"], data.val, task)
     del runners  # with their threads, before anything is timed
     predictions = task.predictions(outputs.targets, outputs.logits, outputs.deployed)
     params, macs = count_cost(float_network(saved.spec), data.shape)
@@ -87,7 +87,8 @@ def evaluate_stage(
         "metric": task.metric.key,
         **task.figures(outputs.logits, outputs.deployed["onnx"], outputs.targets),
         **task.compare(predictions, reference),
-        **validation,
+        **validation_figures(*val, task, _teacher_val_percent(stage, task)),
+        **task.screening(val, (outputs.deployed["onnx"], outputs.targets), config.specificity),
         "params": params,
         "macs": macs,
         **measured.figures,

@@ -64,15 +64,17 @@ def split_outputs(run: Runner, split: Split, task: Task) -> tuple[torch.Tensor, 
     return torch.cat(logits), torch.cat(targets)
 
 
-def validation_figures(run: Runner, val: Split, task: Task, teacher_percent: float | None) -> dict[str, object]:
+def validation_figures(
+    outputs: torch.Tensor, targets: torch.Tensor, task: Task, teacher_percent: float | None
+) -> dict[str, object]:
     """Returns the metric of model.onnx on the validation images, and its difference to the teacher's file in points.
 
     `teacher_percent` is the metric of the teacher's file, None for the teacher itself.
     """
-    percent = task.score(*split_outputs(run, val, task))
+    percent = task.score(outputs, targets)
     delta = 0.0 if teacher_percent is None else percent - teacher_percent
     return {
         f"deployed_val_{task.metric.key}_percent": percent,
         "deployed_val_delta_points": delta,
-        "val_images": len(val),
+        "val_images": len(targets),
     }

@@ -22,6 +22,7 @@ class Spec:
     classes: list[str]
     input: dict[str, Any]  # shape [C, H, W], range, mean, std, layout
     task: str = "classification"  # what the outputs mean, a name in `compress.tasks`
+    temperature: float = 1.0  # by which logits are divided before they become probabilities
     # The changes that stages made to the architecture, in order: {"method": a name in `compress.methods.restore`, ...}.
     changes: list[dict[str, Any]] = field(default_factory=list)
 

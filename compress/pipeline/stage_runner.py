@@ -170,6 +170,8 @@ def _export_and_evaluate(
     measured = evaluate_stage(folder, data, config.measure, run.device, run.threads)
     write_tensors(stage_dir / files.PREDICTIONS, measured.predictions)
     files.write_json(stage_dir / files.METRICS, measured.metrics)
+    described = files.read_json(stage_dir / files.SPEC)
+    files.write_json(stage_dir / files.SPEC, described | {"temperature": measured.metrics.get("temperature") or 1.0})
     files.write_json(stage_dir / files.PROFILE, measured.profile)
     if measured.examples:
         write_tensors(stage_dir / files.EXAMPLES, measured.examples)

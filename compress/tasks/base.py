@@ -8,6 +8,7 @@ from compress.export.file_outputs import FileOutputs
 from compress.utils.metric import Metric
 
 Figures = dict[str, Any]  # for metrics.json; a `Unavailable` where a figure could not be measured
+Outcome = tuple[Tensor, Tensor]  # the outputs of a file on a split, and the targets
 Predictions = dict[str, Tensor]  # for predictions.safetensors: the targets, and the predictions of each file
 
 
@@ -53,6 +54,13 @@ class Task(Protocol):
 
     def figures(self, logits: Tensor, deployed: Tensor, targets: Tensor) -> Figures:
         """Returns the accuracies of the torch network and of its file, with the 95 % intervals."""
+        ...
+
+    def screening(self, val: Outcome, test: Outcome, specificity: float | None) -> Figures:
+        """Returns how sure the file is against how often it is right, before and after a temperature from `val`.
+
+        With `specificity`, a share, also the sensitivity of each class at the threshold at which `val` has it.
+        """
         ...
 
     def target_figures(self, logits: Tensor, deployed: Tensor, targets: Tensor) -> Figures:

@@ -1,12 +1,17 @@
 """Classification with one class for each image: targets are class numbers (N,)."""
 
+import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
 from compress.export.file_outputs import LOGITS
-from compress.tasks.base import Figures, Predictions
+from compress.tasks.auroc import aurocs
+from compress.tasks.base import Figures, Outcome, Predictions
+from compress.tasks.calibration import calibration_figures
+from compress.tasks.class_figures import class_figures, operating_points
 from compress.utils.metric import TOP1
 from compress.utils.missing import Unavailable
+from compress.utils.resampling import mean_over_labels
 from compress.utils.statistics import mcnemar_p_value, paired_difference, wilson_interval
 
 
@@ -72,7 +77,17 @@ class Classification:
             "deployed_top1_percent": 100 * deployed_right / count,
             "deployed_top1_ci95_percent": list(wilson_interval(deployed_right, count)),
             "deployed_agreement_percent": 100 * int((top1 == deployed_top1).sum()) / count,
+            "deployed_auroc_percent": _mean_auroc(deployed, targets),
+            **class_figures(deployed_top1.numpy(), targets.numpy(), logits.shape[1]),
         }
+
+    def screening(self, val: Outcome, test: Outcome, specificity: float | None) -> Figures:
+        """Returns the temperature, the calibration errors, and the sensitivities, of each class against all others."""
+        figures: Figures = {**calibration_figures(val, test)}
+        if specificity is not None:
+            scores = _one_against_rest(*val), _one_against_rest(*test)
+            figures["operating_points"] = operating_points(*scores, specificity)
+        return figures
 
     def target_figures(self, logits: Tensor, deployed: Tensor, targets: Tensor) -> Figures:
         """Returns the top-1 of a further target's file, and how often it agrees with torch."""
@@ -98,6 +113,19 @@ class Classification:
             if teacher
             else Unavailable("the teacher is compared to itself"),
         }
+
+
+def _one_against_rest(logits: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each class's probability (N, K), and which one an image has, (N, K); of two classes the second alone."""
+    classes = logits.shape[1]
+    scores, has = logits.double().softmax(1).numpy(), F.one_hot(targets, classes).numpy()
+    return (scores[:, 1:], has[:, 1:]) if classes == 2 else (scores, has)
+
+
+def _mean_auroc(logits: Tensor, targets: Tensor) -> float | Unavailable:
+    """Returns the mean AUROC of each class against all others, in percent (Hand and Till 2001, section 2)."""
+    mean = float(mean_over_labels(aurocs(*_one_against_rest(logits, targets))))
+    return Unavailable("all test images are of one class") if np.isnan(mean) else mean
 
 
 def _discordant(student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[int, int]:

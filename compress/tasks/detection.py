@@ -12,7 +12,7 @@ from torch import Tensor
 from compress.data.boxes import CLASS, FLAG, OBJECT
 from compress.export.file_outputs import FileOutputs
 from compress.models.anchor_rows import class_logits, decode, to_decoded_rows
-from compress.tasks.base import Figures, Predictions
+from compress.tasks.base import Figures, Outcome, Predictions
 from compress.tasks.coco_metrics import coco_figures
 from compress.tasks.detection_loss import distances, ssd_losses
 from compress.utils.average_precision import Matches, average_precision, bootstrap, match
@@ -111,6 +111,10 @@ class Detection:
             ],
             "deployed_map_by_class_percent": file_figures["map_by_class"],
         }
+
+    def screening(self, val: Outcome, test: Outcome, specificity: float | None) -> Figures:
+        """Returns nothing: the scores of boxes are no probabilities of images."""
+        return {}
 
     def target_figures(self, logits: Tensor, deployed: Tensor, targets: Tensor) -> Figures:
         """Returns the mAP50 of a further target's file, and how often it agrees with torch on an object."""

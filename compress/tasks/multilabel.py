@@ -1,12 +1,15 @@
 """Classification with independent labels: targets are 0 or 1 for each label (N, K), its probability is a sigmoid."""
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from compress.export.file_outputs import LOGITS
 from compress.tasks.auroc import aurocs, bootstrap
-from compress.tasks.base import Figures, Predictions
+from compress.tasks.base import Figures, Outcome, Predictions
+from compress.tasks.calibration import calibration_figures
+from compress.tasks.class_figures import operating_points
 from compress.utils.metric import AUROC
 from compress.utils.missing import Unavailable
 from compress.utils.resampling import interval, mean_over_labels, p_value
@@ -81,6 +84,14 @@ class Multilabel:
             ],
         }
 
+    def screening(self, val: Outcome, test: Outcome, specificity: float | None) -> Figures:
+        """Returns the temperature, the calibration errors of all decisions, and the sensitivities of each label."""
+        figures: Figures = {**calibration_figures(_decisions(*val), _decisions(*test))}
+        if specificity is not None:
+            scores, others = ((logits.double().sigmoid().numpy(), targets.numpy()) for logits, targets in (val, test))
+            figures["operating_points"] = operating_points(scores, others, specificity)
+        return figures
+
     def target_figures(self, logits: Tensor, deployed: Tensor, targets: Tensor) -> Figures:
         """Returns the mean AUROC of a further target's file, and the share of decisions in which torch agrees."""
         _, by_label, means, _ = _with_resamples(deployed, targets)
@@ -100,6 +111,12 @@ class Multilabel:
             "auroc_delta_ci95_points": interval(resampled),
             "bootstrap_p_value": p_value(resampled) if teacher else Unavailable("the teacher is compared to itself"),
         }
+
+
+def _decisions(logits: Tensor, targets: Tensor) -> Outcome:
+    """Returns each label of each image as an image of two classes: logits (N K, 2), whose softmax is the sigmoid."""
+    flat = logits.reshape(-1, 1)
+    return torch.cat([torch.zeros_like(flat), flat], 1), targets.reshape(-1).long()
 
 
 def _arrays(logits: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:

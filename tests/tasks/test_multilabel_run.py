@@ -77,7 +77,7 @@ def test_a_prediction_has_a_probability_for_each_label(finished: Path) -> None:
     images = labelled_arrays()["test_images"]
     found = compress.load(finished).predict(list(images[:4]))
     scores = read_tensors(finished / "04_quantize" / PREDICTIONS)["deployed_scores"][:4].numpy()
-    expected = 1 / (1 + np.exp(-scores))
+    expected = 1 / (1 + np.exp(-scores / read_json(finished / "04_quantize" / SPEC)["temperature"]))
     assert [[row[name] for name in ("0", "1", "2")] for row in found] == [
         pytest.approx(row, abs=1e-5) for row in expected.tolist()
     ]

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compress.tasks.calibration import fit_temperature
 from compress.utils.exit_names import NEVER
 
 _TRIES = 400  # combinations of the thresholds of all exits but the last, for each of which the last one's is computed
 _LEAST_GAP = 1e-6  # between confidences that a threshold can tell apart
-_LARGEST_SCALE = 1000.0  # of logits: a temperature of a thousandth
-_HALVINGS = 60
 
 
 @dataclass(frozen=True)
@@ -51,24 +50,6 @@ def leaves(confidences: Sequence[Tensor], thresholds: Sequence[float]) -> Tensor
     for at in reversed(range(len(thresholds))):
         found[confidences[at] >= thresholds[at]] = at
     return found
-
-
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Returns the temperature of the lowest cross-entropy (Guo et al. 2017, arXiv:1706.04599, section 4.2).
-
-    In the scale 1 / T the cross-entropy is convex, so the root of its slope is found by halving.
-    """
-    logits = logits.double()
-    right = logits.gather(1, labels[:, None]).mean()
-
-    def slope(scale: float) -> float:
-        return ((logits * scale).softmax(1) * logits).sum(1).mean().item() - right.item()
-
-    low, high = 1 / _LARGEST_SCALE, _LARGEST_SCALE
-    for _ in range(_HALVINGS):
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
-    return 1 / low
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.conditional.thresholds import choose, confidence, fit_temperature, leaves
+from compress.methods.conditional.thresholds import choose, confidence, leaves
+from compress.tasks.calibration import fit_temperature
 from compress.utils.exit_names import NEVER
 
 MACS = [40, 75, 110]
