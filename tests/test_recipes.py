@@ -91,7 +91,11 @@ def small_config(recipe: str, folder: Path) -> Config:
     changes = [f"recipe={recipe}", *SMALL]
     for stage in ("teacher", "prune", "distill", "early_exit", "dynamic_width", "quantize"):
         changes.append(f"{stage}.epochs=1")
-    if recipe in ("transfer_mobilenet_int8", "unlabelled_int8"):  # files of images are tests/data's
+    if recipe in (
+        "transfer_mobilenet_int8",
+        "unlabelled_int8",
+        "xray_transfer_int8",
+    ):  # files of images are tests/data's
         changes += ["data=npz", "teacher.weights=null", "teacher.freeze_epochs=0"]
     if recipe.startswith("ssdlite"):
         write_shapes(folder / "shapes", {"train": 32, "val": 8, "test": 8})

@@ -57,6 +57,11 @@ class DataConfig:
         None, "of image files: 1 grey, 3 colour (as null), 4 with transparency; arrays have their own", low=1, high=4
     )
     batch_size: int = option(128, "images a training step", low=2, high=65536)
+    sampler: str = option(
+        "random",
+        "of an epoch's images; balanced: as many of each class, of rare ones again and again (not for boxes)",
+        choices=("random", "balanced"),
+    )
     val_from: str = option(
         "train",
         "where validation images come from if there is no validation split; test: a share of the test split, which no "

@@ -27,6 +27,12 @@ class TrainConfig:
         high=0.99999,
     )
     label_smoothing: float = option(0.0, "share of each label spread over all classes", low=0.0, high=0.9)
+    class_weights: str = option(
+        "none",
+        "balanced: in losses of labels each class counts as much as any other, whatever its number of images; of "
+        "several labels, images with one count as much as those without",
+        choices=("none", "balanced"),
+    )
     mixup: float = option(
         0.0, "distill: alpha of the Beta distribution by which two images are blended; 0: none", low=0.0, high=100
     )

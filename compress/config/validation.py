@@ -31,6 +31,7 @@ def _check_together(config: Any) -> None:
         check_teachers(config.distill.teachers if "distill" in config.stages else [])
         _check_student_size(config)
         _check_search(config)
+        _check_balance(config)
     if isinstance(config, DataConfig):
         _check_normalisation(config)
         _check_crop(config)
@@ -103,6 +104,17 @@ def _check_mixing(config: Config) -> None:
             "0: boxes of two images cannot be mixed",
             "leave that out",
         )
+
+
+def _check_balance(config: Config) -> None:
+    """Raises UserError for settings that balance classes where an image has boxes of several."""
+    asked = {
+        "train.class_weights=balanced": config.train.class_weights == "balanced",
+        "data.sampler=balanced": config.data.sampler == "balanced",
+    }
+    received = " ".join(name for name, on in asked.items() if on)
+    if received and config.data.task == "detection":
+        raise UserError(f"{received} with data.task=detection", "images with classes or labels", "leave that out")
 
 
 def _check_exits(config: Config) -> None:

@@ -14,7 +14,7 @@ from compress.data.box_augmentation import BoxAugmentation
 from compress.data.builtin import ARRAYS, Arrays, to_memory
 from compress.data.coco import coco
 from compress.data.csv_file import csv_file
-from compress.data.dataset import Data, Pixels, Split, digest, stratified_split
+from compress.data.dataset import NO_LABEL, Data, Pixels, Split, digest, stratified_split
 from compress.data.defaults import square_of
 from compress.data.groups import split_by_group
 from compress.data.image_folder import Files, imagefolder
@@ -69,6 +69,8 @@ def load_data(config: DataConfig, seed: int, manifests: Path | None = None) -> D
     train, val, test = (
         Split(splits[name], index[name], mean, std, config.batch_size) for name in ("train", "val", "test")
     )
+    if config.sampler == "balanced":
+        train = replace(train, strata=_strata(config, train.labels))
     how = square_of(config)
     return Data(
         train=train,
@@ -111,6 +113,17 @@ def _augmentation(config: DataConfig, mean: torch.Tensor) -> BatchAugmentation:
     if config.task == "detection":
         return BoxAugmentation(config.box_augmentation, (mean.flatten() * 255).round().int().tolist())
     return Augmentation(config.crop_padding, config.flip)
+
+
+def _strata(config: DataConfig, labels: torch.Tensor) -> torch.Tensor:
+    """Returns the class (N,) of each train image, or its rarest label. Raises UserError where it has none."""
+    if bool((labels == NO_LABEL).any()):
+        raise UserError(
+            "data.sampler=balanced with train images without labels",
+            "labels: as many images of each class are drawn",
+            "set data.sampler=random",
+        )
+    return TARGETS[config.task].strata(labels)
 
 
 def _hold_out(config: DataConfig, pixels: Pixels, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -85,6 +85,7 @@ class Split:
     mean: torch.Tensor  # (1, C, 1, 1), of pixels in [0, 1]
     std: torch.Tensor
     batch_size: int
+    strata: torch.Tensor | None = None  # (N,): the group of each image, as its class; an epoch has as many of each
 
     def __len__(self) -> int:
         return len(self.index)
@@ -104,8 +105,10 @@ class Split:
             yield self._normalise(images, device), labels
 
     def shuffle(self, generator: torch.Generator) -> torch.Tensor:
-        """Returns a random order of the images for `augmented`: positions in `pixels`, (N,)."""
-        return self.pixels.shuffle(self.index, generator)
+        """Returns a random order of the images for `augmented`: positions in `pixels`, (N,); with `strata` a sample."""
+        if self.strata is None:
+            return self.pixels.shuffle(self.index, generator)
+        return self.index[balanced_sample(self.strata, generator)]
 
     def augmented(
         self,
@@ -211,6 +214,24 @@ def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[
         val.append(members[:count])
         train.append(members[count:])
     return tuple(torch.from_numpy(np.sort(np.concatenate(part))) for part in (train, val))
+
+
+def balanced_sample(strata: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Returns N positions in random order, as many of each of the groups `strata` (N,).
+
+    Within a group no image comes once more than another, but for one.
+    """
+    groups = strata.unique()
+    shares = torch.full((len(groups),), len(strata) // len(groups))
+    shares[torch.randperm(len(groups), generator=generator)[: len(strata) % len(groups)]] += 1
+    drawn = []
+    for group, share in zip(groups, shares.tolist(), strict=True):
+        members = torch.nonzero(strata == group).flatten()
+        rounds = -(-share // len(members))
+        orders = [members[torch.randperm(len(members), generator=generator)] for _ in range(rounds)]
+        drawn.append(torch.cat(orders)[:share] if orders else members[:0])
+    everyone = torch.cat(drawn)
+    return everyone[torch.randperm(len(everyone), generator=generator)]
 
 
 def check_labels(labels: dict[str, torch.Tensor], classes: int, source: str) -> None:

@@ -20,6 +20,7 @@ from compress.report.layer_charts import profile_chart, sensitivity_chart, width
 from compress.report.multilabel import label_figures
 from compress.report.pruning import prunings
 from compress.report.run_files import RunRecord
+from compress.report.screening import screening
 from compress.report.settings import changed_settings, command, digests, versions
 from compress.report.stage_table import (
     AGREEMENTS,
@@ -62,6 +63,7 @@ def run_page(run: RunRecord) -> str:
         sensitivity=sensitivity_chart(run.last.sensitivity),
         classes=class_figures(run),
         labels=label_figures(run),
+        screening=screening(run),
         boxes=box_figures(run),
         nms=nms_rows(run),
         gallery=gallery(run),

@@ -24,6 +24,10 @@ class Task(Protocol):
         """Returns the training loss, a mean over the images, in nats."""
         ...
 
+    def balanced(self, targets: Tensor, classes: int) -> "Task":
+        """Returns the task with a training loss in which rare classes count as much as frequent ones of `targets`."""
+        ...
+
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Returns the loss of each image (N,), without smoothing."""
         ...

@@ -3,10 +3,14 @@
 import numpy as np
 from torch import Tensor
 
+from compress.data.dataset import NO_LABEL
 from compress.utils.missing import Unavailable
 
 _LARGEST_SCALE = 1000.0  # of logits: a temperature of a thousandth
 _HALVINGS = 60
+_FIGURES = (
+    "temperature", "deployed_calibration_error_percent", "deployed_calibration_error_at_temperature_percent"
+)  # fmt: skip
 _BINS = 15  # as Guo et al. have
 
 
@@ -32,7 +36,10 @@ def calibration_figures(val: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor])
     """Returns the temperature of the validation images, and the calibration error of the test images without and with.
 
     Both are logits (N, K) and class numbers (N,). Where all validation images are right, no finite temperature fits.
+    Nothing is known where they have no labels.
     """
+    if bool((val[1] == NO_LABEL).any()):
+        return dict.fromkeys(_FIGURES, Unavailable("the validation images have no labels of their own"))
     (val_logits, val_labels), (logits, labels) = val, test
     fits = bool((val_logits.argmax(1) != val_labels).any())
     temperature = fit_temperature(val_logits, val_labels) if fits else 1.0
@@ -41,11 +48,7 @@ def calibration_figures(val: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor])
         calibration_error_percent((logits.double() / at).softmax(1).amax(1).numpy(), right) for at in (1.0, temperature)
     ]
     none = Unavailable("all validation images are right: no finite temperature fits them best")
-    return {
-        "temperature": temperature if fits else none,
-        "deployed_calibration_error_percent": errors[0],
-        "deployed_calibration_error_at_temperature_percent": errors[1] if fits else none,
-    }
+    return dict(zip(_FIGURES, [temperature if fits else none, errors[0], errors[1] if fits else none], strict=True))
 
 
 def calibration_error_percent(confidences: np.ndarray, right: np.ndarray) -> float:

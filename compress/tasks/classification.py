@@ -1,9 +1,11 @@
 """Classification with one class for each image: targets are class numbers (N,)."""
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from compress.data.dataset import NO_LABEL
 from compress.export.file_outputs import LOGITS
 from compress.tasks.auroc import aurocs
 from compress.tasks.base import Figures, Outcome, Predictions
@@ -18,6 +20,10 @@ from compress.utils.statistics import mcnemar_p_value, paired_difference, wilson
 class Classification:
     """Cross-entropy and top-1; the prediction is the class with the largest logit."""
 
+    def __init__(self, class_weights: Tensor | None = None):
+        """`class_weights` (K,) multiply the training loss of each image by its class."""
+        self._class_weights = class_weights
+
     name = "classification"
     metric = TOP1
     files = LOGITS
@@ -25,7 +31,17 @@ class Classification:
 
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Returns the cross-entropy; `smoothing` is the share spread over all classes."""
-        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        if self._class_weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        weights = self._class_weights.to(logits)
+        return F.cross_entropy(logits, targets, weights, reduction="none", label_smoothing=smoothing).mean()
+
+    def balanced(self, targets: Tensor, classes: int) -> "Classification":
+        """Returns the task with weights N / (K n) of classes with n of N images (King and Zeng 2001, section 4.1)."""
+        counts = torch.bincount(targets, minlength=classes)
+        seen = counts > 0
+        weights = len(targets) / (seen.sum() * counts.clamp_min(1))
+        return Classification(torch.where(seen, weights, 0.0))
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Returns the cross-entropy of each image, (N,)."""
@@ -84,7 +100,7 @@ class Classification:
     def screening(self, val: Outcome, test: Outcome, specificity: float | None) -> Figures:
         """Returns the temperature, the calibration errors, and the sensitivities, of each class against all others."""
         figures: Figures = {**calibration_figures(val, test)}
-        if specificity is not None:
+        if specificity is not None and not bool((val[1] == NO_LABEL).any()):
             scores = _one_against_rest(*val), _one_against_rest(*test)
             figures["operating_points"] = operating_points(*scores, specificity)
         return figures

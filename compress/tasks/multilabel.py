@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from compress.data.dataset import NO_LABEL
 from compress.export.file_outputs import LOGITS
 from compress.tasks.auroc import aurocs, bootstrap
 from compress.tasks.base import Figures, Outcome, Predictions
@@ -18,6 +19,10 @@ from compress.utils.resampling import interval, mean_over_labels, p_value
 class Multilabel:
     """Binary cross-entropy and the mean AUROC of the labels."""
 
+    def __init__(self, label_weights: tuple[Tensor, Tensor] | None = None):
+        """`label_weights`, (K,) each, multiply the training loss of a label that an image lacks, and that it has."""
+        self._label_weights = label_weights
+
     name = "multilabel"
     metric = AUROC
     files = LOGITS
@@ -26,7 +31,17 @@ class Multilabel:
     def loss(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         """Returns binary cross-entropy, a mean over images and labels; `smoothing` moves targets towards one half."""
         smoothed = targets.to(logits.dtype) * (1 - smoothing) + smoothing / 2
-        return F.binary_cross_entropy_with_logits(logits, smoothed)
+        if self._label_weights is None:
+            return F.binary_cross_entropy_with_logits(logits, smoothed)
+        without, having = (weights.to(logits) for weights in self._label_weights)
+        return F.binary_cross_entropy_with_logits(logits, smoothed, torch.where(targets > 0, having, without))
+
+    def balanced(self, targets: Tensor, classes: int) -> "Multilabel":
+        """Returns the task in which, for each label, the images with it weigh as much as those without."""
+        having = (targets > 0).sum(0)
+        counts = torch.stack([len(targets) - having, having]).clamp_min(1)
+        without, with_label = len(targets) / (2 * counts)
+        return Multilabel((without, with_label))
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Returns the binary cross-entropy of each image, a mean over its labels, (N,)."""
@@ -87,7 +102,7 @@ class Multilabel:
     def screening(self, val: Outcome, test: Outcome, specificity: float | None) -> Figures:
         """Returns the temperature, the calibration errors of all decisions, and the sensitivities of each label."""
         figures: Figures = {**calibration_figures(_decisions(*val), _decisions(*test))}
-        if specificity is not None:
+        if specificity is not None and not bool((val[1] == NO_LABEL).any()):
             scores, others = ((logits.double().sigmoid().numpy(), targets.numpy()) for logits, targets in (val, test))
             figures["operating_points"] = operating_points(scores, others, specificity)
         return figures

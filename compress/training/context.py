@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,13 @@ class Context:
     search_dir: Path | None = None  # where a stage keeps what it searched, for other settings too; None: it does not
     shipping: Shipping | None = None  # None: no stage has to meet a limit on the last file
 
-    @property
+    @cached_property
     def task(self) -> Task:
-        """Returns what the network's outputs mean."""
-        return TASKS[self.data.task]
+        """Returns what the network's outputs mean, and the training loss of labels, as `train.class_weights` asks."""
+        task = TASKS[self.data.task]
+        if self.train.class_weights == "none":
+            return task
+        return task.balanced(self.data.train.labels, len(self.data.classes))
 
     def decide(self, name: str, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Returns what `choose` returns, values of JSON; a restart takes what the first start chose.

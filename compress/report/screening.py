@@ -1,0 +1,91 @@
+"""What the deployable file finds of each class, and how sure it is, for the page of a run."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from compress.report.run_files import RunRecord
+from compress.report.verdict import interval
+
+_MOST_CLASSES = 100
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class, each figure in percent as text."""
+
+    name: str
+    images: int
+    teacher_recall: str
+    recall: str
+    precision: str
+    f1: str
+    sensitivity: str  # at the specificity asked for
+    specificity: str  # that was reached on test images
+
+
+@dataclass(frozen=True)
+class Screening:
+    """The part of the page about each class and about confidence."""
+
+    takeaway: str
+    rows: list[ClassRow]  # empty with too many classes, and where images have several labels
+    points: list[ClassRow]  # those whose sensitivity was measured
+    specificity: str  # asked for, in percent
+    confidence: str
+
+
+def screening(run: RunRecord) -> Screening | None:
+    """Returns the part about classes and confidence; None for a run of an earlier version, and for boxes."""
+    own, theirs = run.last.metrics, run.teacher.metrics
+    if own.get("deployed_calibration_error_percent") is None:
+        return None
+    names = run.last.spec["classes"]
+    points = own.get("operating_points")
+    with_point = names[1:] if points and len(points) < len(names) else names
+    by_name = dict(zip(with_point, points or [], strict=False))
+    rows = [_row(number, name, run, by_name.get(name)) for number, name in enumerate(names)]
+    asked = run.config["measure"].get("specificity") if points else None
+    return Screening(
+        _takeaway(own, theirs),
+        rows if own.get("deployed_recall_by_class_percent") and len(names) <= _MOST_CLASSES else [],
+        [row for row in rows if row.name in by_name][:_MOST_CLASSES],
+        "" if asked is None else f"{100 * asked:g}",
+        _confidence(own),
+    )
+
+
+def _row(number: int, name: str, run: RunRecord, point: dict[str, Any] | None) -> ClassRow:
+    own, theirs = run.last.metrics, run.teacher.metrics
+    figures = (
+        _text((metrics.get(f"deployed_{figure}_by_class_percent") or {number: None})[number])
+        for metrics, figure in ((theirs, "recall"), (own, "recall"), (own, "precision"), (own, "f1"))
+    )
+    labels = None if run.last.predictions is None else run.last.predictions["labels"]
+    images = 0 if labels is None else int((labels == number).sum() if labels.ndim == 1 else labels[:, number].sum())
+    reached = (_text(None if point is None else point[f"{key}_percent"]) for key in ("sensitivity", "specificity"))
+    return ClassRow(name, images, *figures, *reached)
+
+
+def _takeaway(own: dict[str, Any], theirs: dict[str, Any]) -> str:
+    if own.get("deployed_balanced_accuracy_percent") is None:
+        return ""
+    text = (
+        f"Balanced accuracy, the mean recall of the classes, is {own['deployed_balanced_accuracy_percent']:.2f} % "
+        f"(95 % interval {interval(*own['deployed_balanced_accuracy_ci95_percent'])})"
+    )
+    before = theirs.get("deployed_balanced_accuracy_percent")
+    text += "" if before is None else f", the teacher's {before:.2f} %"
+    auroc = own.get("deployed_auroc_percent")
+    return text + ("." if auroc is None else f"; the mean AUROC of a class against all others is {auroc:.2f} %.")
+
+
+def _confidence(own: dict[str, Any]) -> str:
+    text = f"Confidence and accuracy differ by {own['deployed_calibration_error_percent']:.1f} points on average"
+    after = own.get("deployed_calibration_error_at_temperature_percent")
+    if after is None:
+        return f"{text}; all validation images are right, so that no temperature can be fitted."
+    return f"{text}, and by {after:.1f} at the temperature {own['temperature']:.2f} that compress.predict applies."
+
+
+def _text(percent: float | None) -> str:
+    return "–" if percent is None else f"{percent:.1f}"
