@@ -76,6 +76,25 @@ class DataConfig:
         None, "a channel each, of pixels in [0, 1]; null: that of teacher.weights, else of the train split"
     )
     std: Optional[list[float]] = option(None, "as mean")
+    augment: Optional[str] = option(
+        None,
+        "augmentation by level, in place of the keys below; light: crops and flips; standard: resized crops and flips; "
+        "strong: these, TrivialAugment and erasing; null: as the keys say; not for boxes",
+        choices=("none", "light", "standard", "strong"),
+    )
+    resized_crop: Optional[float] = option(
+        None,
+        "augmentation: crops of random size and proportions, resized: the smallest share of the area that one keeps; "
+        "null: none",
+        low=0.01,
+        high=1.0,
+    )
+    auto_augment: str = option(
+        "none",
+        "augmentation: a random change of colours or shape (trivial: TrivialAugment) or two of them (randaugment)",
+        choices=("none", "trivial", "randaugment"),
+    )
+    erasing: float = option(0.0, "augmentation: probability that a random rectangle becomes black", low=0.0, high=1.0)
     crop_padding: int = option(
         2, "augmentation: random crops from an image padded by this many pixels; not for boxes", low=0, high=64
     )

@@ -35,6 +35,7 @@ def _check_together(config: Any) -> None:
     if isinstance(config, DataConfig):
         _check_normalisation(config)
         _check_crop(config)
+        _check_augmentation(config)
     if isinstance(config, PruneConfig):
         _check_pruning(config)
     if isinstance(config, DistillConfig):
@@ -217,6 +218,18 @@ def _check_crop(data: DataConfig) -> None:
                 f"null: {why}, only image files with classes are",
                 f"leave data.{name} out",
             )
+
+
+def _check_augmentation(data: DataConfig) -> None:
+    """Raises UserError for changes of images under which their boxes would not move along."""
+    changes = {"augment": None, "resized_crop": None, "auto_augment": "none", "erasing": 0.0}
+    asked = [name for name, unset in changes.items() if getattr(data, name) != unset]
+    if asked and data.task == "detection":
+        raise UserError(
+            f"data.{asked[0]}={getattr(data, asked[0])} with data.task=detection",
+            "data.box_augmentation, which moves the boxes, too",
+            f"leave data.{asked[0]} out",
+        )
 
 
 def _check_targets(targets: list[str]) -> None:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 
 from compress.config.data_settings import DataConfig
-from compress.data.augmentation import Augmentation, BatchAugmentation
+from compress.data.augmentation import BatchAugmentation
+from compress.data.augmentation_levels import augmentation_of
 from compress.data.box_augmentation import BoxAugmentation
 from compress.data.builtin import ARRAYS, Arrays, to_memory
 from compress.data.coco import coco
@@ -78,7 +79,7 @@ def load_data(config: DataConfig, seed: int, manifests: Path | None = None) -> D
         test=test,
         classes=classes,
         shape=(channels, how.size, how.size),
-        augmentation=_augmentation(config, train.mean),
+        augmentation=_augmentation(config, train.mean, channels),
         crop_share=how.crop_share,
         interpolation=how.interpolation,
         resize="stretch" if how.stretch else "crop",
@@ -109,10 +110,10 @@ def _read_arrays(config: DataConfig) -> _Source:
     return _Source({**splits}, classes, digests, channels)
 
 
-def _augmentation(config: DataConfig, mean: torch.Tensor) -> BatchAugmentation:
+def _augmentation(config: DataConfig, mean: torch.Tensor, channels: int) -> BatchAugmentation:
     if config.task == "detection":
         return BoxAugmentation(config.box_augmentation, (mean.flatten() * 255).round().int().tolist())
-    return Augmentation(config.crop_padding, config.flip)
+    return augmentation_of(config, channels)
 
 
 def _strata(config: DataConfig, labels: torch.Tensor) -> torch.Tensor:

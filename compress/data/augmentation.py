@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch.nn import functional as F
 
+from compress.data.image_transforms import ImageTransforms
+
 # Rows of a batch (N, ...) -> the rows that this process takes: all of them where it trains alone.
 ShardFn = Callable[[torch.Tensor], torch.Tensor]
 
@@ -38,15 +40,19 @@ class BatchAugmentation(Protocol):
 
 @dataclass
 class Augmentation:
-    """Each image gets its own crop from a zero-padded frame, and its own flip (He et al. 2015, section 4.2)."""
+    """Each image gets its own crop from a zero-padded frame, and its own flip (He et al. 2015, section 4.2).
+
+    Then come torchvision's transforms, where any is chosen.
+    """
 
     crop_padding: int
     flip: bool
+    transforms: ImageTransforms | None = None
 
     @property
     def changes(self) -> bool:
         """Returns whether an image differs from epoch to epoch."""
-        return self.crop_padding > 0 or self.flip
+        return self.crop_padding > 0 or self.flip or self.transforms is not None
 
     def __call__(
         self,
@@ -59,7 +65,7 @@ class Augmentation:
         """Returns augmented images (N, C, H, W), uint8 or float32, and the labels as they are.
 
         `images` are the `shard` of a batch of `batch_size`. Random numbers are drawn for all of them, so that each
-        image gets the same crop and flip however many processes share the batch.
+        image is changed the same way however many processes share the batch.
         """
         count = len(images) if batch_size is None else batch_size
         if self.crop_padding:
@@ -68,6 +74,9 @@ class Augmentation:
         if self.flip:
             flipped = shard(torch.rand(count, generator=generator)) < 0.5
             images = torch.where(flipped[:, None, None, None], images.flip(3), images)
+        if self.transforms is not None:
+            seeds = torch.randint(0, 2**62, (count,), generator=generator)
+            images = self.transforms(images, shard(seeds))
         return images, labels
 
 

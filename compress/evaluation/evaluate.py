@@ -102,21 +102,17 @@ def evaluate_stage(
         **stage.training_cost,
         "environment": environment(threads) | {"runs_beside": max(concurrent_runs, count_concurrent_runs())},
     }
-    images = _example_images(stage, data, examples, predictions, reference)
+    if examples:
+        networks = restore_float(stage.teacher), restore_float(stage.folder)
+        figures |= examples.heatmap_figures(*networks)
+        images: Predictions | None = examples.tensors(*networks, data.test, predictions["deployed_top1"])
+    else:
+        images = _example_boxes(data, predictions, reference)
     return Evaluation(with_causes(figures), predictions, measured.profile, images, exits.tensors if exits else None)
 
 
-def _example_images(
-    stage: StageFolder,
-    data: Data,
-    examples: ExampleImages | None,
-    predictions: Predictions,
-    reference: Predictions | None,
-) -> Predictions | None:
-    """Returns the content of examples.safetensors; None for the teacher and for a task without such images."""
-    if examples:
-        networks = restore_float(stage.teacher), restore_float(stage.folder)
-        return examples.tensors(*networks, data.test, predictions["deployed_top1"])
+def _example_boxes(data: Data, predictions: Predictions, reference: Predictions | None) -> Predictions | None:
+    """Returns the content of examples.safetensors with boxes; None for the teacher and for a task without them."""
     if reference and "deployed_detections" in reference:
         return example_boxes(data.test, predictions, reference)
     return None

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from compress.data.dataset import Split
-from compress.evaluation.grad_cam import grad_cam
+from compress.evaluation.grad_cam import grad_cam, mean_correlation
+from compress.utils.missing import Unavailable
 
 SHOWN = 24
+COMPARED = 32  # images of which the heatmaps are compared, whatever the predictions
 
 
 @dataclass
@@ -19,9 +21,11 @@ class ExampleImages:
     seen: int = 0
     differ: list[tuple[int, Tensor]] = field(default_factory=list)  # position in the split, image (C, H, W)
     agree: list[tuple[int, Tensor]] = field(default_factory=list)  # both files are right
+    first: list[Tensor] = field(default_factory=list)  # of the split
 
     def add(self, images: Tensor, labels: Tensor, classes: Tensor) -> None:
         """Adds the next images (N, C, H, W) of the split, with their labels and the predictions of the stage's file."""
+        self.first += images[: COMPARED - len(self.first)].clone()
         theirs = self.teacher_top1[self.seen : self.seen + len(labels)]
         for at in range(len(labels)):
             if len(self.differ) < SHOWN and theirs[at] != classes[at]:
@@ -29,6 +33,17 @@ class ExampleImages:
             elif len(self.agree) < SHOWN and theirs[at] == classes[at] == labels[at]:
                 self.agree.append((self.seen + at, images[at].clone()))
         self.seen += len(labels)
+
+    def heatmap_figures(self, teacher: nn.Module, network: nn.Module) -> dict[str, float | int | Unavailable]:
+        """Returns how alike the heatmaps of both float networks are, in eval mode, for the classes of the teacher's file.
+
+        The correlation is a mean over the first images of the split.
+        """
+        images = torch.stack(self.first)
+        maps = [grad_cam(one, images, self.teacher_top1[: len(images)]) for one in (teacher, network)]
+        found = None if maps[0] is None or maps[1] is None else mean_correlation(maps[0], maps[1])
+        none = Unavailable("the network has no tensor with rows and columns that speaks for a class")
+        return {"grad_cam_correlation": none if found is None else found, "grad_cam_images": len(images)}
 
     def tensors(self, teacher: nn.Module, network: nn.Module, split: Split, deployed_top1: Tensor) -> dict[str, Tensor]:
         """Returns examples.safetensors: images as uint8 (K, H, W, C), their predictions, and both heatmaps.

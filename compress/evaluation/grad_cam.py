@@ -27,6 +27,19 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor | No
     return maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
+def mean_correlation(maps: Tensor, others: Tensor) -> float | None:
+    """Returns the mean of Pearson's correlations of the heatmaps (N, H, W) of two networks for the same images.
+
+    Pairs in which a map is the same everywhere have none and are left out; None where all do.
+    """
+    pairs = torch.stack([maps, others]).flatten(2).double()
+    pairs = pairs - pairs.mean(2, keepdim=True)
+    lengths = pairs.norm(dim=2)
+    known = (lengths > 0).all(0)
+    found = (pairs[0] * pairs[1]).sum(1)[known] / lengths[:, known].prod(0)
+    return found.mean().item() if len(found) else None
+
+
 class _LastSpatial(TorchFunctionMode):
     """Keeps the last computed tensor (N, C, H, W) of more than one position that depends on a weight."""
 

@@ -4,6 +4,7 @@ import base64
 import io
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -54,6 +55,7 @@ class Gallery:
     takeaway: str
     tiny: bool
     heatmaps: bool
+    heatmap_agreement: str
     scale: str  # the heatmap's colours from low to high, as a data: address
 
 
@@ -70,7 +72,18 @@ def gallery(run: RunRecord) -> Gallery | None:
         takeaway=disagreement(run) or "How often the two files disagree is not known: the predictions are not there.",
         tiny=max(examples["images"].shape[1:3]) <= _TINY,
         heatmaps="heatmap" in examples,
+        heatmap_agreement=_heatmap_agreement(run.last.metrics),
         scale=address(_heat_colours()[ramp]),
+    )
+
+
+def _heatmap_agreement(metrics: dict[str, Any]) -> str:
+    correlation = metrics.get("grad_cam_correlation")
+    if correlation is None:
+        return ""
+    return (
+        f"For the class that the teacher names, the heatmaps of the two networks correlate by {correlation:.2f} on "
+        f"average (1: they look at the same places), over the first {metrics['grad_cam_images']} test images."
     )
 
 

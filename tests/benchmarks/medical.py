@@ -26,7 +26,7 @@ from compress.utils.files import METRICS, read_json
 TASKS = ("two classes", "ten classes", "several labels")
 PIXELS = ("grey", "colour", "16 bits")
 MEANS = {"none": [], "weights": ["train.class_weights=balanced"], "sampler": ["data.sampler=balanced"]}
-MODEL = ["teacher.model=resnet20", "teacher.epochs=8", "cache.enabled=false", "threads=1"]
+MODEL = ["teacher.model=resnet20", "teacher.epochs=20", "data.batch_size=32", "cache.enabled=false", "threads=1"]
 
 
 def main() -> int:

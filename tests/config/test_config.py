@@ -103,3 +103,11 @@ def test_the_help_page_names_every_recipe_and_every_key() -> None:
     for key, _, text in describe(Config()):
         assert f"\n    {key}=" in page
         assert text
+
+
+@pytest.mark.parametrize(
+    "word", ["data.augment=light", "data.erasing=0.1", "data.sampler=balanced", "train.class_weights=balanced"]
+)
+def test_boxes_refuse_what_would_not_move_or_balance_them(word: str) -> None:
+    with pytest.raises(UserError, match=r"with data\.task=detection"):
+        composed("recipe=ssdlite_voc_int8", word)

@@ -1,10 +1,11 @@
 """Grad-CAM finds what a network was built to look at."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.evaluation.grad_cam import grad_cam
+from compress.evaluation.grad_cam import grad_cam, mean_correlation
 from compress.models.graph.capture import capture
 
 
@@ -55,3 +56,21 @@ def test_the_map_is_as_large_as_the_image() -> None:
 def test_without_rows_and_columns_there_is_no_map() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     assert grad_cam(network, torch.randn(2, 3, 2, 2), torch.tensor([0, 1])) is None
+
+
+def test_maps_agree_with_themselves_and_not_with_their_opposites() -> None:
+    maps = torch.rand(4, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert mean_correlation(maps, maps) == pytest.approx(1)
+    assert mean_correlation(maps, 3 * maps + 2) == pytest.approx(1)
+    assert mean_correlation(maps, 1 - maps) == pytest.approx(-1)
+    expected = [
+        np.corrcoef(one.flatten(), other.flatten())[0, 1] for one, other in zip(maps, maps.flip(0), strict=True)
+    ]
+    assert mean_correlation(maps, maps.flip(0)) == pytest.approx(np.mean(expected))
+
+
+def test_maps_that_are_the_same_everywhere_are_left_out() -> None:
+    maps = torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(0))
+    flat = torch.stack([maps[0], torch.zeros(3, 3)])
+    assert mean_correlation(maps, flat) == pytest.approx(1)
+    assert mean_correlation(torch.zeros(2, 3, 3), maps) is None
