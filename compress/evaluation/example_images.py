@@ -35,7 +35,7 @@ class ExampleImages:
         self.seen += len(labels)
 
     def heatmap_figures(self, teacher: nn.Module, network: nn.Module) -> dict[str, float | int | Unavailable]:
-        """Returns how alike the heatmaps of both float networks are, in eval mode, for the classes of the teacher's file.
+        """Returns how alike the heatmaps of both float networks are for the classes of the teacher's file.
 
         The correlation is a mean over the first images of the split.
         """
