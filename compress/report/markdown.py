@@ -12,6 +12,7 @@ from compress.report.layer_charts import profile_chart, sensitivity_chart, width
 from compress.report.multilabel import label_figures
 from compress.report.pruning import target_sentences
 from compress.report.run_files import RunRecord
+from compress.report.screening import screening
 from compress.report.settings import changed_settings, command, versions
 from compress.report.stage_table import cautions, kept_epochs, left_out, stage_rows, unavailable
 from compress.utils.units import setting_text
@@ -37,6 +38,7 @@ def run_markdown(run: RunRecord) -> str:
     parts += [
         _classes(run),
         _labels(run),
+        _screening(run),
         _boxes(run),
         escape(disagreement(run)),
         _widths(run),
@@ -152,6 +154,21 @@ def _classes(run: RunRecord) -> str:
     parts = [escape(f"{found.takeaway} {found.loss_takeaway}".strip())]
     parts += [fold("Classes that lost most", losses)] if found.losses else []
     parts += [fold("Most frequent mistakes", mistakes)] if found.mistakes else []
+    return "\n\n".join(parts)
+
+
+def _screening(run: RunRecord) -> str:
+    found = screening(run)
+    if found is None:
+        return ""
+    heads = ("class", "images", "teacher's recall %", "recall %", "precision %", "F1 %")
+    rows = ((row.name, row.images, row.teacher_recall, row.recall, row.precision, row.f1) for row in found.rows)
+    parts = [escape(f"{found.takeaway} {found.confidence}".strip())]
+    parts += [fold("Each class", table(heads, rows))] if found.rows else []
+    points = ((row.name, row.images, row.sensitivity, row.specificity) for row in found.points)
+    if found.points:
+        title = f"Sensitivity where {found.specificity} % specificity was asked for"
+        parts.append(fold(title, table(("class", "images", "sensitivity %", "specificity %"), points)))
     return "\n\n".join(parts)
 
 
