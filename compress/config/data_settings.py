@@ -5,7 +5,8 @@ from typing import Optional
 
 from compress.config.options import option
 
-FILES_WITH_CLASSES = ("imagefolder", "csv", "webdataset")  # whose images are resized and cropped as they are decoded
+# Their images are resized and cropped as they are decoded.
+FILES_WITH_CLASSES = ("imagefolder", "csv", "webdataset", "huggingface")
 
 
 @dataclass
@@ -15,7 +16,7 @@ class DataConfig:
     name: str = option(
         "digits",
         "the data set",
-        choices=("digits", "fashion_mnist", "cifar10", "imagefolder", "npz", "csv", "webdataset", "voc", "coco"),
+        choices=("digits", "fashion_mnist", "cifar10", "npz", *FILES_WITH_CLASSES, "voc", "coco"),
     )
     root: Optional[str] = option(None, "its folder, or the .npz or .csv file")
     images: Optional[str] = option(None, "csv: the folder that its paths start from; null: the one it is in")
@@ -26,8 +27,8 @@ class DataConfig:
     )
     columns: list[str] = option(
         [],
-        'csv: columns without a usual name, by what they hold (image, label, split, group): ["image=Image Index",'
-        '"group=Patient ID"]',
+        "csv, huggingface: columns without a usual name, by what they hold (image, label, split, group): "
+        '["image=Image Index","group=Patient ID"]',
     )
     task: str = option(
         "classification",

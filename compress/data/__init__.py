@@ -18,6 +18,7 @@ from compress.data.csv_file import csv_file
 from compress.data.dataset import NO_LABEL, Data, Pixels, Split, digest, stratified_split
 from compress.data.defaults import square_of
 from compress.data.groups import split_by_group
+from compress.data.huggingface import huggingface
 from compress.data.image_folder import Files, imagefolder
 from compress.data.kept import keep_decoded
 from compress.data.labels import warn_of_missing_classes
@@ -34,6 +35,7 @@ _FILES: dict[str, Callable[[DataConfig, Path | None], tuple[dict[str, Files], li
     "imagefolder": imagefolder,
     "csv": csv_file,
     "webdataset": webdataset,
+    "huggingface": huggingface,
     "voc": voc,
     "coco": coco,
 }

@@ -6,16 +6,25 @@ import signal
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from compress.data.shards import Member
 from compress.utils.errors import UserError
 from compress.utils.images import Square, opened, read
 
-Source = str | Path | Member  # an image file, or one in a tar file
+
+class Stored(Protocol):
+    """An image inside a larger file."""
+
+    def open(self) -> BinaryIO:
+        """Returns the bytes of the image. Raises OSError where they are not there any more."""
+        ...
+
+
+Source = str | Path | Stored
 
 
 class DecodingPool:
@@ -88,13 +97,13 @@ class _Decoder(Dataset):
     def __getitem__(self, path: Source) -> torch.Tensor | UserError:
         """Returns the image (S, S, C), or its error: one that a worker raises would arrive as another exception."""
         try:
-            file = path.open() if isinstance(path, Member) else path
+            file = path if isinstance(path, (str, Path)) else path.open()
             with opened(file, str(path)) as image:
                 return torch.from_numpy(np.array(read(image, self.channels, self.square, str(path))))
         except UserError as error:
             return error
         except OSError as error:
-            return UserError(str(error), "the tar file as it was at the start", "start the run again")
+            return UserError(str(error), "the file as it was at the start", "start the run again")
 
 
 def _leave_signals_to_parent(worker: int) -> None:

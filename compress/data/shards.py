@@ -6,7 +6,6 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -16,9 +15,9 @@ import torch
 from compress.data.file_facts import FileFacts, facts_of
 from compress.data.listing import image_suffixes
 from compress.utils.errors import UserError
+from compress.utils.files import file_sha256
 
 _LABELS = (".cls", ".json", ".txt")  # WebDataset's: a number or name, an object with "label", a name
-_PART_BYTES = 2**20
 WINDOW = 16  # shards whose images are shuffled together
 
 
@@ -79,7 +78,7 @@ def read_shard(path: str) -> ShardFacts:
     rows: list[list[Any]] = []
     known: list[FileFacts] = []
     try:
-        digest = _digest(path)
+        digest = file_sha256(path)
         with tarfile.open(path, "r:") as archive:
             for sample in _samples(archive):
                 image, label = _image_and_label(archive, sample, path)
@@ -91,14 +90,6 @@ def read_shard(path: str) -> ShardFacts:
     frames = [row[0] for row, facts in zip(rows, known, strict=True) if facts.has_frames]
     highest = max((facts.highest for facts in known if facts.highest is not None), default=None)
     return ShardFacts(digest, rows, frames, highest)
-
-
-def _digest(path: str) -> str:
-    total = sha256()
-    with open(path, "rb") as file:
-        while part := file.read(_PART_BYTES):
-            total.update(part)
-    return total.hexdigest()
 
 
 def _image_and_label(

@@ -10,6 +10,7 @@ from typing import Any
 from compress.utils.errors import UserError
 
 MODEL, SPEC, ONNX = "model.safetensors", "model.json", "model.onnx"
+_PART_BYTES = 2**20  # that are read at once
 NMS_ONNX = "model_nms.onnx"  # a detector's, where export.nms is set
 METRICS, PREDICTIONS, STAGE = "metrics.json", "predictions.safetensors", "stage.json"
 SENSITIVITY, SENSITIVITY_PLOT = "sensitivity.json", "sensitivity.html"
@@ -81,7 +82,7 @@ def remove_training(stage_dir: Path) -> None:
 def digests(folder: Path) -> dict[str, str]:
     """Returns the SHA-256 of each file but stage.json."""
     return {
-        path.name: _sha256(path)
+        path.name: file_sha256(path)
         for path in sorted(folder.iterdir())
         if path.name != STAGE and path.is_file() and not path.name.endswith(".part")
     }
@@ -128,11 +129,16 @@ def digest_of_file(path: str | Path | None) -> str | None:
     """Returns the SHA-256 of a file's bytes; None without a path, and for a file that does not exist."""
     if path is None or not Path(path).is_file():
         return None
-    return _sha256(Path(path))
+    return file_sha256(path)
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def file_sha256(path: str | Path) -> str:
+    """Returns the SHA-256 of a file's bytes, which may be too many for the memory."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(_PART_BYTES):
+            total.update(part)
+    return total.hexdigest()
 
 
 def digest_of(value: Any) -> str:

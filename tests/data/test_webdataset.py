@@ -17,6 +17,7 @@ from compress.config.data_settings import DataConfig
 from compress.data import load_data
 from compress.data.dataset import Data
 from compress.data.shards import WINDOW, windowed_order
+from compress.training.distributed import ProcessGroup
 from compress.utils.errors import UserError
 
 Files = list[tuple[str, bytes]]
@@ -212,3 +213,16 @@ def test_an_order_that_was_begun_goes_on_to_the_same_batches(tmp_path: Path) -> 
         ):
             kept.append(batch.images)
     assert all(torch.equal(one, other) for one, other in zip(whole[2:], rest, strict=True))
+
+
+def test_two_processes_see_each_image_once_an_epoch(tmp_path: Path) -> None:
+    data = load_data(write_shards(tmp_path), 0)
+    plain = replace(data.augmentation, crop_padding=0, flip=False)
+    seen = []
+    for rank in (0, 1):
+        order = data.train.shuffle(torch.Generator().manual_seed(3))
+        shard = ProcessGroup(rank, 2).shard
+        for batch, _ in data.train.augmented(order, torch.Generator(), plain, shard=shard):
+            seen += batch.positions.tolist()
+    skipped = len(data.train) % data.train.batch_size  # a last batch that is too small for batch norm
+    assert len(seen) == len(set(seen)) == len(data.train) - (skipped if skipped < data.train.smallest_batch() else 0)
