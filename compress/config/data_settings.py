@@ -43,6 +43,12 @@ class DataConfig:
         low=8,
         high=1024,
     )
+    resize: Optional[str] = option(
+        None,
+        "image files with classes: how they become squares; crop (as null): the middle is kept; stretch: all of it, "
+        "whatever the proportions; pad: all of it, between black bars",
+        choices=("crop", "stretch", "pad"),
+    )
     crop_share: Optional[float] = option(
         None,
         "image files: share of the resized shorter side that the middle square keeps; null: of teacher.weights, else 1",

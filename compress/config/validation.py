@@ -209,8 +209,15 @@ def _check_normalisation(data: DataConfig) -> None:
 def _check_crop(data: DataConfig) -> None:
     boxes = data.task == "detection"
     classes = data.name in FILES_WITH_CLASSES
-    allowed = {"crop_share": classes, "interpolation": classes or boxes}
-    for name, value in (("crop_share", data.crop_share), ("interpolation", data.interpolation)):
+    if data.crop_share is not None and data.resize in ("stretch", "pad"):
+        raise UserError(
+            f"data.crop_share={data.crop_share} with data.resize={data.resize}",
+            "null: all of an image is kept",
+            "leave one of the two out",
+        )
+    allowed = {"crop_share": classes, "resize": classes, "interpolation": classes or boxes}
+    for name in allowed:
+        value = getattr(data, name)
         if value is not None and not allowed[name]:
             why = "images with boxes are not cropped" if boxes else "arrays come as they are"
             raise UserError(

@@ -178,7 +178,7 @@ class Data:
     val_from: str = "own"  # the split that validation was held out of, train or test; own: the data set has one
     crop_share: float = 1.0  # how image files were cropped, see `center_crop`
     interpolation: str = "bilinear"
-    resize: str = "crop"  # crop: to a square by `crop_share`; stretch: to a square, whatever the proportions
+    resize: str = "crop"  # how they became squares, see `Square`
     task: str = "classification"  # a name in `compress.tasks`
 
     def close(self) -> None:

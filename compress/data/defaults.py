@@ -12,7 +12,8 @@ def square_of(data: DataConfig) -> Square:
     """Returns how the images become squares: with a usual size, crop and interpolation where `data` sets none."""
     detection = data.task == "detection"
     usual = 320 if detection else 224 if data.name in FILES_WITH_CLASSES else _OTHER_SIZE  # SSDlite's, ImageNet's
-    return Square(data.image_size or usual, data.crop_share or 1.0, data.interpolation or "bilinear", stretch=detection)
+    resize = "stretch" if detection else data.resize or "crop"
+    return Square(data.image_size or usual, data.crop_share or 1.0, data.interpolation or "bilinear", resize)
 
 
 def with_defaults(data: DataConfig) -> DataConfig:

@@ -48,21 +48,25 @@ def opened(file: str | Path | BinaryIO, name: str) -> Iterator[Image.Image]:
 
 @dataclass(frozen=True)
 class Square:
-    """How images become squares: the shorter side is resized to `size` / `crop_share`, and the middle is kept.
+    """How images become squares.
 
-    With `stretch`, the whole image is resized to the square, whatever its proportions.
+    crop: the shorter side is resized to `size` / `crop_share`, and the middle is kept; stretch: the whole image is
+    resized to the square, whatever its proportions; pad: the longer side is resized to `size`, and black bars are added
+    on both sides of the shorter one.
     """
 
     size: int  # pixels a side
     crop_share: float = 1.0
     interpolation: str = "bilinear"  # a name of PIL.Image.Resampling
-    stretch: bool = False
+    resize: str = "crop"
 
 
 def center_crop(image: Image.Image, how: Square) -> Image.Image:
-    """Returns the middle of a resized image, or all of it where `how.stretch` is set, `how.size` pixels a side."""
+    """Returns the middle of a resized image, or all of it where `how.resize` says so, `how.size` pixels a side."""
     size, resampling = how.size, Image.Resampling[how.interpolation.upper()]
-    if how.stretch:
+    if how.resize == "pad":
+        return _padded(image, size, resampling)
+    if how.resize == "stretch":
         return image if image.size == (size, size) else image.resize((size, size), resampling)
     shorter = math.floor(size / how.crop_share + 1e-6)  # as torchvision's and timm's evaluation do
     scale = shorter / min(image.size)
@@ -72,6 +76,16 @@ def center_crop(image: Image.Image, how: Square) -> Image.Image:
         return image
     left, top = ((side - size) // 2 for side in image.size)
     return image.crop((left, top, left + size, top + size))
+
+
+def _padded(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
+    """Returns the whole image in the middle of a black square of `size` pixels a side."""
+    scale = size / max(image.size)
+    width, height = (min(size, max(1, round(side * scale))) for side in image.size)
+    resized = image if image.size == (width, height) else image.resize((width, height), resampling)
+    canvas = Image.new(image.mode, (size, size))
+    canvas.paste(resized, ((size - width) // 2, (size - height) // 2))
+    return canvas
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -115,7 +129,7 @@ def square(pixels: np.ndarray, how: Square) -> np.ndarray:
     """Returns the `center_crop` (S, S, C) of an array (H, W) or (H, W, C) with any number of channels."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     pixels = as_bytes_if_exact(pixels)
-    if pixels.shape[:2] == (how.size, how.size) and (how.stretch or how.crop_share == 1):
+    if pixels.shape[:2] == (how.size, how.size) and (how.resize != "crop" or how.crop_share == 1):
         return pixels
     if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
         return np.asarray(center_crop(Image.fromarray(pixels), how))
@@ -154,7 +168,7 @@ def preprocess(image: Image.Image | np.ndarray, described: dict[str, Any], name:
         size,
         described.get("crop_share", 1.0),
         described.get("interpolation", "bilinear"),
-        described.get("resize", "crop") == "stretch",
+        described.get("resize", "crop"),
     )
     if isinstance(image, Image.Image):
         pixels = read(image, channels, how, name)

@@ -56,7 +56,7 @@ def test_the_rarest_class_of_each_image() -> None:
 def test_the_whole_image_is_stretched_in_files_and_arrays(size: tuple[int, int], interpolation: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
     wanted = np.asarray(Image.fromarray(pixels).resize((16, 16), Image.Resampling[interpolation.upper()]))
-    assert np.array_equal(square(pixels, Square(16, 0.5, interpolation, stretch=True)), wanted)
+    assert np.array_equal(square(pixels, Square(16, 0.5, interpolation, "stretch")), wanted)
     described = {"shape": [3, 16, 16], "mean": [0] * 3, "std": [1] * 3, "interpolation": interpolation}
     for image in (pixels, Image.fromarray(pixels)):
         found = preprocess(image, described | {"resize": "stretch", "crop_share": 0.5})
