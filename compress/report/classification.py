@@ -7,11 +7,13 @@ import numpy as np
 from markupsafe import Markup
 
 from compress.report.run_files import RunRecord
+from compress.utils.statistics import mcnemar_p_value
 
 _MOST_CLASSES = 100  # largest matrix; with more classes the page only lists the most frequent mistakes
 _WITH_COUNTS, _WITH_NAMES = 15, 40  # most classes for counts in the cells, and for names on the axes
 _LETTERS = 14  # of a class's name on an axis
 _SHOWN = 8  # rows in each list
+_MUCH_POINTS = 5.0  # that a class lost beyond the average, to be warned of
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,15 @@ def class_figures(run: RunRecord) -> Classes | None:
             f"{first.images} of {first.of} images."
         )
     losses = class_losses(counts, theirs, names) if theirs is not None else []
+    loss_takeaway = _loss_takeaway(losses)
+    if teacher is not None and losses:
+        loss_takeaway += _warning(losses, names.index(losses[0].name), run.last.predictions, teacher)
     matrix = _matrix(counts, names) if len(names) <= _MOST_CLASSES else None
     worse = [row for row in losses if row.points_lost > 0]
     usual = int(np.median(counts.sum(1)))
     points = f"{100 / max(usual, 1):.2g} points"
     note = f"Half of the classes have {usual:,} test images or fewer: one image is {points} or more there."
-    return Classes(matrix, mistakes[:_SHOWN], worse[:_SHOWN], takeaway, _loss_takeaway(losses), note)
+    return Classes(matrix, mistakes[:_SHOWN], worse[:_SHOWN], takeaway, loss_takeaway, note)
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -135,6 +140,25 @@ def _loss_takeaway(losses: list[ClassLoss]) -> str:
         f"Class {first.name} lost most: {first.points_lost:.1f} points on its {first.images:,} images. "
         f"Of {len(losses)} classes {len(worse)} lost, {better} gained and {len(losses) - len(worse) - better} kept "
         "their accuracy."
+    )
+
+
+def _warning(losses: list[ClassLoss], worst: int, own: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> str:
+    """Returns a sentence where the class with number `worst` lost much more than all classes on average, else nothing.
+
+    McNemar's p-value of its images is multiplied by the number of classes, of which it is the worst (Bonferroni).
+    """
+    beyond = losses[0].points_lost - float(np.mean([row.points_lost for row in losses]))
+    labels = own["labels"]
+    right, before = ((found["deployed_top1"] == labels)[labels == worst] for found in (own, theirs))
+    gained, lost = int((right & ~before).sum()), int((before & ~right).sum())
+    if beyond < _MUCH_POINTS or lost - gained < 2:
+        return ""
+    p_value = min(1.0, len(losses) * mcnemar_p_value(gained, lost))
+    verdict = "chance does not explain it" if p_value < 0.05 else "with so few images it may be chance"
+    return (
+        f" Warning: class {losses[0].name} lost {beyond:.1f} points more than the classes on average; {verdict} "
+        f"(McNemar's test, p = {p_value:.2g} for the worst of {len(losses)} classes)."
     )
 
 

@@ -17,6 +17,9 @@ _INFERNO = (
     "000003 090621 1d0c45 370961 500d6c 68166e 801f6b 982765 af315b "
     "c53d4d d94d3d e8612b f37918 fa9306 fbb014 f8cd37 f1e968 fcfea4"
 )
+_ROUNDED = (
+    "An int8 file has no gradients: its heatmaps are those of its network before weights and activations are rounded."
+)
 _TINY, _LARGEST = 64, 160  # pixels a side: up to the first, pixels show as squares; above the second, images shrink
 
 
@@ -56,6 +59,7 @@ class Gallery:
     tiny: bool
     heatmaps: bool
     heatmap_agreement: str
+    heatmap_note: str  # what the heatmaps are taken of where it is not the file itself
     scale: str  # the heatmap's colours from low to high, as a data: address
 
 
@@ -73,6 +77,7 @@ def gallery(run: RunRecord) -> Gallery | None:
         tiny=max(examples["images"].shape[1:3]) <= _TINY,
         heatmaps="heatmap" in examples,
         heatmap_agreement=_heatmap_agreement(run.last.metrics),
+        heatmap_note=_ROUNDED if run.last.spec["quantization"] else "",
         scale=address(_heat_colours()[ramp]),
     )
 
@@ -83,7 +88,7 @@ def _heatmap_agreement(metrics: dict[str, Any]) -> str:
         return ""
     return (
         f"For the class that the teacher names, the heatmaps of the two networks correlate by {correlation:.2f} on "
-        f"average (1: they look at the same places), over the first {metrics['grad_cam_images']} test images."
+        f"average (1: they look at the same places), over {metrics['grad_cam_images']} test images."
     )
 
 

@@ -31,13 +31,14 @@ class Screening:
     rows: list[ClassRow]  # empty with too many classes, and where images have several labels
     points: list[ClassRow]  # those whose sensitivity was measured
     specificity: str  # asked for, in percent
+    points_note: str  # where the thresholds come from
     confidence: str
 
 
 def screening(run: RunRecord) -> Screening | None:
     """Returns the part about classes and confidence; None for a run of an earlier version, and for boxes."""
     own, theirs = run.last.metrics, run.teacher.metrics
-    if own.get("deployed_calibration_error_percent") is None:
+    if "deployed_calibration_error_percent" not in own:
         return None
     names = run.last.spec["classes"]
     points = own.get("operating_points")
@@ -46,10 +47,11 @@ def screening(run: RunRecord) -> Screening | None:
     rows = [_row(number, name, run, by_name.get(name)) for number, name in enumerate(names)]
     asked = run.config["measure"].get("specificity") if points else None
     return Screening(
-        _takeaway(own, theirs),
+        _takeaway(own, theirs, names),
         rows if own.get("deployed_recall_by_class_percent") and len(names) <= _MOST_CLASSES else [],
         [row for row in rows if row.name in by_name][:_MOST_CLASSES],
         "" if asked is None else f"{100 * asked:g}",
+        _points_note(own.get("val_images")),
         _confidence(own),
     )
 
@@ -66,7 +68,15 @@ def _row(number: int, name: str, run: RunRecord, point: dict[str, Any] | None) -
     return ClassRow(name, images, *figures, *reached)
 
 
-def _takeaway(own: dict[str, Any], theirs: dict[str, Any]) -> str:
+def _points_note(val_images: int | None) -> str:
+    images = "validation images" if val_images is None else f"{val_images:,} validation images"
+    return (
+        f"Each threshold is the lowest with that specificity on the {images}; with few of them, the specificity on "
+        "other images is far from it. Both columns are of the test images."
+    )
+
+
+def _takeaway(own: dict[str, Any], theirs: dict[str, Any], names: list[str]) -> str:
     if own.get("deployed_balanced_accuracy_percent") is None:
         return ""
     text = (
@@ -76,10 +86,16 @@ def _takeaway(own: dict[str, Any], theirs: dict[str, Any]) -> str:
     before = theirs.get("deployed_balanced_accuracy_percent")
     text += "" if before is None else f", the teacher's {before:.2f} %"
     auroc = own.get("deployed_auroc_percent")
-    return text + ("." if auroc is None else f"; the mean AUROC of a class against all others is {auroc:.2f} %.")
+    text += "." if auroc is None else f"; the mean AUROC of a class against all others is {auroc:.2f} %."
+    recalls = zip(names, own["deployed_recall_by_class_percent"], strict=True)
+    known = {name: recall for name, recall in recalls if recall is not None}
+    least = min(known, key=known.__getitem__)
+    return f"{text} Class {least} is found least, with a recall of {known[least]:.1f} %."
 
 
 def _confidence(own: dict[str, Any]) -> str:
+    if own["deployed_calibration_error_percent"] is None:
+        return f"Confidence is not compared with accuracy: {own['unavailable']['temperature']}."
     text = f"Confidence and accuracy differ by {own['deployed_calibration_error_percent']:.1f} points on average"
     after = own.get("deployed_calibration_error_at_temperature_percent")
     if after is None:

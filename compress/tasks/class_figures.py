@@ -55,16 +55,17 @@ def operating_point(
 ) -> dict[str, float | None]:
     """Returns the sensitivity and the specificity on test images of a threshold that validation images set.
 
-    `val` and `test` are scores (N,) and whether an image has the class, (N,). The threshold is the lowest score whose
-    specificity on the validation images is at least `specificity`, a share; null where none of these lacks the class.
+    `val` and `test` are scores (N,), from 0 to 1, and whether an image has the class, (N,). The threshold is the lowest
+    score whose specificity on the validation images is at least `specificity`, a share; null where none of these lacks
+    the class.
     """
     scores, has = val
     without = np.sort(scores[~has])
     if not len(without):
         return {"threshold": None, "sensitivity_percent": None, "specificity_percent": None}
     allowed = int((1 - specificity) * len(without) + 1e-9)  # false alarms
-    highest = without[len(without) - 1 - allowed]  # of those that must not be called
-    threshold = float(np.nextafter(highest, np.inf))
+    quiet = without[: len(without) - allowed]  # must not be called
+    threshold = float(np.nextafter(quiet[-1], np.inf)) if len(quiet) else 0.0
     called, truly = test[0] >= threshold, test[1]
     share = lambda values: float(100 * values.mean()) if len(values) else None
     return {

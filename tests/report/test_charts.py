@@ -149,3 +149,26 @@ def test_the_page_of_a_stages_sensitivity_tells_figures_and_units() -> None:
     other = {name.replace("top1", "auroc"): value for name, value in sensitivity(8).items()}
     assert page == sensitivity_page(other, "04_quantize").replace("\u00a0", " ")  # another task's metric
     assert "No layer of this network is int8." in sensitivity_page(sensitivity(0), "04_quantize")
+
+
+@pytest.mark.parametrize(
+    ("images", "lost", "words"),
+    [
+        (100, 1, None),
+        (100, 4, None),
+        (100, 20, "class cow lost 13.3 points more than the classes on average; chance does not explain it"),
+        (5, 2, "class cow lost 26.7 points more than the classes on average; with so few images it may be chance"),
+    ],
+)
+def test_a_class_that_lost_much_more_than_the_others_is_warned_of(
+    tmp_path: Path, images: int, lost: int, words: str | None
+) -> None:
+    run = load_run(write_tiny_run(tmp_path))
+    labels = np.repeat([0, 1, 2], [100, 100, images])
+    predicted = labels.copy()
+    predicted[200 : 200 + lost] = 0
+    run.teacher.predictions = {"labels": labels, "deployed_top1": labels}
+    run.last.predictions = {"labels": labels, "deployed_top1": predicted}
+    takeaway = class_figures(run).loss_takeaway
+    assert ("Warning" in takeaway) == (words is not None)
+    assert words is None or words in takeaway

@@ -36,6 +36,7 @@ def test_each_class_has_a_row_and_confidence_a_sentence(tmp_path: Path) -> None:
     assert found.points == []
     for text in (run_page(run), run_markdown(run)):
         assert "81.25" in text
+        assert "Class dog is found least, with a recall of 72.5" in text
         assert "differ by 7.2 points on average, and by 1.5 at the temperature 2.00" in text
         assert "Sensitivity where" not in text
 
@@ -69,3 +70,11 @@ def test_a_run_of_an_earlier_version_has_no_such_part(tmp_path: Path) -> None:
     run = load_run(write_tiny_run(tmp_path))
     assert screening(run) is None
     assert 'id="confidence"' not in run_page(run)
+
+
+def test_without_labels_of_validation_images_the_classes_still_have_rows(tmp_path: Path) -> None:
+    none = dict.fromkeys(("temperature", "deployed_calibration_error_percent"))
+    cause = {"temperature": "the validation images have no labels of their own"}
+    found = screening(load_run(write_tiny_run(tmp_path, **FIGURES | none | {"unavailable": cause})))
+    assert len(found.rows) == 3
+    assert found.confidence == f"Confidence is not compared with accuracy: {cause['temperature']}."

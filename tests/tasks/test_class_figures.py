@@ -50,6 +50,12 @@ def test_rare_classes_count_as_much_as_frequent_ones() -> None:
     assert found["deployed_balanced_accuracy_percent"] == 50
 
 
+def test_without_a_specificity_to_keep_everyone_is_called() -> None:
+    scores, has = np.array([0.1, 0.4, 0.6]), np.array([True, False, True])
+    found = operating_point((scores, has), (scores, has), 0.0)
+    assert (found["sensitivity_percent"], found["specificity_percent"]) == (100, 0)
+
+
 @pytest.mark.parametrize("specificity", [0.5, 0.9, 0.95, 1.0])
 def test_a_threshold_keeps_its_specificity_and_no_lower_one_does(specificity: float) -> None:
     logits, labels = drawn(1)
