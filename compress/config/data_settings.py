@@ -78,7 +78,7 @@ class DataConfig:
     val_fraction: float = option(0.1, "share of that split that becomes validation", low=0.01, high=0.5)
     test_fraction: float = option(
         0.2,
-        "csv without a column for the split, voc and coco without test or val images: share that becomes the test split",
+        "csv without splits, voc and coco without test or val images: share of the images that becomes the test split",
         low=0.01,
         high=0.5,
     )
