@@ -54,7 +54,7 @@ def _run_stages(run: RunContext, folder: Path) -> dict[str, Any]:
         files.remove_training(stage_dir)
         # A stage that was trained here has checked this itself, after each epoch; a reused one has not.
         check_early_stopping(name, files.validation_curve(record), getattr(config.stop_below, name))
-        parent = _parent_key(record)
+        parent = _parent_key(record, stage_dir)
         done.append(stage_dir)
         if len(done) == 1 and (remark := seen_validation(record, files.read_json(stage_dir / files.METRICS))):
             log.warning("%s", remark)
@@ -111,6 +111,12 @@ def _compute_stage(
     return record
 
 
-def _parent_key(record: dict[str, Any]) -> dict[str, str]:
-    """Returns what the next stage depends on: the stage's key, and the digests of weights and spec."""
-    return {"key": record["key"]} | {name: record["files"][name] for name in (files.MODEL, files.SPEC)}
+def _parent_key(record: dict[str, Any], stage_dir: Path) -> dict[str, str]:
+    """Returns what the next stage depends on: the stage's key, and the digests of weights and spec.
+
+    The temperature does not count: it is measured on the file, and its last digits may differ between machines.
+    """
+    described = files.read_json(stage_dir / files.SPEC)
+    described.pop("temperature", None)
+    weights = record["files"][files.MODEL]
+    return {"key": record["key"], files.MODEL: weights, files.SPEC: files.digest_of(described)}

@@ -90,7 +90,10 @@ def assert_refused(done: subprocess.CompletedProcess, *parts: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["recipe=nope"], ["'recipe/nope'", "expected one of fashion_mobilenet_int8, mobilenet_early_exit_int8"]),
+        (
+            ["recipe=nope"],
+            ["'recipe/nope'", "expected one of fashion_mobilenet_int8, medmnist_int8,"],
+        ),
         (["recipe=mobilenet_int8", "data=npz", "data.root=nowhere.npz"], ["data.root=nowhere.npz"]),
     ],
     ids=lambda value: "-".join(value[-1:]) if isinstance(value, list) else None,
@@ -107,7 +110,7 @@ def test_a_process_ends_with_the_mistake(tmp_path: Path, arguments: list[str], p
         (["recipe=mobilenet_int8", "prune.ratio=1.5"], ["prune.ratio=1.5", "from 0.0 to 0.95"]),
         (["recipe=mobilenet_int8", "prune.ratio=half"], ["prune.ratio", "could not be converted to Float"]),
         (["recipe=mobilenet_int8", "prune.ratoi=0.5"], ["prune.ratoi"]),
-        (["recipe=mobilenet_int8", "data=nope"], ["data/nope", "cifar10, coco, digits"]),
+        (["recipe=mobilenet_int8", "data=nope"], ["data/nope", "cifar10, coco, csv, digits"]),
         (["recipe=mobilenet_int8", "stages=[teacher,quantize,prune]"], ["quantize last"]),
         (
             ["recipe=mobilenet_int8", "stages=[teacher,shrink]"],

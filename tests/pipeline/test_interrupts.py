@@ -49,11 +49,11 @@ def test_a_signal_ends_the_training_behind_its_step(data: Data, tmp_path: Path, 
 def test_a_signal_while_the_last_epoch_is_validated_is_not_lost(data: Data, tmp_path: Path, handlers: list) -> None:
     batches, reads = data.val.batches, []
 
-    def signalled(part: ShardFn) -> Iterator:
+    def signalled(part: ShardFn, device: torch.device) -> Iterator:
         reads.append(1)
         if len(reads) == EPOCHS:
             signal.raise_signal(signal.SIGTERM)
-        return batches(part)
+        return batches(part, device)
 
     data.val.batches = signalled
     checkpoint = Checkpoint(tmp_path / "state", "key", 10)
