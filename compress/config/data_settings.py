@@ -77,7 +77,10 @@ class DataConfig:
     )
     val_fraction: float = option(0.1, "share of that split that becomes validation", low=0.01, high=0.5)
     test_fraction: float = option(
-        0.2, "voc and coco without test or val images: share of train that becomes the test split", low=0.01, high=0.5
+        0.2,
+        "csv without splits, voc and coco without test or val images: share of the images that becomes the test split",
+        low=0.01,
+        high=0.5,
     )
     mean: Optional[list[float]] = option(
         None, "a channel each, of pixels in [0, 1]; null: that of teacher.weights, else of the train split"

@@ -34,11 +34,14 @@ class TrainConfig:
         choices=("none", "balanced"),
     )
     mixup: float = option(
-        0.0, "distill: alpha of the Beta distribution by which two images are blended; 0: none", low=0.0, high=100
+        0.0,
+        "teacher and distill: alpha of the Beta distribution by which two images are blended; 0: none",
+        low=0.0,
+        high=100,
     )
     cutmix: float = option(
         0.0,
-        "distill: the same for a rectangle of one image in another; with mixup: one of them a batch",
+        "teacher and distill: the same for a rectangle of one image in another; with mixup: one of them a batch",
         low=0.0,
         high=100,
     )

@@ -93,10 +93,10 @@ def _check_mixing(config: Config) -> None:
     """Raises UserError where no training would mix images, or where their targets cannot be mixed."""
     asked = {name: value for name in ("mixup", "cutmix") if (value := getattr(config.train, name))}
     received = " ".join(f"train.{name}={value}" for name, value in asked.items())
-    if asked and "distill" not in config.stages:
+    if asked and "distill" not in config.stages and not ("teacher" in config.stages and config.teacher.epochs):
         raise UserError(
-            f"{received} with stages={as_typed(config.stages)}",
-            "the stage distill, whose teacher answers the mixed images",
+            f"{received} with stages={as_typed(config.stages)} and teacher.epochs={config.teacher.epochs}",
+            "a stage that mixes images: teacher with epochs, or distill",
             "add distill to the stages, or leave that out",
         )
     if asked and config.data.task == "detection":

@@ -55,8 +55,10 @@ def csv_file(config: DataConfig, manifests: Path | None) -> tuple[dict[str, File
     """
     splits, names = _read_splits(config)
     _check_paths(splits)
-    groups = _numbered_groups(splits)
     targets, classes = _targets(config, splits, names)
+    if "test" not in splits:
+        _hold_out_test(config, splits, targets)
+    groups = _numbered_groups(splits)
     folder, skipped, files, digests = Path(_images_folder(config)), SkippedFiles(), {}, []
     with manifest_of(folder, manifests) as manifest:
         for split, rows in splits.items():
@@ -72,7 +74,10 @@ def csv_file(config: DataConfig, manifests: Path | None) -> tuple[dict[str, File
 
 
 def _read_splits(config: DataConfig) -> tuple[dict[str, _Rows], list[str] | None]:
-    """Returns the rows of each split, and the names of the labels where each has a column."""
+    """Returns the rows of each split, and the names of the labels where each has a column.
+
+    All rows are of train where the table has no column for the split.
+    """
     root = Path(config.root) if config.root else None
     if root is None or not root.exists():
         raise UserError(
@@ -83,7 +88,7 @@ def _read_splits(config: DataConfig) -> tuple[dict[str, _Rows], list[str] | None
         table = read_table(root)
         columns = find_columns(table, config.columns, several)
         rows = _rows(table, columns, _images_folder(config))
-        return _by_split(table, columns, rows, config), _label_names(table, columns)
+        return _by_split(table, columns, rows), _label_names(table, columns)
     tables = {split: read_table(file) for split in _SPLITS if (file := root / f"{split}.csv").is_file()}
     for split in ("train", "test"):
         if split not in tables:
@@ -130,11 +135,9 @@ def _label_names(table: Table, columns: Columns) -> list[str] | None:
     return [table.header[at] for at in columns.labels] if len(columns.labels) > 1 else None
 
 
-def _by_split(table: Table, columns: Columns, rows: _Rows, config: DataConfig) -> dict[str, _Rows]:
-    """Returns the rows of each split, by the table's column, or by `data.test_fraction` where it has none."""
+def _by_split(table: Table, columns: Columns, rows: _Rows) -> dict[str, _Rows]:
     if columns.split is None:
-        train, test = _hold_out_test(rows, config.test_fraction)
-        return {"train": rows.part(train), "test": rows.part(test)}
+        return {"train": rows}
     positions: dict[str, list[int]] = {split: [] for split in _SPLITS}
     for at, row in enumerate(table.rows):
         value = row[columns.split].lower()
@@ -156,16 +159,23 @@ def _by_split(table: Table, columns: Columns, rows: _Rows, config: DataConfig) -
     return {split: rows.part(found) for split, found in positions.items() if found}
 
 
-def _hold_out_test(rows: _Rows, fraction: float) -> tuple[list[int], list[int]]:
-    """Returns the positions of train and of test, stratified by the labels as they are written."""
-    texts = [_BETWEEN_LABELS.join(labels) for labels in rows.labels]
-    strata = torch.from_numpy(np.unique(texts, return_inverse=True)[1])
+def _hold_out_test(config: DataConfig, splits: dict[str, _Rows], targets: dict[str, np.ndarray]) -> None:
+    """Moves `data.test_fraction` of train to test, in place, stratified by the targets."""
+    rows, values = splits["train"], targets["train"]
+    strata = TARGETS[config.task].strata(torch.from_numpy(values))
     if rows.groups is None:
-        train, test = stratified_split(strata, fraction, seed=0)
+        kept, held_out = stratified_split(strata, config.test_fraction, seed=0)
     else:
         groups = torch.from_numpy(np.unique(rows.groups, return_inverse=True)[1])
-        train, test = split_by_group(strata, groups, fraction, seed=0)
-    return train.tolist(), test.tolist()
+        kept, held_out = split_by_group(strata, groups, config.test_fraction, seed=0)
+    if not len(held_out):
+        raise UserError(
+            f"{config.root} without a column for the split, and with one image or group of each class",
+            "two or more of a class, to hold one of them out for test",
+            "add images, or a column split with train and test",
+        )
+    for split, positions in (("train", kept), ("test", held_out)):
+        splits[split], targets[split] = rows.part(positions.tolist()), values[positions.numpy()]
 
 
 def _check_paths(splits: dict[str, _Rows]) -> None:
@@ -179,9 +189,10 @@ def _check_paths(splits: dict[str, _Rows]) -> None:
                     "the path of an image, relative to data.images or to the table's folder",
                     "mend that line, or set data.images=FOLDER",
                 )
-            if path in seen:
-                raise UserError(f"{where}: {path}, as {seen[path]}", "each image once", "remove one of the lines")
-            seen[path] = where
+            plain = os.path.normpath(path)
+            if plain in seen:
+                raise UserError(f"{where}: {path}, as {seen[plain]}", "each image once", "remove one of the lines")
+            seen[plain] = where
 
 
 def _numbered_groups(splits: dict[str, _Rows]) -> dict[str, torch.Tensor]:
@@ -212,8 +223,11 @@ def _targets(
     if config.task == "multilabel" and names is None:
         names = sorted({name for rows in splits.values() for [label] in rows.labels for name in _split_names(label)})
         found = {split: [_row_of(label, names) for [label] in rows.labels] for split, rows in splits.items()}
-    elif config.task == "multilabel":
-        found = {split: [_zeros_and_ones(*row) for row in _with_place(rows)] for split, rows in splits.items()}
+    elif names is not None:
+        found = {
+            split: [_zeros_and_ones(labels, where, names) for labels, where in _with_place(rows)]
+            for split, rows in splits.items()
+        }
     else:
         found = {split: [_one_class(*row) for row in _with_place(rows)] for split, rows in splits.items()}
         if all(text.isdecimal() for values in found.values() for text in values):
@@ -241,10 +255,12 @@ def _row_of(label: str, names: list[str]) -> list[int]:
     return [int(name in given) for name in names]
 
 
-def _zeros_and_ones(labels: list[str], where: str) -> list[int]:
-    for value in labels:
+def _zeros_and_ones(labels: list[str], where: str, names: Sequence[str]) -> list[int]:
+    for value, name in zip(labels, names, strict=True):
         if value not in ("0", "1", "0.0", "1.0"):
             raise UserError(
-                f"{where}: the label {value or 'nothing'}", "0 or 1 in each column of a label", "mend that line"
+                f"{where}: {value or 'nothing'} under {name}",
+                "0 or 1 in each column of a label",
+                f'mend that line, or name the columns of labels: data.columns=["label={names[0]}","label=NAME"]',
             )
     return [int(float(value)) for value in labels]

@@ -65,7 +65,7 @@ def huggingface(config: DataConfig, manifests: Path | None) -> tuple[dict[str, F
     with manifest_of(Path(str(config.root)), manifests, read_digest) as manifest:
         for split, part in stored.items():
             folder = str(Path(part.cache_files[0]["filename"]).parent)
-            _require_bytes(part, image, folder)
+            _require_images(part, image, folder)
             contents = [row[0] for row in manifest.rows([file["filename"] for file in part.cache_files])]
             digests.append(digest(*contents, labels[split]))
             images = StoredImages(folder, image, len(part))
@@ -118,12 +118,17 @@ def _columns(config: DataConfig, features: Any) -> tuple[str, str]:
     """Returns the names of the columns with the image and with the label."""
     import datasets
 
-    chosen = dict(text.split("=", 1) for text in config.columns if "=" in text)
+    chosen: dict[str, str] = {}
+    for text in config.columns:
+        kind, _, name = text.partition("=")
+        if kind not in ("image", "label") or kind in chosen:
+            raise UserError(f"data.columns with {text}", "image=NAME and label=NAME, each once", "mend that entry")
+        chosen[kind] = name
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     labels = [name for name in _LABELS if name in features]
     for kind, found in (("image", images), ("label", labels)):
         name = chosen.get(kind) or (found[0] if len(found) == 1 else "")
-        if name not in features:
+        if name not in (images if kind == "image" else features):
             raise UserError(
                 f"{config.root} with the columns {', '.join(features)}",
                 f"one column with the {kind}",
@@ -133,13 +138,18 @@ def _columns(config: DataConfig, features: Any) -> tuple[str, str]:
     return chosen["image"], chosen["label"]
 
 
-def _require_bytes(part: Any, image: str, folder: str) -> None:
-    first = _column(folder, image)[0][image]
-    if first["bytes"] is None:
+def _require_images(part: Any, image: str, folder: str) -> None:
+    """Raises UserError, with its row, for an image whose bytes are not in the data set."""
+    import pyarrow.compute as pc
+
+    stored = part.data.column(image)
+    row = pc.index(pc.is_null(pc.struct_field(stored, "bytes")), True).as_py()
+    if row >= 0:
+        content = stored[row].as_py()
         raise UserError(
-            f"{folder}, whose images are in other files, as {first['path']}",
+            f"{folder}, row {row}: " + (f"an image in another file, {content['path']}" if content else "no image"),
             "images whose bytes are in the data set",
-            "save it from images that were loaded, or use data=csv with the paths",
+            "save it from images that were loaded, or use data=csv with the paths" if content else "leave that row out",
         )
 
 

@@ -47,7 +47,7 @@ def name_labels(labels: dict[str, np.ndarray], names: dict[str, Sequence[str] | 
         found = ", ".join(f"{width} in {split}" for split, width in widths.items())
         raise UserError(f"labels in other numbers: {found}", "the same columns in every split", "add what is missing")
     given = names["train"] or names["test"]
-    width = widths["test"]
+    width = widths["train"]
     if given and len(given) != width:
         raise UserError(f"{len(given)} names for {width} labels", "a name for each", "mend the names")
     return list(given) if given else [str(number) for number in range(width)]

@@ -72,8 +72,8 @@ class ShardFacts(NamedTuple):
 def read_shard(path: str) -> ShardFacts:
     """Reads a tar file, and the image and the label of each sample in it: files whose names agree up to the first dot.
 
-    Raises UserError, with the name of the file in it, for a tar file that is damaged, for a sample without an image or
-    a label or with several images, and for what is no image.
+    Raises UserError, with the name of the file in it, for a tar file that is damaged or cut off, for one without a
+    sample, for a sample without an image or a label or with several images, and for what is no image.
     """
     rows: list[list[Any]] = []
     known: list[FileFacts] = []
@@ -85,11 +85,28 @@ def read_shard(path: str) -> ShardFacts:
                 content = archive.extractfile(image)
                 known.append(facts_of(b"" if content is None else content.read(), f"{path}, {image.name}"))
                 rows.append([image.name, image.offset_data, image.size, label])
+            _require_end(archive, path)
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{path}: {error}", "a tar file that is whole and not compressed", "copy it again") from error
+    if not rows:
+        raise UserError(f"{path} without a sample", "images and their labels", "write that shard anew, or remove it")
     frames = [row[0] for row, facts in zip(rows, known, strict=True) if facts.has_frames]
     highest = max((facts.highest for facts in known if facts.highest is not None), default=None)
     return ShardFacts(digest, rows, frames, highest)
+
+
+def _require_end(archive: tarfile.TarFile, path: str) -> None:
+    """Raises UserError unless zeros end the members: tarfile takes a file that is cut off before one for whole."""
+    with open(path, "rb") as file:
+        file.seek(archive.offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if block != bytes(tarfile.BLOCKSIZE):
+        last = archive.getnames()[-1]
+        raise UserError(
+            f"{path}: damaged or cut off after {last}, at byte {archive.offset}",
+            "a tar file that is whole, with zeros at its end",
+            "copy it again, or write it anew",
+        )
 
 
 def _image_and_label(
@@ -138,10 +155,12 @@ def _read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) ->
     if member.name.lower().endswith(".json"):
         try:
             label = json.loads(text)["label"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, KeyError, TypeError):
+            label = None
+        if label is None or label == "":
             raise UserError(
                 f"{path}, {member.name}: {text[:60]!r}", 'an object with the key "label"', "write that shard anew"
-            ) from error
+            )
         return label
     if not text:
         raise UserError(f"{path}, {member.name}: nothing", "the class of the image", "write that shard anew")

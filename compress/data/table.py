@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from compress.utils.errors import UserError
@@ -82,30 +83,43 @@ def read_table(file: Path) -> Table:
 def find_columns(table: Table, named: Sequence[str], several_labels: bool) -> Columns:
     """Returns the columns that `named` lists as KIND=NAME, and else those that have one of the usual names.
 
-    With `several_labels` and no column of that kind, all others are labels of 0 and 1. Raises UserError where a column
-    is missing.
+    With `several_labels`, there may be several columns of labels, of 0 and 1; where none is named or has a usual name,
+    all others are. Raises UserError where a column is missing, and where two may be meant.
     """
     chosen = _named(table, named)
-    for kind, names in _USUAL_NAMES.items():
-        for at, name in enumerate(table.header):
-            if kind not in chosen and name.lower().replace(" ", "_") in names:
-                chosen[kind] = at
-    labels = [chosen["label"]] if "label" in chosen else []
-    if not labels and several_labels:
-        labels = [at for at in range(len(table.header)) if at not in chosen.values()]
-    for kind, found in (("image", "image" in chosen), ("label", bool(labels))):
-        if not found:
+    for kind in _USUAL_NAMES:
+        if kind not in chosen:
+            chosen[kind] = _with_usual_name(table, kind, taken=list(chain.from_iterable(chosen.values())))
+    if several_labels and not chosen["label"]:
+        taken = list(chain.from_iterable(chosen.values()))
+        chosen["label"] = [at for at in range(len(table.header)) if at not in taken]
+    for kind, columns in chosen.items():
+        if len(columns) > 1 and not (kind == "label" and several_labels):
+            names = [table.header[at] for at in columns]
+            raise UserError(
+                f"{table.file} with the columns {', '.join(names)} for the {kind}",
+                "one column" + (", or data.task=multilabel" if kind == "label" else ""),
+                f'name it: data.columns=["{kind}={names[0]}"]',
+            )
+    for kind in ("image", "label"):
+        if not chosen[kind]:
             raise UserError(
                 f"{table.file} with the columns {', '.join(table.header)}",
                 f"a column with the {kind} of each row, called {', '.join(_USUAL_NAMES[kind][:4])} or the like",
                 f'name it: data.columns=["{kind}=NAME"]',
             )
-    return Columns(chosen["image"], labels, chosen.get("split"), chosen.get("group"))
+    split, group = (next(iter(chosen[kind]), None) for kind in ("split", "group"))
+    return Columns(chosen["image"][0], chosen["label"], split, group)
 
 
-def _named(table: Table, named: Sequence[str]) -> dict[str, int]:
-    """Returns the numbers of the columns that the user names."""
-    chosen = {}
+def _with_usual_name(table: Table, kind: str, taken: list[int]) -> list[int]:
+    usual = [name.lower().replace(" ", "_") in _USUAL_NAMES[kind] for name in table.header]
+    return [at for at, found in enumerate(usual) if found and at not in taken]
+
+
+def _named(table: Table, named: Sequence[str]) -> dict[str, list[int]]:
+    """Returns the numbers of the columns that the user names, by kind."""
+    chosen: dict[str, list[int]] = {}
     for text in named:
         kind, equals, name = text.partition("=")
         if kind not in _USUAL_NAMES or not equals:
@@ -118,5 +132,5 @@ def _named(table: Table, named: Sequence[str]) -> dict[str, int]:
                 f"a column of {table.file}: {', '.join(table.header[:10])}",
                 f"{did_you_mean(name, table.header)}mend that entry",
             )
-        chosen[kind] = table.header.index(name)
+        chosen.setdefault(kind, []).append(table.header.index(name))
     return chosen

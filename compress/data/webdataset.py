@@ -6,6 +6,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from glob import glob
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +24,7 @@ from compress.data.manifest import manifest_of
 from compress.data.shards import Members, ShardFacts, read_shard
 from compress.data.targets import TARGETS
 from compress.utils.errors import UserError
+from compress.utils.file_lock import lock_file
 from compress.utils.image_layout import require_sixteen_bits
 
 log = logging.getLogger("compress")
@@ -40,8 +42,7 @@ def webdataset(config: DataConfig, manifests: Path | None) -> tuple[dict[str, Fi
     `manifests` is the folder that remembers the content of shards, and keeps what pipes wrote. Returns the splits, the
     class names and a digest of each split. Raises UserError as `read_shard` does, and for splits without shards.
     """
-    patterns = _patterns(config)
-    shards = {split: _expand(split, patterns[split], manifests) for split in _SPLITS if split in patterns}
+    shards = _files(config, manifests)
     _check_shared(shards)
     root = Path(config.root or ".")
     with manifest_of(root, manifests, read_shard) as manifest:
@@ -66,17 +67,13 @@ def webdataset(config: DataConfig, manifests: Path | None) -> tuple[dict[str, Fi
     return splits, classes, digests
 
 
-def _patterns(config: DataConfig) -> dict[str, str]:
-    """Returns the pattern of each split that is given."""
+def _files(config: DataConfig, manifests: Path | None) -> dict[str, list[str]]:
+    """Returns the tar files of each split that is given."""
     if config.shards:
-        found = {}
-        for text in config.shards:
-            split, _, pattern = text.partition("=")
-            if split not in _SPLITS or not pattern:
-                raise UserError(
-                    f"data.shards with {text}", "SPLIT=PATTERN, SPLIT train, val or test", "mend that entry"
-                )
-            found[split] = pattern
+        source = "data.shards"
+        found: dict[str, list[str]] = {split: [] for split in _SPLITS}
+        for split, pattern in _patterns(config.shards):
+            found[split] += _expand(split, pattern, manifests)
     else:
         root = Path(config.root) if config.root else None
         if root is None or not root.is_dir():
@@ -85,12 +82,23 @@ def _patterns(config: DataConfig) -> dict[str, str]:
                 "a folder with train*.tar and test*.tar",
                 'set data.root=FOLDER, or data.shards=["train=PATTERN","test=PATTERN"]',
             )
-        found = {split: str(root / f"{split}*.tar") for split in _SPLITS if any(root.glob(f"{split}*.tar"))}
+        source = str(root)
+        found = {split: sorted(map(str, root.glob(f"{split}*.tar"))) for split in _SPLITS}
     for split in ("train", "test"):
-        if split not in found:
-            source = "data.shards" if config.shards else config.root
+        if not found[split]:
             raise UserError(f"{source} without shards of {split}", "shards of train and of test", "add them")
-    return found
+    return {split: files for split, files in found.items() if files}
+
+
+def _patterns(shards: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the split and the pattern of each entry of `data.shards`, by split."""
+    found = []
+    for text in shards:
+        split, _, pattern = text.partition("=")
+        if split not in _SPLITS or not pattern:
+            raise UserError(f"data.shards with {text}", "SPLIT=PATTERN, SPLIT train, val or test", "mend that entry")
+        found.append((split, pattern))
+    return sorted(found, key=lambda entry: _SPLITS.index(entry[0]))
 
 
 def _expand(split: str, pattern: str, manifests: Path | None) -> list[str]:
@@ -125,18 +133,33 @@ def _choices(pattern: str) -> list[Sequence[str]]:
 
 
 def _spool(command: str, folder: Path | None) -> str:
-    """Returns a file with what a shell command writes: it is read at many places, which a pipe cannot."""
-    place = folder or Path(tempfile.mkdtemp(prefix="compress_shards_"))
-    file = place / f"{sha256(command.encode()).hexdigest()[:32]}.tar"
-    if file.is_file():
-        log.info("%s was written by %s before; to run that again, delete the file", file, command)
-        return str(file)
-    log.info("writing %s, what %s writes", file, command)
-    place.mkdir(parents=True, exist_ok=True)
+    """Returns a file with what a shell command writes: it is read at many places, which a pipe cannot.
+
+    Without a folder to keep it in, the file lasts as long as this process.
+    """
+    place = folder or Path(_scratch_folder().name)
+    name = sha256(command.encode()).hexdigest()[:32]
+    file = place / f"{name}.tar"
+    with lock_file(place, name):  # the processes of a training all come here
+        if file.is_file():
+            log.info("%s was written by %s before; to run that again, delete the file", file, command)
+        else:
+            log.info("writing %s, what %s writes", file, command)
+            _write_output(command, file)
+    return str(file)
+
+
+@cache
+def _scratch_folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="compress_shards_")
+
+
+def _write_output(command: str, file: Path) -> None:
     part = file.with_suffix(".part")
     with part.open("wb") as out:
         done = subprocess.run(command, shell=True, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
+        part.unlink()
         last = (done.stderr.strip().splitlines() or ["it wrote no error"])[-1]
         raise UserError(
             f"{_PIPE}{command}, which ended with status {done.returncode}: {last}",
@@ -144,7 +167,6 @@ def _spool(command: str, folder: Path | None) -> str:
             "mend it",
         )
     part.replace(file)
-    return str(file)
 
 
 def _check_shared(shards: dict[str, list[str]]) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from compress.config.stage_settings import TeacherConfig
 from compress.methods.distillation.losses import label_loss
+from compress.methods.distillation.mixing import Mixing
 from compress.models.artifact import Artifact, Spec
 from compress.models.from_config import teacher_from_config
 from compress.models.identity_norms import identity_norms, set_statistics
@@ -35,7 +36,7 @@ def teacher(artifact: None, config: TeacherConfig, context: Context) -> Artifact
         set_statistics(network, norms, images)
         log.info("teacher: batch norm is folded into the weights; %d norms get statistics again", len(norms))
         notes["batch_norm"] = f"folded into the weights; {len(norms)} norms got statistics of train images again"
-    loss = label_loss(context.train.label_smoothing, context.task)
+    loss = label_loss(context.train.label_smoothing, context.task, Mixing.of(context.train))
     if config.freeze_epochs and context.ranks.world > 1:
         raise UserError(
             f"teacher.freeze_epochs={config.freeze_epochs} with {context.ranks.world} processes",

@@ -7,7 +7,7 @@ import pytest
 from compress.config.data_settings import DataConfig
 from compress.config.distill_losses import check_task, feature_losses, logit_losses, parse_losses
 from compress.config.schema import Config, TrainConfig
-from compress.config.stage_settings import DistillConfig
+from compress.config.stage_settings import DistillConfig, TeacherConfig
 from compress.config.validation import check
 from compress.methods.distillation.feature_losses import FEATURE_LOSSES
 from compress.methods.distillation.logit_losses import LOGIT_LOSSES
@@ -68,10 +68,13 @@ def test_mixing_needs_targets_that_can_be_mixed_and_a_training_that_does_it() ->
     check(Config(train=mixed))
     with pytest.raises(UserError, match=r"train\.mixup=0\.2 with data\.task=detection; expected 0: boxes"):
         check(Config(train=mixed, data=DataConfig(task="detection")))
+    check(Config(train=mixed, stages=["teacher", "quantize"]))
+    taken = TeacherConfig(epochs=0, checkpoint="FILE")
+    check(Config(train=mixed, teacher=taken))
     with pytest.raises(
-        UserError, match=r"train\.mixup=0\.2 with stages=\[teacher,quantize\]; expected the stage distill"
+        UserError, match=r"stages=\[teacher,quantize\] and teacher\.epochs=0; expected a stage that mixes"
     ):
-        check(Config(train=mixed, stages=["teacher", "quantize"]))
+        check(Config(train=mixed, stages=["teacher", "quantize"], teacher=taken))
 
 
 def test_a_control_without_distillation_has_no_loss_or_teacher_of_it() -> None:

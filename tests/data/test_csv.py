@@ -138,6 +138,49 @@ def test_groups_are_split_by_share_and_stratum(seed: int) -> None:
     assert not torch.equal(held_out, split_by_group(strata, groups, 0.2, seed + 1)[1])
 
 
+def test_small_classes_are_held_out_by_group_too() -> None:
+    groups = torch.arange(400)
+    kept, held_out = split_by_group(groups // 4, groups, 0.1, 0)  # 0.4 images of each class are wanted
+    assert len(held_out) == 40
+    assert len((kept // 4).unique()) == 100
+
+
+def test_a_group_that_is_larger_than_what_is_wanted_is_held_out() -> None:
+    images = torch.arange(800)
+    kept, held_out = split_by_group(images % 2, images // 100, 0.02, 0)
+    assert (len(kept), len(held_out)) == (700, 100)
+
+
+@pytest.mark.parametrize("groups", [True, False])
+def test_rows_of_labels_that_all_differ_are_held_out(folder: Path, groups: bool) -> None:
+    lines = [f"images/{at:02}.png,{at // 2}," + ",".join(f"{at:05b}") for at in range(32)]
+    config = write(folder / "all.csv", f"image,{'patient' if groups else 'age'},a,b,c,d,e", lines)
+    columns = [f"label={name}" for name in "abcde"]
+    data = load_data(replace(config, task="multilabel", columns=columns, test_fraction=0.25), 0)
+    assert data.classes == list("abcde")
+    assert 6 <= len(data.test) <= 10
+
+
+def test_columns_of_two_usual_names_are_refused(folder: Path) -> None:
+    lines = [f"{row},{at},{at // 2}" for at, row in enumerate(rows())]
+    config = write(folder / "all.csv", "image,label,split,subject,patient_id", lines)
+    with pytest.raises(UserError, match="the columns subject, patient_id for the group"):
+        load_data(config, 0)
+    assert load_data(replace(config, columns=["group=subject"]), 0).sizes["test"] == 8
+
+
+def test_several_columns_of_labels_need_the_task(folder: Path) -> None:
+    config = write(folder / "all.csv", "image,a,b", [f"images/{at:02}.png,0,1" for at in range(24)])
+    with pytest.raises(
+        UserError, match=r"the columns a, b for the label; expected one column, or data\.task=multilabel"
+    ):
+        load_data(replace(config, columns=["label=a", "label=b"]), 0)
+    lines = [f"images/{at:02}.png,{at},1" for at in range(24)]
+    config = write(folder / "all.csv", "image,age,b", lines)
+    with pytest.raises(UserError, match=r"line 4: 2 under age.*name the columns of labels"):
+        load_data(replace(config, task="multilabel"), 0)
+
+
 @pytest.mark.parametrize("columns", [True, False])
 def test_several_labels(folder: Path, columns: bool) -> None:
     has = [(at % 2, int(at % 3 == 0)) for at in range(24)]
@@ -163,6 +206,7 @@ def test_several_labels(folder: Path, columns: bool) -> None:
         ("image,label,split", {3: ",cat,train"}, "line 5: no path"),
         ("image,label,split", {3: "images/03.png,cat,holdout"}, "line 5: 'holdout' under split"),
         ("image,label,split", {3: "images/02.png,cat,train"}, r"line 5: .*02\.png, as .*line 4"),
+        ("image,label,split", {3: "./images//02.png,cat,train"}, r"line 5: .*02\.png, as .*line 4"),
         ("image,label,split", {3: "images/03.png,cat"}, "line 5: 2 values under 3 columns"),
         ("image,label,split", {3: "images/03.png,bird,test"}, "class bird in test"),
         ("image,label,label", {}, "two columns label"),

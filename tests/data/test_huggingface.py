@@ -67,6 +67,36 @@ def test_the_fingerprint_changes_with_an_image(tmp_path: Path) -> None:
     assert load_data(one, 0).fingerprint != load_data(other, 0).fingerprint
 
 
+@pytest.mark.parametrize("external", [False, True])
+def test_an_image_that_is_not_stored_is_named_with_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, external: bool
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(0))
+    content = rows(range(6)).to_dict()
+    content["image"][2] = {"bytes": None, "path": str(tmp_path / "a.png")} if external else None
+    train = datasets.Dataset.from_dict(content, features=rows(range(1)).features)
+    monkeypatch.setattr(datasets.Image, "embed_storage", lambda self, storage, **_: storage)  # as older versions save
+    config = saved(tmp_path / "saved", train=train, test=rows(range(6)))
+    with pytest.raises(
+        UserError, match=r"row 2: an image in another file, .*a\.png" if external else "row 2: no image"
+    ):
+        load_data(config, 0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (["img=image"], r"data\.columns with img=image"),
+        (["label=label", "label=other"], r"data\.columns with label=other"),
+        (["image=label"], "one column with the image"),
+    ],
+)
+def test_an_entry_that_names_no_column_is_refused(tmp_path: Path, columns: list[str], message: str) -> None:
+    config = replace(saved(tmp_path, train=rows(range(6)), test=rows(range(6))), columns=columns)
+    with pytest.raises(UserError, match=message):
+        load_data(config, 0)
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     config = saved(tmp_path / "train", train=rows(range(6)))
     with pytest.raises(UserError, match="expected splits called train and test"):

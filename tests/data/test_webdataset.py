@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from compress.config.data_settings import DataConfig
 from compress.data import load_data
 from compress.data.dataset import Data
 from compress.data.shards import WINDOW, windowed_order
+from compress.data.webdataset import _scratch_folder
 from compress.training.distributed import ProcessGroup
 from compress.utils.errors import UserError
 
@@ -104,6 +106,21 @@ def test_patterns_name_the_same_files(tmp_path: Path, pattern: str) -> None:
     assert load_data(named, 0).fingerprint == load_data(config, 0).fingerprint
 
 
+def test_several_patterns_of_a_split_are_read_one_after_the_other(tmp_path: Path) -> None:
+    config = write_shards(tmp_path)
+    named = [
+        f"train={tmp_path}/train-00{{0,1}}.tar",
+        f"test={tmp_path}/test*.tar",
+        f"train={tmp_path}/train-00{{2,3}}.tar",
+    ]
+    assert load_data(replace(config, shards=named), 0).fingerprint == load_data(config, 0).fingerprint
+
+
+@pytest.mark.parametrize("name", ["data[1]", "data{a,b}"])
+def test_the_name_of_the_folder_is_no_pattern(tmp_path: Path, name: str) -> None:
+    assert load_data(write_shards(tmp_path / name), 0).sizes == {"train": 18, "val": 6, "test": 12}
+
+
 def test_what_a_pipe_writes_is_kept(tmp_path: Path) -> None:
     config = write_shards(tmp_path)
     config.shards = [
@@ -114,6 +131,26 @@ def test_what_a_pipe_writes_is_kept(tmp_path: Path) -> None:
     for file in tmp_path.glob("t*.tar"):
         file.unlink()
     assert load_data(config, 0, tmp_path / "kept").fingerprint == first.fingerprint
+
+
+def test_processes_that_start_together_run_a_pipe_once(tmp_path: Path) -> None:
+    config, kept = write_shards(tmp_path), tmp_path / "kept"
+    command = f"echo >> {tmp_path}/runs; sleep 0.1; cat {tmp_path}/train-000.tar"
+    config.shards = [f"train=pipe:{command}", f"test={tmp_path}/test*.tar"]
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda _: load_data(config, 0, kept).fingerprint, range(2))
+    assert first == second
+    assert (tmp_path / "runs").read_text() == "\n"
+
+
+def test_without_a_cache_what_a_pipe_writes_is_in_a_folder_that_ends_with_the_process(tmp_path: Path) -> None:
+    config = write_shards(tmp_path)
+    config.shards = [f"train=pipe:cat {tmp_path}/train-000.tar", f"test={tmp_path}/test*.tar"]
+    load_data(config, 0)
+    scratch = Path(_scratch_folder().name)
+    assert [file.suffix for file in scratch.iterdir()] == [".tar"]
+    _scratch_folder().cleanup()
+    _scratch_folder.cache_clear()
 
 
 def test_a_pipe_that_fails_is_named(tmp_path: Path) -> None:
@@ -150,6 +187,7 @@ def test_the_fingerprint_changes_with_a_label_and_a_pixel(tmp_path: Path) -> Non
         ([("a.png", png(0)[:60]), ("a.cls", b"1")], r"train-000\.tar, a\.png: .*"),
         ([("a.png", png(0)), ("a.cls", b"")], r"train-000\.tar, a\.cls: nothing"),
         ([("a.png", png(0)), ("a.json", b"{}")], r"train-000\.tar, a\.json: '\{\}'"),
+        ([("a.png", png(0)), ("a.json", b'{"label": null}')], r"train-000\.tar, a\.json: .*null"),
     ],
 )
 def test_a_broken_sample_is_named(tmp_path: Path, files: Files, message: str) -> None:
@@ -165,6 +203,24 @@ def test_a_broken_shard_is_named(tmp_path: Path, change: Callable[[bytes], bytes
     shard = tmp_path / "train-002.tar"
     shard.write_bytes(change(shard.read_bytes()))
     with pytest.raises(UserError, match=r"train-002\.tar: .*a tar file that is whole"):
+        load_data(config, 0)
+
+
+@pytest.mark.parametrize("filler", [b"", b"\xff" * 512])
+def test_a_shard_that_ends_between_two_members_is_not_taken_for_a_shorter_one(tmp_path: Path, filler: bytes) -> None:
+    config = write_shards(tmp_path)
+    shard = tmp_path / "train-002.tar"
+    with tarfile.open(shard) as archive:
+        offset = archive.getmembers()[4].offset
+    shard.write_bytes(shard.read_bytes()[:offset] + filler)
+    with pytest.raises(UserError, match=rf"train-002\.tar: damaged or cut off after 0013\.cls, at byte {offset}"):
+        load_data(config, 0)
+
+
+def test_a_shard_without_a_sample_is_named(tmp_path: Path) -> None:
+    config = write_shards(tmp_path)
+    write_tar(tmp_path / "train-002.tar", [])
+    with pytest.raises(UserError, match=r"train-002\.tar without a sample"):
         load_data(config, 0)
 
 

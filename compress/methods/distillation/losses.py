@@ -54,14 +54,20 @@ def distillation(
     return softened(logits, teacher_logits, temperature, alpha, task) + (1 - alpha) * task.loss(logits, labels)
 
 
-def label_loss(smoothing: float, task: Task = CLASSIFICATION) -> LossFn:
-    """Returns the loss of a network that learns from labels alone; `smoothing` is the share spread over all classes."""
+def label_loss(
+    smoothing: float, task: Task = CLASSIFICATION, mix: Callable[[Batch], MixedBatch] = MixedBatch
+) -> LossFn:
+    """Returns the loss of a network that learns from the labels of the batch that `mix` makes.
+
+    `smoothing` is the share of each label that is spread over all classes.
+    """
 
     outputs = TrainOutputs(task.output_dims)
 
     def loss(network: nn.Module, examples: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = outputs.logits(network, examples.images)
-        return task.loss(logits, examples.labels, smoothing), logits
+        mixed = mix(examples)
+        logits = outputs.logits(network, mixed.batch.images)
+        return mixed.over_labels(lambda labels: task.loss(logits, labels, smoothing)), logits
 
     return loss
 

@@ -1,4 +1,7 @@
-"""Mixes the images of a batch in pairs; the teacher answers the mixed images (Beyer et al. 2022, arXiv:2106.05237)."""
+"""Mixes the images of a batch in pairs, and their labels.
+
+In the stage distill, the teacher answers the mixed images (Beyer et al. 2022, arXiv:2106.05237).
+"""
 
 import math
 from dataclasses import dataclass

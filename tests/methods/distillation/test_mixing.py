@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from compress.data.dataset import Batch
+from compress.methods.distillation.losses import label_loss
 from compress.methods.distillation.mixing import Mixing, cutmix, mixup
+from compress.tasks import TASKS
 
 
 def batch() -> Batch:
@@ -57,3 +61,20 @@ def test_both_are_used_where_both_are_set() -> None:
         for mixed in (Mixing(1.0, 1.0)(batch()) for _ in range(20))
     ]
     assert {True, False} == set(blended)
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+def test_the_loss_of_mixed_labels_is_that_of_targets_in_their_shares(task: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(2 * 16 * 12, 8))
+    labels = torch.arange(8) if task == "classification" else torch.randint(0, 2, (8, 8))
+    mixed = Mixing(mixup=1.0)(batch()._replace(labels=labels))
+    value, logits = label_loss(0.0, TASKS[task], lambda examples: mixed)(network, batch())
+    both = labels, mixed.other_labels
+    rows, others = [F.one_hot(each, 8) for each in both] if task == "classification" else both
+    targets = mixed.share * rows + (1 - mixed.share) * others
+    if task == "classification":
+        torch.testing.assert_close(targets.sum(1), torch.ones(8))
+        torch.testing.assert_close(value, F.cross_entropy(logits, targets))
+    else:
+        torch.testing.assert_close(value, F.binary_cross_entropy_with_logits(logits, targets))
