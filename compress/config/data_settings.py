@@ -39,8 +39,8 @@ class DataConfig:
     image_size: Optional[int] = option(
         None,
         "images are resized to this many pixels a side; null: that of teacher.weights, else 320 (detection), 224 "
-        "(other image files) or 32",
-        low=8,
+        "(other image files) or 32; 0: npz: as large as the arrays are",
+        low=0,
         high=1024,
     )
     resize: Optional[str] = option(

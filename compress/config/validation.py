@@ -33,6 +33,7 @@ def _check_together(config: Any) -> None:
         _check_search(config)
         _check_balance(config)
     if isinstance(config, DataConfig):
+        _check_size(config)
         _check_normalisation(config)
         _check_crop(config)
         _check_augmentation(config)
@@ -189,6 +190,17 @@ def _check_corrections(quantize: QuantizeConfig) -> None:
             f"quantize.mode=qat with {', '.join(f'quantize.{name}' for name in asked)}",
             "mode=ptq: these correct what training did not see",
             "set quantize.mode=ptq, or leave them at their defaults",
+        )
+
+
+def _check_size(data: DataConfig) -> None:
+    """Raises UserError for images too small to train on, and for the size of arrays where there are none."""
+    size = data.image_size
+    if size is not None and size < 8 and not (size == 0 and data.name == "npz"):
+        raise UserError(
+            f"data.image_size={size} with data={data.name}",
+            "8 to 1024 pixels, or 0 with data=npz: as large as its arrays are",
+            "set data.image_size within that range, or leave it out",
         )
 
 

@@ -7,6 +7,7 @@ import torch
 
 from compress.config.data_settings import FILES_WITH_CLASSES
 from compress.config.schema import Config
+from compress.data.array_size import with_array_size
 from compress.data.dataset import Data, Split
 from compress.data.defaults import with_defaults
 from compress.models.registry import ZOO, find_entry
@@ -38,9 +39,9 @@ def published_preprocessing(model: str, weights: str) -> Preprocessing | None:
 def with_preprocessing(config: Config) -> Config:
     """Returns `config` with image size, crop and interpolation set where the user did not set them.
 
-    They come from teacher.weights if there are any; otherwise they are the defaults.
+    They come from teacher.weights if there are any; otherwise they are the defaults. A size of 0 becomes the arrays'.
     """
-    teacher, data = config.teacher, config.data
+    teacher, data = config.teacher, with_array_size(config.data)
     published = None
     if teacher.weights and not teacher.factory and data.task != "detection":  # a detector has a size of its own
         published = published_preprocessing(teacher.model, teacher.weights)
