@@ -27,11 +27,11 @@ class TrainConfig:
         high=0.99999,
     )
     label_smoothing: float = option(0.0, "share of each label spread over all classes", low=0.0, high=0.9)
-    class_weights: str = option(
+    class_weights: Any = option(
         "none",
-        "balanced: in losses of labels each class counts as much as any other, whatever its number of images; of "
-        "several labels, images with one count as much as those without",
-        choices=("none", "balanced"),
+        "none; balanced: in losses of labels each class counts as much as any other, whatever its number of images; of "
+        "several labels, images with one count as much as those without; or a weight for each class, [1,5,2], of "
+        "several labels for the images that have it",
     )
     mixup: float = option(
         0.0,

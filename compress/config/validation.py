@@ -109,9 +109,17 @@ def _check_mixing(config: Config) -> None:
 
 
 def _check_balance(config: Config) -> None:
-    """Raises UserError for settings that balance classes where an image has boxes of several."""
+    """Raises UserError for weights that are none, and for settings of classes where an image has boxes of several."""
+    weights = config.train.class_weights
+    numbers = isinstance(weights, list) and all(type(weight) in (int, float) for weight in weights)
+    if weights not in ("none", "balanced") and not (numbers and min(weights, default=0) > 0):
+        raise UserError(
+            f"train.class_weights={as_typed(weights)}",
+            "none, balanced, or a number above 0 for each class",
+            "set for example train.class_weights=balanced, or [1,5,2] for three classes",
+        )
     asked = {
-        "train.class_weights=balanced": config.train.class_weights == "balanced",
+        f"train.class_weights={as_typed(weights)}": weights != "none",
         "data.sampler=balanced": config.data.sampler == "balanced",
     }
     received = " ".join(name for name, on in asked.items() if on)

@@ -103,6 +103,7 @@ def prepare(config: Config) -> RunContext:
             "a trained teacher, whose answers stand in for them",
             "set teacher.epochs=0 and teacher.checkpoint=FILE, or give labels",
         )
+    _require_weights_fit(config, data)
     require_networks_fit(config, data)
     if ranks.world > data.train.smallest_batch():
         raise UserError(
@@ -128,6 +129,17 @@ def require_networks_fit(config: Config, data: Data) -> None:
         side = network.image_size or data.shape[1]
         shape = (data.shape[0], side, side)
         require_model_fits(network.name, network.key, shape, len(data.classes), network.size_key)
+
+
+def _require_weights_fit(config: Config, data: Data) -> None:
+    """Raises UserError for class weights of another number of classes than there are."""
+    weights = config.train.class_weights
+    if isinstance(weights, list) and len(weights) != len(data.classes):
+        raise UserError(
+            f"train.class_weights with {len(weights)} numbers",
+            f"one for each of the {len(data.classes)} classes, in this order: {', '.join(data.classes)}",
+            "add or remove weights, or set train.class_weights=balanced",
+        )
 
 
 def prepare_machine(config: Config) -> tuple[torch.device, int]:

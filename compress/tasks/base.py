@@ -28,6 +28,10 @@ class Task(Protocol):
         """Returns the task with a training loss in which rare classes count as much as frequent ones of `targets`."""
         ...
 
+    def weighted(self, weights: Tensor) -> "Task":
+        """Returns the task with a training loss in which the classes count `weights` (K,) times."""
+        ...
+
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Returns the loss of each image (N,), without smoothing."""
         ...

@@ -43,6 +43,10 @@ class Classification:
         weights = len(targets) / (seen.sum() * counts.clamp_min(1))
         return Classification(torch.where(seen, weights, 0.0))
 
+    def weighted(self, weights: Tensor) -> "Classification":
+        """Returns the task in which an image's loss counts as often as `weights` (K,) say of its class."""
+        return Classification(weights)
+
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Returns the cross-entropy of each image, (N,)."""
         return F.cross_entropy(logits, targets, reduction="none")

@@ -47,6 +47,10 @@ class Detection:
         """Returns itself: its loss weighs objects against background already."""
         return self
 
+    def weighted(self, weights: Tensor) -> "Detection":
+        """Returns itself, as `balanced` does."""
+        return self
+
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Returns SSD's loss of each image, (N,)."""
         return ssd_losses(logits, targets)

@@ -43,6 +43,10 @@ class Multilabel:
         without, with_label = len(targets) / (2 * counts)
         return Multilabel((without, with_label))
 
+    def weighted(self, weights: Tensor) -> "Multilabel":
+        """Returns the task in which the images that have a label count `weights` (K,) times for it."""
+        return Multilabel((torch.ones_like(weights), weights))
+
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Returns the binary cross-entropy of each image, a mean over its labels, (N,)."""
         return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").mean(1)

@@ -51,10 +51,12 @@ class Context:
     @cached_property
     def task(self) -> Task:
         """Returns what the network's outputs mean, and the training loss of labels, as `train.class_weights` asks."""
-        task = TASKS[self.data.task]
-        if self.train.class_weights == "none":
+        task, weights = TASKS[self.data.task], self.train.class_weights
+        if weights == "none":
             return task
-        return task.balanced(self.data.train.labels, len(self.data.classes))
+        if weights == "balanced":
+            return task.balanced(self.data.train.labels, len(self.data.classes))
+        return task.weighted(torch.tensor(weights, dtype=torch.float32))
 
     def decide(self, name: str, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Returns what `choose` returns, values of JSON; a restart takes what the first start chose.

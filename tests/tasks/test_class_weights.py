@@ -53,3 +53,17 @@ def test_images_with_a_label_weigh_as_much_as_those_without() -> None:
     scale = torch.where(targets > 0, 60 / (2 * counts), 60 / (2 * (60 - counts)))
     assert weighted.loss(uniform, targets).item() == pytest.approx((losses * scale).mean().item(), rel=1e-5)
     assert (scale * (targets > 0)).sum(0).tolist() == pytest.approx((scale * (targets == 0)).sum(0).tolist())
+
+
+def test_weights_by_hand_that_are_balanced_do_what_balanced_does() -> None:
+    labels = torch.tensor([0] * 40 + [1] * 15 + [2] * 5)
+    by_hand = TASKS["classification"].weighted(torch.tensor([60 / 120, 60 / 45, 60 / 15]))
+    wanted = TASKS["classification"].balanced(labels, 3).loss(LOGITS, labels, 0.1)
+    assert by_hand.loss(LOGITS, labels, 0.1).item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+def test_weights_of_several_labels_are_torchs_pos_weight() -> None:
+    targets = (torch.rand(60, 3, generator=GENERATOR) < 0.3).long()
+    weights = torch.tensor([1.0, 5.0, 2.0])
+    wanted = F.binary_cross_entropy_with_logits(LOGITS, targets.float(), pos_weight=weights)
+    assert TASKS["multilabel"].weighted(weights).loss(LOGITS, targets).item() == pytest.approx(wanted.item(), rel=1e-6)
