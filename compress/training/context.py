@@ -50,9 +50,12 @@ class Context:
 
     @cached_property
     def task(self) -> Task:
-        """Returns what the network's outputs mean, and the training loss of labels, as `train.class_weights` asks."""
+        """Returns what the network's outputs mean, and the training loss of labels, as `train.class_weights` asks.
+
+        Images without labels are balanced by the teacher's answers. In the stage teacher, which has none, nothing trains.
+        """
         task, weights = TASKS[self.data.task], self.train.class_weights
-        if weights == "none":
+        if weights == "none" or not self.data.labelled:
             return task
         if weights == "balanced":
             return task.balanced(self.data.train.labels, len(self.data.classes))

@@ -61,8 +61,12 @@ def test_the_teachers_answers_are_the_labels(tmp_path: Path, tiny_config: Config
 
 @pytest.mark.e2e
 def test_a_run_learns_from_them(tmp_path: Path, tiny_config: Config, teacher: torch.nn.Module) -> None:
-    """It ends with the weights that the same images give when the teacher's answers are written beside them."""
+    """It ends with the weights that the same images give when the teacher's answers are written beside them.
+
+    Balanced classes are those of the answers.
+    """
     config = unlabelled(tiny_config, tmp_path, teacher)
+    config.train = replace(config.train, class_weights="balanced")
     run_pipeline(config, tmp_path / "run")
     record = read_json(tmp_path / "run" / "02_distill" / STAGE)
     assert "teacher's likeliest class" in record["notes"]["labels"]
