@@ -11,6 +11,7 @@ from compress.utils.statistics import mcnemar_p_value
 
 _MOST_CLASSES = 100  # largest matrix; with more classes the page only lists the most frequent mistakes
 _WITH_COUNTS, _WITH_NAMES = 15, 40  # most classes for counts in the cells, and for names on the axes
+_LARGEST_SCALE = 1.5  # of a matrix of few classes: larger, its letters would be headlines
 _LETTERS = 14  # of a class's name on an axis
 _SHOWN = 8  # rows in each list
 _MUCH_POINTS = 5.0  # that a class lost beyond the average, to be warned of
@@ -186,7 +187,7 @@ def _matrix(counts: np.ndarray, names: list[str]) -> Markup:
         'aria-labelledby="matrix-title matrix-desc"><title id="matrix-title">Confusion matrix</title>'
         '<desc id="matrix-desc">A row for each true class, a column for each predicted class; the cells count test '
         "images. The mistakes are listed next to it.</desc>{2}</svg>"
-    ).format(side, max(360, min(640, side)), Markup("").join(parts))
+    ).format(side, min(640, max(side, min(360, _LARGEST_SCALE * side))), Markup("").join(parts))
 
 
 def _class_name(name: str, margin: int, middle: float, cell: int) -> Markup:

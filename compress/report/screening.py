@@ -72,7 +72,7 @@ def _points_note(val_images: int | None) -> str:
     images = "validation images" if val_images is None else f"{val_images:,} validation images"
     return (
         f"Each threshold is the lowest with that specificity on the {images}; with few of them, the specificity on "
-        "other images is far from it. Both columns are of the test images."
+        "other images may be far from it. Both columns are of the test images."
     )
 
 

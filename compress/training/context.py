@@ -52,7 +52,7 @@ class Context:
     def task(self) -> Task:
         """Returns what the network's outputs mean, and the training loss of labels, as `train.class_weights` asks.
 
-        Images without labels are balanced by the teacher's answers. In the stage teacher, which has none, nothing trains.
+        Images without labels are balanced by the teacher's answers. The stage teacher, which has none, trains nothing.
         """
         task, weights = TASKS[self.data.task], self.train.class_weights
         if weights == "none" or not self.data.labelled:
