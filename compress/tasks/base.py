@@ -67,7 +67,8 @@ class Task(Protocol):
     def screening(self, val: Outcome, test: Outcome, specificity: float | None) -> Figures:
         """Returns how sure the file is against how often it is right, before and after a temperature from `val`.
 
-        With `specificity`, a share, also the sensitivity of each class at the threshold at which `val` has it.
+        With `specificity`, a share, also the sensitivity of each class at the threshold at which `val` has it. The
+        threshold is on the probability at that temperature, which `compress.predict` returns.
         """
         ...
 

@@ -1,5 +1,7 @@
 """Compares how sure a classifier is with how often it is right, and fits the temperature that brings both together."""
 
+from typing import Any
+
 import numpy as np
 from torch import Tensor
 
@@ -49,6 +51,12 @@ def calibration_figures(val: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor])
     ]
     none = Unavailable("all validation images are right: no finite temperature fits them best")
     return dict(zip(_FIGURES, [temperature if fits else none, errors[0], errors[1] if fits else none], strict=True))
+
+
+def applied_temperature(figures: dict[str, Any]) -> float:
+    """Returns the temperature of `calibration_figures` that probabilities are computed with: 1 where none fits."""
+    found = figures["temperature"]
+    return 1.0 if isinstance(found, Unavailable) else float(found)
 
 
 def calibration_error_percent(confidences: np.ndarray, right: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from compress.data.dataset import NO_LABEL
 from compress.export.file_outputs import LOGITS
 from compress.tasks.auroc import aurocs
 from compress.tasks.base import Figures, Outcome, Predictions
-from compress.tasks.calibration import calibration_figures
+from compress.tasks.calibration import applied_temperature, calibration_figures
 from compress.tasks.class_figures import class_figures, operating_points
 from compress.utils.metric import TOP1
 from compress.utils.missing import Unavailable
@@ -105,8 +105,9 @@ class Classification:
         """Returns the temperature, the calibration errors, and the sensitivities, of each class against all others."""
         figures: Figures = {**calibration_figures(val, test)}
         if specificity is not None and not bool((val[1] == NO_LABEL).any()):
-            scores = _one_against_rest(*val), _one_against_rest(*test)
-            figures["operating_points"] = operating_points(*scores, specificity)
+            at = applied_temperature(figures)
+            scores = [_one_against_rest(logits / at, targets) for logits, targets in (val, test)]
+            figures["operating_points"] = operating_points(scores[0], scores[1], specificity)
         return figures
 
     def target_figures(self, logits: Tensor, deployed: Tensor, targets: Tensor) -> Figures:

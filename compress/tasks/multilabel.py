@@ -9,7 +9,7 @@ from compress.data.dataset import NO_LABEL
 from compress.export.file_outputs import LOGITS
 from compress.tasks.auroc import aurocs, bootstrap
 from compress.tasks.base import Figures, Outcome, Predictions
-from compress.tasks.calibration import calibration_figures
+from compress.tasks.calibration import applied_temperature, calibration_figures
 from compress.tasks.class_figures import operating_points
 from compress.utils.metric import AUROC
 from compress.utils.missing import Unavailable
@@ -107,7 +107,10 @@ class Multilabel:
         """Returns the temperature, the calibration errors of all decisions, and the sensitivities of each label."""
         figures: Figures = {**calibration_figures(_decisions(*val), _decisions(*test))}
         if specificity is not None and not bool((val[1] == NO_LABEL).any()):
-            scores, others = ((logits.double().sigmoid().numpy(), targets.numpy()) for logits, targets in (val, test))
+            at = applied_temperature(figures)
+            scores, others = (
+                ((logits.double() / at).sigmoid().numpy(), targets.numpy()) for logits, targets in (val, test)
+            )
             figures["operating_points"] = operating_points(scores, others, specificity)
         return figures
 

@@ -111,3 +111,19 @@ def test_two_labels_of_which_one_is_true_are_two_classes() -> None:
     assert single[key] == pytest.approx(classes[key], abs=1e-4)
     (one,), (other,) = classes["operating_points"], single["operating_points"]
     assert one == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+def test_thresholds_are_of_the_probabilities_that_users_get(task: str) -> None:
+    logits, labels = drawn(4)
+    targets = labels if task == "classification" else (labels[:, None] == torch.arange(4)).long()
+    val, test = ((4 * logits[part], targets[part]) for part in (slice(0, 200), slice(200, 400)))
+    found = TASKS[task].screening(val, test, 0.9)
+    assert found["temperature"] > 1.5
+    scores = test[0].double() / found["temperature"]
+    probabilities = scores.softmax(1) if task == "classification" else scores.sigmoid()
+    for number, point in enumerate(found["operating_points"]):
+        has = labels[200:] == number
+        called = probabilities[:, number] >= point["threshold"]
+        assert 100 * called[has].double().mean() == pytest.approx(point["sensitivity_percent"])
+        assert 100 * (~called[~has]).double().mean() == pytest.approx(point["specificity_percent"])
